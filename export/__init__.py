@@ -1,0 +1,1 @@
+"""Checkpoint components -> ONNX, each held to its PyTorch module."""

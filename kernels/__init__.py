@@ -1,0 +1,1 @@
+"""Fused operations of the denoising loop, one module each, beside the eager reference that they are held to."""

@@ -1,0 +1,40 @@
+"""pie-engine: simulated disease progression with Progressive Image Editing (PIE, arXiv 2309.11745).
+
+    from pie_engine import Item, PieEngine, RunConfig
+
+    engine = PieEngine.load(checkpoint="path/to/checkpoint")
+    result = engine.run(Item(image="patient.png", mask="roi.png", prompt="cardiomegaly"), RunConfig(steps=10))
+    result.save("output")
+
+Research use only: every output is synthetic.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pie_engine.config import BuildConfig, RunConfig
+    from pie_engine.engine import Item, PieEngine, Result
+    from pie_engine.errors import PieError
+
+__version__ = "0.1.0"
+__all__ = ["BuildConfig", "Item", "PieEngine", "PieError", "Result", "RunConfig", "__version__"]
+
+_HOME = {
+    "BuildConfig": "config",
+    "RunConfig": "config",
+    "Item": "engine",
+    "PieEngine": "engine",
+    "Result": "engine",
+    "PieError": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # torch and diffusers take seconds to import; `pie-engine --help` needs neither.
+    if name in _HOME:
+        from importlib import import_module
+
+        return getattr(import_module(f"pie_engine.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'pie_engine' has no attribute {name!r}")

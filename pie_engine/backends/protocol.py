@@ -1,0 +1,61 @@
+"""What the progression asks of a backend. Any object with these callables will do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from pie_engine.model import ModelInfo
+
+
+class UNetCall(Protocol):
+    """The U-Net bound to static buffers: write `sample` and `timestep`, call, read `output`.
+
+    Attributes:
+        sample: [B, 4, h, w] in the backend's dtype.
+        timestep: [1] float32 (Euler's timesteps are fractional).
+        context: [B, 77, D] in the backend's dtype, written once per progression.
+        output: [B, 4, h, w] in the backend's dtype, overwritten by each call.
+    """
+
+    sample: Tensor
+    timestep: Tensor
+    context: Tensor
+    output: Tensor
+
+    def __call__(self) -> None: ...
+
+
+class Backend(Protocol):
+    """The four components of a model on one device.
+
+    Attributes:
+        name: "torch" or "onnxruntime".
+        model: what is known about the model.
+        device: where its buffers live.
+        precision: "fp32", "fp16" or "bf16", of the U-Net.
+    """
+
+    name: str
+    model: ModelInfo
+    device: torch.device
+    precision: str
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """Token ids [B, 77] int64 -> embeddings [B, 77, D]."""
+        ...
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] float32 in [-1, 1] -> posterior moments [B, 8, h, w] float32: mean, log-variance."""
+        ...
+
+    def decode_latent(self, latent: Tensor) -> Tensor:
+        """Latent divided by the scaling factor, [B, 4, h, w] float32 -> pixels [B, 3, H, W] float32."""
+        ...
+
+    def bind_unet(self, batch: int, height: int, width: int) -> UNetCall:
+        """Allocate buffers for `batch` latents of height x width once, and bind the U-Net to them."""
+        ...

@@ -1,0 +1,228 @@
+"""A config and named tensors -> the model, with every weight accounted for; and what makes it Stable Diffusion v1.
+
+Models are built on the meta device and then given their weights, so that nothing is ever left at its random
+initialisation and no memory is spent on one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
+
+from pie_engine.checkpoint.locate import read_json
+from pie_engine.checkpoint.weights import one_line, read_tensors, to_float32, weight_files
+from pie_engine.errors import CheckpointError
+
+_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+_UNET_BLOCKS = {"CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"}
+# Config entries that SD v1.x leaves empty -> what a U-Net that sets them is.
+_UNET_FOREIGN = {
+    "addition_embed_type": "as in SDXL",
+    "class_embed_type": "class-conditional",
+    "num_class_embeds": "class-conditional, as in the upscaler",
+    "encoder_hid_dim": "as in DeepFloyd or Kandinsky",
+    "encoder_hid_dim_type": "as in Kandinsky",
+    "time_cond_proj_dim": "as in latent consistency models",
+    "dual_cross_attention": "as in Versatile Diffusion",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One component before it is built: its config, its tensors (memory-mapped) and where they came from."""
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    source: str
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Mute the libraries' warnings about old configs for the duration: what matters is checked here, as an error."""
+    libraries = (diffusers_logging, transformers_logging)
+    levels = [library.get_verbosity() for library in libraries]
+    try:
+        for library in libraries:
+            library.set_verbosity_error()
+        yield
+    finally:
+        for library, level in zip(libraries, levels, strict=True):
+            library.set_verbosity(level)
+
+
+def read_part(folder: Path, source: str) -> Part:
+    """A diffusers or transformers component folder -> Part. Raises CheckpointError."""
+    return Part(read_json(folder / "config.json"), read_tensors(*weight_files(folder, _STEMS)), source)
+
+
+def build_unet(part: Part) -> UNet2DConditionModel:
+    """The U-Net: [B, 4, h, w] latents, [B] timesteps, [B, 77, D] text states -> [B, 4, h, w].
+
+    Raises CheckpointError.
+    """
+    return _fill(lambda: UNet2DConditionModel.from_config(dict(part.config)), part.tensors, part.source)
+
+
+def build_vae(part: Part) -> AutoencoderKL:
+    """The VAE: [B, 3, H, W] in -1..1 <-> [B, 4, h, w]. Raises CheckpointError."""
+    # Configs written before diffusers 0.8 have no scaling factor; all of them are Stable Diffusion v1.
+    config = {**part.config, "scaling_factor": part.config.get("scaling_factor") or 0.18215}
+    tensors = {_modern_vae_name(name): tensor for name, tensor in part.tensors.items()}
+    return _fill(lambda: AutoencoderKL.from_config(config), tensors, part.source)
+
+
+def build_text_encoder(part: Part) -> CLIPTextModel:
+    """The CLIP text model: [B, 77] ids -> [B, 77, D] states. Raises CheckpointError."""
+
+    def make() -> CLIPTextModel:
+        config = CLIPTextConfig.from_dict(dict(part.config))
+        config.dtype = torch.float32
+        return CLIPTextModel(config)
+
+    # transformers 5 dropped the "text_model." level and keeps position_ids out of the state dict; older files have
+    # both. A projection is no part of what the U-Net reads.
+    dropped = ("embeddings.position_ids", "text_projection.weight", "logit_scale")
+    tensors = {name.removeprefix("text_model."): tensor for name, tensor in part.tensors.items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in dropped}
+    with torch.device("meta"):
+        nested = any(name.startswith("text_model.") for name in _config_errors(make, part.source).state_dict())
+    if nested:
+        tensors = {f"text_model.{name}": tensor for name, tensor in tensors.items()}
+    model = _fill(make, tensors, part.source)
+    embeddings = (model.text_model if nested else model).embeddings
+    # The one buffer that no file holds: 0..76.
+    embeddings.position_ids = torch.arange(model.config.max_position_embeddings).unsqueeze(0)  # [1, 77]
+    return model
+
+
+def load_tokenizer(folder: Path, text_encoder: CLIPTextModel) -> CLIPTokenizer:
+    """The CLIP tokenizer of a folder; its length limit is the text encoder's. Raises CheckpointError."""
+    if not (folder / "tokenizer.json").is_file():
+        for name in ("vocab.json", "merges.txt"):
+            if not (folder / name).is_file():
+                raise CheckpointError(
+                    f"{folder / name} is missing; a tokenizer is vocab.json and merges.txt: copy them there"
+                )
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # transformers and tokenizers raise many types on damaged files
+        raise CheckpointError(
+            f"tokenizer {folder} cannot be read ({one_line(error)}); copy or download it again"
+        ) from error
+    largest, size = max(tokenizer.get_vocab().values()), text_encoder.config.vocab_size
+    if largest >= size:
+        raise CheckpointError(
+            f"tokenizer {folder} has token id {largest} but the text encoder has {size} embeddings; pass the "
+            "tokenizer that the text encoder was trained with"
+        )
+    # Some configs lack the limit, and transformers then means "none", which no CLIP model can take.
+    tokenizer.model_max_length = text_encoder.config.max_position_embeddings
+    return tokenizer
+
+
+def check_together(unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder: CLIPTextModel, source: str) -> None:
+    """Raise CheckpointError if the parts do not fit each other. source: the U-Net's."""
+    latents = vae.config.latent_channels
+    if unet.config.in_channels != latents or unet.config.out_channels != latents:
+        raise CheckpointError(
+            f"U-Net {source} has {unet.config.in_channels} input and {unet.config.out_channels} output channels, the "
+            f"VAE's latents have {latents}; pass a text-to-image U-Net (9 inputs: inpainting, 8: InstructPix2Pix)"
+        )
+    widths = unet.config.cross_attention_dim
+    hidden = text_encoder.config.hidden_size
+    for width in {*widths} if isinstance(widths, (list, tuple)) else {widths}:
+        if width != hidden:
+            raise CheckpointError(
+                f"U-Net {source} reads text states of width {width}, the text encoder's are {hidden} wide (SD v1: "
+                "768, SD v2: 1024); pass the --base that the U-Net was trained from"
+            )
+
+
+def check_scheduler(config: Mapping[str, Any], source: str) -> None:
+    """Raise CheckpointError for a scheduler config without a class, or with a prediction type nobody knows."""
+    if not isinstance(config.get("_class_name"), str):
+        raise CheckpointError(f"{source} names no scheduler (_class_name); copy or download it again")
+    kind = config.get("prediction_type", "epsilon")
+    if kind not in ("epsilon", "v_prediction", "sample"):
+        raise CheckpointError(
+            f"{source} has prediction_type '{kind}'; epsilon, v_prediction or sample is expected: correct it"
+        )
+
+
+def check_unet_config(part: Part) -> None:
+    """Raise CheckpointError for a U-Net that is no Stable Diffusion v1.x's, from its config alone."""
+    config = part.config
+    for key, kind in _UNET_FOREIGN.items():
+        # False and None both mean absent; so does the string of a few exporters.
+        if config.get(key) not in (None, False, "null"):
+            raise CheckpointError(
+                f"U-Net {part.source} has {key}={config[key]} ({kind}); none is expected in Stable Diffusion v1.x: "
+                "pass a checkpoint of that architecture"
+            )
+    lists = [config.get("down_block_types"), config.get("up_block_types")]
+    blocks = [block for blocks in lists if isinstance(blocks, (list, tuple)) for block in blocks]
+    foreign = next((block for block in blocks if block not in _UNET_BLOCKS), None)
+    if foreign is not None:
+        raise CheckpointError(
+            f"U-Net {part.source} is built of {foreign}; Stable Diffusion v1.x is built of "
+            f"{', '.join(sorted(_UNET_BLOCKS))}: pass a checkpoint of that architecture"
+        )
+
+
+def _modern_vae_name(name: str) -> str:
+    """The VAE's attention as it was called before diffusers 0.15 -> as it is called now."""
+    if ".attentions." in name:
+        for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
+            name = name.replace(f".{old}.", f".{new}.")
+    return name
+
+
+def _config_errors(make: Callable[[], Any], source: str) -> Any:
+    """make(), with whatever the libraries raise on an unusable config turned into a CheckpointError."""
+    try:
+        return make()
+    except Exception as error:
+        raise CheckpointError(
+            f"config of {source} is not usable ({type(error).__name__}: {one_line(error)}); copy or download it again"
+        ) from error
+
+
+def _fill(make: Callable[[], Any], tensors: Mapping[str, Tensor], source: str) -> Any:
+    """Build on meta, check every name and shape, give it float32 copies of the tensors."""
+    with torch.device("meta"):
+        model: nn.Module = _config_errors(make, source)
+    check_names({name: tuple(value.shape) for name, value in model.state_dict().items()}, tensors, source)
+    weights = {name: to_float32(name, tensor, source) for name, tensor in tensors.items()}
+    model.load_state_dict(weights, strict=True, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def check_names(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise CheckpointError for the first tensor of another shape, missing, or unexpected, with how many there are."""
+    wrong = [name for name in expected if name in tensors and tuple(tensors[name].shape) != expected[name]]
+    if wrong:
+        raise CheckpointError(
+            f"tensor {wrong[0]} of {source} is {list(tensors[wrong[0]].shape)}, its config expects "
+            f"{list(expected[wrong[0]])} ({len(wrong)} differ); pass the --base it was trained from"
+        )
+    for word, names in (
+        ("lacks", [name for name in expected if name not in tensors]),
+        ("has the unexpected", [name for name in tensors if name not in expected]),
+    ):
+        if names:
+            raise CheckpointError(
+                f"{source} {word} tensor {names[0]} ({len(names)} in all, {len(expected)} are expected); it is "
+                "incomplete or of another architecture: pass a Stable Diffusion v1.x checkpoint"
+            )

@@ -1,0 +1,142 @@
+"""Tensors from files, safely: safetensors, or torch.load(weights_only=True). Nothing here ever runs code from a file.
+
+Tensors come back memory-mapped and in their stored dtype; `to_float32` makes the one copy that the model keeps.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pie_engine.checkpoint.locate import read_json
+from pie_engine.errors import CheckpointError
+
+CONVERT = "convert it to .safetensors where you trust it, and pass that"
+_PICKLES = (".ckpt", ".bin")
+
+
+def one_line(error: BaseException, limit: int = 160) -> str:
+    """The first line of an exception's text, shortened: messages here are one line."""
+    lines = str(error).strip().splitlines()
+    text = lines[0].strip() if lines else type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def weight_files(folder: Path, stems: Iterable[str]) -> list[Path]:
+    """The weight files of a component folder: safetensors before .bin, full precision before fp16, shards all together.
+
+    stems: names without suffix, such as "diffusion_pytorch_model". Raises CheckpointError if there are none.
+    """
+    for suffix in ("safetensors", "bin"):
+        for stem in stems:
+            for variant in ("", ".fp16"):
+                single = folder / f"{stem}{variant}.{suffix}"
+                index = folder / f"{stem}.{suffix}.index{variant}.json"
+                if single.is_file():
+                    return [single]
+                if index.is_file():
+                    return _shards(index)
+    lone = sorted(folder.glob("*.safetensors"))
+    if len(lone) == 1:
+        return lone
+    raise CheckpointError(
+        f"{folder} holds no weights ({next(iter(stems))}.safetensors is expected); copy or download them into it"
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that a shard index names, all beside it."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map; copy or download it again")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name or not (index.parent / name).is_file():
+            raise CheckpointError(f"shard {name} named by {index} is not beside it; copy or download it again")
+    return [index.parent / name for name in names]
+
+
+def read_tensors(*files: Path) -> dict[str, Tensor]:
+    """Name -> tensor, memory-mapped, in the stored dtype, over all files together. Raises CheckpointError."""
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        tensors.update(_read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path))
+    if not tensors:
+        raise CheckpointError(f"{files[0]} holds no tensors; pass a file with the weights of a model")
+    return tensors
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The free-text header of a safetensors file; empty for other files."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull`, or download the file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} is corrupt or not safetensors ({path.stat().st_size} bytes: {one_line(error)}); copy or download "
+            "it again"
+        ) from None
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    """A .ckpt or .bin file, through PyTorch's restricted unpickler, which builds only tensors and containers."""
+    if path.suffix not in _PICKLES:
+        raise CheckpointError(
+            f"{path} has the suffix '{path.suffix}'; .safetensors, or .ckpt that holds only tensors, is loaded: "
+            f"{CONVERT}"
+        )
+    with path.open("rb"):
+        pass  # missing or not permitted: said as such, before everything else that fails counts as damage
+    try:
+        # Files older than PyTorch 1.6 are not zip archives and cannot be mapped.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about unusual pickle protocols, which either load or are refused here
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path} is corrupt or holds pickled objects that could run code; only plain tensors are loaded "
+            f"(weights_only): {CONVERT}"
+        ) from None
+    except Exception as error:  # torch.load raises RuntimeError, EOFError, OSError, ... on a damaged file
+        raise CheckpointError(f"{path} is corrupt ({one_line(error)}); copy or download it again") from None
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dict of named tensors; {CONVERT}")
+    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def to_float32(name: str, tensor: Tensor, source: str) -> Tensor:
+    """An own, contiguous float32 copy. Raises CheckpointError for integer (quantised) and for non-finite weights."""
+    if not tensor.is_floating_point():
+        raise CheckpointError(
+            f"tensor {name} of {source} is {str(tensor.dtype).removeprefix('torch.')}; floating-point weights are "
+            "expected: pass a checkpoint that is not quantised"
+        )
+    # Copied even when it is float32 already: a mapped file that is overwritten while we run would change the model.
+    copy = tensor.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    # The sum is cheap and not finite whenever an element is not; only then look closer (a sum can overflow by itself).
+    if not torch.isfinite(copy.sum()) and not torch.isfinite(copy).all():
+        raise CheckpointError(
+            f"tensor {name} of {source} holds NaN or infinity; finite weights are expected: the training diverged or "
+            "the file is damaged, pass an earlier checkpoint"
+        )
+    return copy

@@ -1,0 +1,1 @@
+"""The command line: `pie-engine build`, `run`, `demo`."""

@@ -1,0 +1,140 @@
+"""`pie-engine run`: one patient's image -> frames, animation, contact sheet, provenance."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pie_engine.cli.build import add_checkpoint_options
+from pie_engine.config import DTYPES, INVERSIONS, NOISES, SEMANTICS, RunConfig
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "run",
+        help="simulate one progression",
+        description="Simulate a disease progression in one image. Outputs are synthetic, for research use only. "
+        "The published script's spellings (--guidance_scale, --step, --image_path, ...) are accepted.",
+        allow_abbrev=False,
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument("--engine", metavar="BUNDLE", help="bundle that pie-engine build wrote")
+    add_checkpoint_options(model)
+    model.add_argument("--backend", default="auto", metavar="NAME", help="auto, torch or onnxruntime (auto)")
+    model.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (torch backend; default: a GPU if any)")
+    model.add_argument("--dtype", choices=DTYPES, help="precision (default: fp32, or the bundle's own)")
+    model.add_argument("--threads", type=int, help="processor threads (default: the backend's choice)")
+
+    patient = parser.add_argument_group("patient")
+    patient.add_argument("--image", required=True, metavar="FILE", help="the patient's image")
+    patient.add_argument("--mask", metavar="FILE", help="region of interest: white may change")
+    patient.add_argument("--prompt", required=True, metavar="TEXT", help="the finding to progress towards")
+    patient.add_argument("--item-id", default="0", metavar="ID", help="names the item in its noise's seed (0)")
+
+    settings = parser.add_argument_group("progression")
+    default = RunConfig()
+    settings.add_argument("--steps", type=int, default=default.steps, help=f"N, rounds ({default.steps})")
+    settings.add_argument(
+        "--strength",
+        type=float,
+        default=default.strength,
+        help=f"gamma, share of the schedule per round ({default.strength})",
+    )
+    settings.add_argument(
+        "--num-inference-steps", type=int, default=default.num_inference_steps, metavar="T",
+        help=f"denoising steps of a full schedule ({default.num_inference_steps})",
+    )  # fmt: skip
+    settings.add_argument(
+        "--guidance-scale", type=float, default=default.guidance_scale, metavar="G",
+        help=f"classifier-free guidance; off at 1 and below ({default.guidance_scale})",
+    )  # fmt: skip
+    settings.add_argument(
+        "--negative-prompt", default="", metavar="TEXT", help="what guidance steers away from (empty)"
+    )
+    settings.add_argument(
+        "--beta1", type=float, default=default.beta1, help=f"blend outside the region ({default.beta1})"
+    )
+    settings.add_argument(
+        "--beta2", type=float, default=default.beta2, help=f"blend inside the region ({default.beta2})"
+    )
+    settings.add_argument(
+        "--scheduler", metavar="NAME", help="ddim, pndm, euler, dpm++, unipc or a diffusers class "
+        "(engine: ddim; official: the checkpoint's own)",
+    )  # fmt: skip
+    settings.add_argument(
+        "--inversion", choices=INVERSIONS, default="noise", help="how a round enters the noise (noise)"
+    )
+    settings.add_argument("--noise", choices=NOISES, help="one noise for all rounds, or a fresh one for each (shared)")
+    settings.add_argument("--no-composite", action="store_true", help="write decoded frames as they are")
+    settings.add_argument(
+        "--semantics", choices=SEMANTICS, default="engine", help="engine, or what the published code computes (engine)"
+    )
+    settings.add_argument("--seed", type=int, default=0, help="(0)")
+    settings.add_argument("--resolution", type=int, metavar="PIXELS", help="side of the square (default: the model's)")
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--output", type=Path, default=Path("pie-output"), metavar="DIR", help="folder (pie-output)")
+    output.add_argument("--save-latents", action="store_true", help="write latents.safetensors too")
+    output.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    output.add_argument("--quiet", action="store_true", help="no progress")
+    return parser
+
+
+def config_from(arguments: argparse.Namespace) -> RunConfig:
+    """The settings that the options ask for, validated."""
+    return RunConfig(
+        steps=arguments.steps,
+        strength=arguments.strength,
+        num_inference_steps=arguments.num_inference_steps,
+        guidance_scale=arguments.guidance_scale,
+        negative_prompt=arguments.negative_prompt,
+        beta1=arguments.beta1,
+        beta2=arguments.beta2,
+        scheduler=arguments.scheduler,
+        inversion=arguments.inversion,
+        noise=arguments.noise,
+        composite=False if arguments.no_composite else None,
+        semantics=arguments.semantics,
+        seed=arguments.seed,
+        resolution=arguments.resolution,
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    from pie_engine.checkpoint import LoraSpec
+    from pie_engine.cli.progress import Progress, say
+    from pie_engine.files import check_folder
+    from pie_engine.imaging import open_image
+
+    # Everything that can be refused cheaply is refused before a model is loaded.
+    config = config_from(arguments)
+    check_folder(arguments.output, replaceable="provenance.json")
+    for path in (arguments.image, arguments.mask):
+        if path is not None:
+            open_image(path)
+    loras = [LoraSpec.parse(text) for text in arguments.lora]
+
+    from pie_engine.engine import Item, PieEngine
+
+    engine = PieEngine.load(
+        arguments.engine,
+        checkpoint=arguments.checkpoint,
+        unet=arguments.unet,
+        lora=loras,
+        backend=arguments.backend,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        threads=arguments.threads,
+        on_component=say,
+    )
+    item = Item(arguments.image, arguments.prompt, arguments.mask, arguments.item_id)
+    result = engine.run(item, config, on_progress=Progress(config.steps, quiet=arguments.quiet))
+    written = result.save(arguments.output, save_latents=arguments.save_latents)
+    if arguments.json:
+        sys.stdout.write(json.dumps({**written, "change": result.change.to_dict()}) + "\n")
+    else:
+        sys.stdout.write(f"{written['output']}: {config.steps} simulated frames; look at {written['sheet']}\n")
+    return 0

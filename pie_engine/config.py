@@ -1,0 +1,147 @@
+"""What to build and what to run: frozen dataclasses, validated once, written into every output.
+
+Symbols follow the paper (arXiv 2309.11745): N = `steps`, T = `num_inference_steps`, gamma = `strength`,
+beta1 and beta2 = blend outside and inside the region of interest (ROI).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pie_engine.errors import ConfigError
+
+SEMANTICS = ("engine", "official")
+INVERSIONS = ("noise", "ddim")
+NOISES = ("shared", "fresh")
+PRECISIONS = ("fp32", "fp16")
+DTYPES = ("fp32", "fp16", "bf16")
+COMPONENTS = ("text_encoder", "vae_encoder", "unet", "vae_decoder")
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} {value!r} is unknown (one of {', '.join(allowed)})")
+
+
+def _number(name: str, value: object, low: float, high: float, remedy: str, *, open_low: bool = False) -> None:
+    # bool is an int in Python; a flag passed as a number is a caller's mistake, not a 1.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"{name} {value!r} is not a finite number; {remedy}")
+    if value > high or value < low or (open_low and value == low):
+        left = "(" if open_low else "["
+        raise ConfigError(f"{name} {value} is outside {left}{low:g}, {high:g}]; {remedy}")
+
+
+def _integer(name: str, value: object, low: int, high: int, remedy: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name} {value!r} is not a whole number; {remedy}")
+    _number(name, value, low, high, remedy)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How one progression is simulated. The same for every item of a batch.
+
+    `None` means "what the semantics prescribe": see `__post_init__`, which fills those in.
+
+    Raises:
+        ConfigError: a value is out of range, or contradicts the semantics.
+    """
+
+    steps: int = 10
+    strength: float = 0.5
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
+    negative_prompt: str = ""
+    beta1: float = 0.01
+    beta2: float = 0.75
+    scheduler: str | None = None
+    inversion: str = "noise"
+    noise: str | None = None
+    composite: bool | None = None
+    semantics: str = "engine"
+    seed: int = 0
+    resolution: int | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("semantics", self.semantics, SEMANTICS)
+        official = self.semantics == "official"
+        if self.noise is None:
+            object.__setattr__(self, "noise", "fresh" if official else "shared")
+        if self.composite is None:
+            object.__setattr__(self, "composite", not official)
+        _integer("steps", self.steps, 1, 10_000, "pass --steps 10")
+        _integer("num-inference-steps", self.num_inference_steps, 1, 1000, "pass --num-inference-steps 50")
+        _number("strength", self.strength, 0.0, 1.0, "pass --strength 0.5", open_low=True)
+        _number("guidance-scale", self.guidance_scale, 0.0, 100.0, "pass --guidance-scale 7.5")
+        _number("beta1", self.beta1, 0.0, 1.0, "pass --beta1 0.01")
+        _number("beta2", self.beta2, 0.0, 1.0, "pass --beta2 0.75")
+        _integer("seed", self.seed, 0, 2**63 - 1, "pass --seed 0")
+        if self.resolution is not None:
+            _integer("resolution", self.resolution, 8, 8192, "pass --resolution 512")
+        _one_of("inversion", self.inversion, INVERSIONS)
+        _one_of("noise", self.noise, NOISES)
+        if self.denoising_steps < 1:
+            least = 1 / self.num_inference_steps
+            raise ConfigError(
+                f"strength {self.strength:g} of {self.num_inference_steps} steps runs no denoising step "
+                f"(at least {least:g} needed); pass --strength {max(least, 0.02):g} or more --num-inference-steps"
+            )
+        if official:
+            for name, value, prescribed in (
+                ("inversion", self.inversion, "noise"),
+                ("noise", self.noise, "fresh"),
+                ("composite", self.composite, False),
+            ):
+                if value != prescribed:
+                    raise ConfigError(
+                        f"{name} {value!r} is not what the published code computes ({prescribed!r}); "
+                        "pass --semantics engine"
+                    )
+
+    @property
+    def denoising_steps(self) -> int:
+        """k = int(T * gamma): the denoising steps of one round, as the published code counts them."""
+        return int(self.num_inference_steps * self.strength)
+
+    @property
+    def guided(self) -> bool:
+        """Whether classifier-free guidance runs: the empty prompt is evaluated too when g > 1."""
+        return self.guidance_scale > 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """What a bundle is built for.
+
+    Raises:
+        ConfigError: an unknown precision or target.
+    """
+
+    precision: str = "fp32"
+    opset: int = 20
+    cache_dir: Path | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        _one_of("precision", self.precision, PRECISIONS)
+        _integer("opset", self.opset, 18, 23, "pass --opset 20")
+
+
+def check_resolution(resolution: int, multiple: int) -> None:
+    """Refuse sizes that the exported U-Net cannot take: its skip connections would not line up.
+
+    Raises:
+        ConfigError: `resolution` is not a multiple of `multiple` = 8 * 2**(levels - 1) pixels.
+    """
+    if resolution < multiple or resolution % multiple:
+        nearest = max(multiple, round(resolution / multiple) * multiple)
+        raise ConfigError(
+            f"resolution {resolution} does not fit this U-Net (multiple of {multiple} expected); "
+            f"pass --resolution {nearest}"
+        )

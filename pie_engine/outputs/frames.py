@@ -1,0 +1,100 @@
+"""Pictures of a progression. Every file says in its metadata that it is simulated."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.PngImagePlugin import PngInfo
+
+STATEMENT = "Simulated image (PIE, arXiv 2309.11745). Synthetic data, research use only, not for diagnosis."
+_INPUT_STATEMENT = "Input of a simulation, resized and cropped. Research use only, not for diagnosis."
+_FRAME_MS = 300
+_LAST_FRAME_MS = 1500
+
+
+def png_metadata(*, simulated: bool, **facts: str) -> PngInfo:
+    """PNG text chunks: what the image is, and further facts by keyword."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("Software", "pie-engine")
+    info.add_text("Synthetic", "true" if simulated else "false")
+    info.add_text("Description", STATEMENT if simulated else _INPUT_STATEMENT)
+    for key, value in facts.items():
+        info.add_itxt(key, value)
+    return info
+
+
+def save_frames(frames: np.ndarray, folder: Path) -> list[Path]:
+    """Write [N + 1, H, W, 3] uint8 as folder/000.png (the input) ... NNN.png."""
+    from PIL import Image
+
+    folder.mkdir()
+    paths = []
+    for index, frame in enumerate(frames):
+        path = folder / f"{index:03d}.png"
+        info = png_metadata(simulated=index > 0, Round=str(index))
+        Image.fromarray(frame).save(path, pnginfo=info)
+        paths.append(path)
+    return paths
+
+
+def save_gif(frames: np.ndarray, path: Path) -> None:
+    """Write an endless animation of all frames; the last one stays a while."""
+    from PIL import Image
+
+    images = [
+        Image.fromarray(frame).quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE) for frame in frames
+    ]
+    images[0].save(
+        path,
+        save_all=True,
+        append_images=images[1:],
+        duration=[_FRAME_MS] * (len(images) - 1) + [_LAST_FRAME_MS],
+        loop=0,
+        comment=STATEMENT.encode(),
+    )
+
+
+def contact_sheet(frames: np.ndarray, labels: list[str], mask: np.ndarray | None = None, columns: int = 6) -> Image:
+    """All frames in a grid with their labels, under a line that says what they are.
+
+    Args:
+        frames: [N, H, W, 3] uint8.
+        labels: N short texts.
+        mask: [H, W] bool; its outline is drawn on the first frame.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    height, width = frames.shape[1:3]
+    zoom = max(1, round(192 / width))  # small models: still legible
+    columns = min(columns, len(frames))
+    rows = math.ceil(len(frames) / columns)
+    gap, caption = 8, 22
+    cell_width, cell_height = width * zoom + gap, height * zoom + caption + gap
+    sheet = Image.new("RGB", (columns * cell_width + gap, rows * cell_height + caption + 2 * gap), (24, 24, 26))
+    draw = ImageDraw.Draw(sheet)
+    draw.text((gap, gap), "SIMULATED - research use only", (255, 196, 0), ImageFont.load_default(14))
+    for index, (frame, label) in enumerate(zip(frames, labels, strict=True)):
+        row, column = divmod(index, columns)
+        x, y = gap + column * cell_width, caption + 2 * gap + row * cell_height
+        if index == 0 and mask is not None:
+            frame = _outline(frame, mask)
+        tile = Image.fromarray(frame).resize((width * zoom, height * zoom), Image.Resampling.BICUBIC)
+        sheet.paste(tile, (x, y))
+        draw.text((x + 2, y + height * zoom + 3), label, (230, 230, 230), ImageFont.load_default(14))
+    return sheet
+
+
+def _outline(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    from scipy.ndimage import binary_erosion
+
+    marked = frame.copy()
+    marked[mask & ~binary_erosion(mask, border_value=1)] = (255, 196, 0)
+    return marked

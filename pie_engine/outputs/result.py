@@ -1,0 +1,84 @@
+"""What one progression gives, and how it is written: whole, or not at all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pie_engine.files import new_folder
+from pie_engine.metrics import Change
+from pie_engine.outputs.frames import contact_sheet, png_metadata, save_frames, save_gif
+
+if TYPE_CHECKING:
+    from pie_engine.config import RunConfig
+
+PROVENANCE = "provenance.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One item's simulated progression of N rounds.
+
+    Attributes:
+        frames: [N + 1, H, W, 3] uint8; frame 0 is the input, resized and cropped.
+        latents: [N, 4, h, w] float32, the final latents of each round.
+        original_latent: [4, h, w] float32, the input's latent.
+        mask: [H, W] bool, True = may change, or None.
+        change: how much each round changed, inside and outside the region of interest.
+        config: the settings, with everything that was left open filled in.
+        provenance: inputs' hashes, settings, model, versions, backend and timings; JSON.
+    """
+
+    frames: np.ndarray
+    latents: np.ndarray
+    original_latent: np.ndarray
+    mask: np.ndarray | None
+    change: Change
+    config: RunConfig
+    provenance: dict[str, Any] = field(repr=False)
+
+    def save(
+        self, output: str | Path, *, save_latents: bool = False, captions: list[str] | None = None
+    ) -> dict[str, Any]:
+        """Write frames, animation, contact sheet and provenance into the folder `output`.
+
+        An earlier result in `output` is replaced; a folder that holds anything else is refused.
+
+        Args:
+            save_latents: write latents.safetensors too: "latents" and "original_latent".
+            captions: a label per frame for the contact sheet instead of its number.
+
+        Returns:
+            Paths by name: "output", "frames" (a list), "gif", "sheet", "provenance" and, if asked for, "latents".
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        output = Path(output)
+        labels = captions or ["input", *(f"round {n}" for n in range(1, len(self.frames)))]
+        with new_folder(output, replaceable=PROVENANCE) as folder:
+            frames = save_frames(self.frames, folder / "frames")
+            save_gif(self.frames, folder / "progression.gif")
+            sheet = contact_sheet(self.frames, labels, self.mask)
+            sheet.save(folder / "sheet.png", pnginfo=png_metadata(simulated=True))
+            if save_latents:
+                from safetensors.numpy import save_file
+
+                arrays = {"latents": self.latents, "original_latent": self.original_latent}
+                save_file(
+                    {name: np.ascontiguousarray(array) for name, array in arrays.items()},
+                    folder / "latents.safetensors",
+                )
+            (folder / PROVENANCE).write_text(json.dumps(self.provenance, indent=2) + "\n")
+        return {
+            "output": str(output),
+            "frames": [str(output / "frames" / path.name) for path in frames],
+            "gif": str(output / "progression.gif"),
+            "sheet": str(output / "sheet.png"),
+            "provenance": str(output / PROVENANCE),
+            **({"latents": str(output / "latents.safetensors")} if save_latents else {}),
+        }

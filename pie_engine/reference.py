@@ -1,0 +1,192 @@
+"""Eager PyTorch and diffusers PIE, both semantics: the oracle of every test and the baseline of every benchmark.
+
+Written to be read beside the paper (arXiv 2309.11745, algorithm 1) and to share as little as possible with the fast
+path: it drives the diffusers scheduler itself, one item at a time, and keeps no buffers. Only input preparation and the
+noise's seeding are shared. Notation: z0 = latent of the original, z = latent of the previous frame, m = mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pie_engine.schedule import disable_corrector, make_inversion_scheduler, make_scheduler, prepare_scheduler
+from pie_engine.seeding import item_noise, official_generator
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from pie_engine.checkpoint import Checkpoint
+    from pie_engine.config import RunConfig
+
+
+def progress_official(
+    checkpoint: Checkpoint, image: Image, mask: np.ndarray | None, prompt: str, config: RunConfig
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """What the published implementation computes, draw for draw.
+
+    Args:
+        image: RGB, already fitted to the resolution.
+        mask: [4, h, w] float32 in [0, 1] (`official_latent_mask`), or None for no mask.
+
+    Yields:
+        After each round: final latent [1, 4, h, w] float32 and frame [H, W, 3] uint8.
+    """
+    import torch
+
+    vae, scaling = checkpoint.vae, checkpoint.scaling_factor
+    generator = official_generator(config.seed)
+    original, frame = to_pixels(image), to_pixels(image)
+    m = None if mask is None else torch.from_numpy(mask)[None]
+
+    def draw(shape: Any) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    def posterior_sample(pixels: Tensor) -> Tensor:
+        posterior = vae.encode(pixels).latent_dist
+        return (posterior.mean + posterior.std * draw(posterior.mean.shape)) * scaling
+
+    with torch.inference_mode():
+        for _ in range(config.steps):
+            # Everything is encoded again in every round, as published.
+            context = encode_prompts(checkpoint, prompt, config)
+            z = posterior_sample(frame)  # draw 1
+            eps = draw(z.shape)  # draw 2, noise A: the edit's
+            z0 = posterior_sample(original)  # draw 3, read by the final blend
+            draw(z.shape)  # draw 4, noise B, discarded
+            z0_background = posterior_sample(original)  # draw 5
+            eps_background = draw(z.shape)  # draw 6, noise C: the background's, for all timesteps
+            scheduler = make_scheduler(checkpoint.scheduler_config, config.scheduler)
+            if m is not None:
+                disable_corrector(scheduler, config.num_inference_steps)
+            timesteps = prepare_scheduler(scheduler, config.num_inference_steps, config.denoising_steps)
+            x = scheduler.add_noise(z, eps, timesteps[:1])
+            x = denoise(checkpoint, scheduler, timesteps, x, context, m, z0_background, eps_background, config)
+            if m is not None:
+                x = blend(x, z0, m, config)
+            pixels = to_uint8(vae.decode(x / scaling).sample)
+            frame = torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+            yield x.clone(), pixels
+
+
+def progress_engine(
+    checkpoint: Checkpoint, image: Image, mask: np.ndarray | None, prompt: str, config: RunConfig, item_id: str = "0"
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """The engine's own semantics: latents carried from round to round, posterior means, one noise per item.
+
+    Arguments and yields as for `progress_official`; the mask is [1, h, w] and frames are not composited.
+    """
+    import torch
+
+    vae, scaling = checkpoint.vae, checkpoint.scaling_factor
+    m = None if mask is None else torch.from_numpy(mask)[None]
+    with torch.inference_mode():
+        context = encode_prompts(checkpoint, prompt, config)
+        empty = encode_text(checkpoint, [""])
+        z0 = vae.encode(to_pixels(image)).latent_dist.mean * scaling
+        z = z0
+        for round_index in range(config.steps):
+            scheduler = make_scheduler(checkpoint.scheduler_config, config.scheduler or "ddim")
+            if m is not None:
+                disable_corrector(scheduler, config.num_inference_steps)
+            timesteps = prepare_scheduler(scheduler, config.num_inference_steps, config.denoising_steps)
+            if config.inversion == "ddim":
+                eps = invert(checkpoint, z, empty, timesteps, config)
+            else:
+                shape = tuple(z.shape[1:])
+                eps = item_noise(shape, config.seed, item_id, None if config.noise == "shared" else round_index)[None]
+            x = scheduler.add_noise(z, eps, timesteps[:1])
+            x = denoise(checkpoint, scheduler, timesteps, x, context, m, z0, eps, config)
+            z = x if m is None else blend(x, z0, m, config)
+            yield z.clone(), to_uint8(vae.decode(z / scaling).sample)
+
+
+def denoise(
+    checkpoint: Checkpoint,
+    scheduler: Any,
+    timesteps: Tensor,
+    x: Tensor,
+    context: Tensor,
+    m: Tensor | None,
+    z0: Tensor,
+    eps: Tensor,
+    config: RunConfig,
+) -> Tensor:
+    """Step 2 of a round: k guided denoising steps, the outside of the ROI replaced before each but the first."""
+    import torch
+
+    for i, t in enumerate(timesteps):
+        if m is not None and i > 0:
+            x = m * x + (1 - m) * _renoise(scheduler, z0, eps, timesteps, i)
+        sample = scheduler.scale_model_input(x, t)
+        if config.guided:
+            u, c = checkpoint.unet(torch.cat([sample, sample]), t, encoder_hidden_states=context).sample.chunk(2)
+            e = u + config.guidance_scale * (c - u)
+        else:
+            e = checkpoint.unet(sample, t, encoder_hidden_states=context).sample
+        x = scheduler.step(e, t, x).prev_sample
+    return x
+
+
+def _renoise(scheduler: Any, z0: Tensor, eps: Tensor, timesteps: Tensor, i: int) -> Tensor:
+    """z0 noised to timestep i: sqrt(abar_i) z0 + sqrt(1 - abar_i) eps for a variance-preserving scheduler."""
+    if not hasattr(scheduler, "sigmas"):
+        return scheduler.add_noise(z0, eps, timesteps[i : i + 1])
+    # Sigma-based schedulers noise to their current step, whatever timestep they are given; asked through a
+    # fresh copy, because the answer must not depend on (or disturb) the sampler's own position.
+    twin = make_scheduler(scheduler.config, type(scheduler).__name__)
+    twin.set_timesteps(scheduler.num_inference_steps)
+    twin.set_begin_index(len(twin.timesteps) - len(timesteps) + i)
+    return twin.add_noise(z0, eps, timesteps[i : i + 1])
+
+
+def blend(x: Tensor, z0: Tensor, m: Tensor, config: RunConfig) -> Tensor:
+    """Step 3 of a round: z0 + (beta1 (1 - m) + beta2 m) (x - z0)."""
+    return z0 + (config.beta1 * (1 - m) + config.beta2 * m) * (x - z0)
+
+
+def invert(checkpoint: Checkpoint, z: Tensor, empty: Tensor, timesteps: Tensor, config: RunConfig) -> Tensor:
+    """DDIM inversion of z up to the first denoising timestep (empty prompt, g = 1), read back as a noise.
+
+    Returns:
+        eps = (x - sqrt(abar) z) / sqrt(1 - abar), so that noising z with it gives the inverted x.
+    """
+    first = float(timesteps[0])
+    inverse = make_inversion_scheduler(
+        checkpoint.scheduler_config, first, config.num_inference_steps, config.denoising_steps
+    )
+    x = z
+    for t in inverse.timesteps:
+        e = checkpoint.unet(x, t, encoder_hidden_states=empty).sample
+        x = inverse.step(e, t, x).prev_sample
+    abar = inverse.alphas_cumprod[inverse.timesteps[-1]]
+    return (x - abar.sqrt() * z) / (1 - abar).sqrt()
+
+
+def encode_prompts(checkpoint: Checkpoint, prompt: str, config: RunConfig) -> Tensor:
+    """[unconditional, conditional] embeddings [2, 77, D], or [1, 77, D] without guidance."""
+    return encode_text(checkpoint, [config.negative_prompt, prompt] if config.guided else [prompt])
+
+
+def encode_text(checkpoint: Checkpoint, prompts: list[str]) -> Tensor:
+    """CLIP's last hidden state [B, 77, D]; longer prompts are cut at 77 tokens."""
+    tokens = checkpoint.tokenizer(
+        prompts, padding="max_length", max_length=checkpoint.max_tokens, truncation=True, return_tensors="pt"
+    )
+    return checkpoint.text_encoder(tokens.input_ids)[0]
+
+
+def to_pixels(image: Image) -> Tensor:
+    """RGB image -> [1, 3, H, W] float32 in [-1, 1]."""
+    import torch
+
+    return torch.from_numpy(np.asarray(image).astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+
+
+def to_uint8(decoded: Tensor) -> np.ndarray:
+    """[1, 3, H, W] in [-1, 1] -> [H, W, 3] uint8, clamped and rounded half to even."""
+    image = (decoded[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).float().numpy()
+    return (image * 255).round().astype(np.uint8)

@@ -1,0 +1,273 @@
+"""Any deterministic diffusers scheduler -> one table of coefficients.
+
+Every deterministic sampler here is linear in the sample x, the model output e and what it keeps of earlier
+steps, K latents h:
+
+    x_next = a x + b e + c . h          h_next = P h + p x + q e
+
+The coefficients are read off the diffusers scheduler itself: it runs once over all k steps in float64 on unit
+vectors, and the triangular response is factored into rows. No sampler is written by hand, and the loop that
+uses the table holds no host decision, which is what lets one CUDA graph hold a whole round.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pie_engine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+# Command-line name -> diffusers class. Any other deterministic scheduler that a checkpoint names works too.
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "pndm": "PNDMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+# A sampler's memory is counted as the rank of its response. Diffusers computes parts of Euler and DPM-Solver++
+# in float32 (eps 1.2e-7, a few operations), so anything below this is rounding and not memory.
+_RANK_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The k steps of one round as numbers, float64. See the module's equations.
+
+    Shapes: timesteps, input_scale, a, b, signal, noise [k]; c, p, q [k, K]; P [k, K, K].
+    `input_scale` multiplies the sample before the U-Net sees it (Euler). `signal` and `noise` are the factors
+    of the scheduler's `add_noise` at each timestep: sqrt(abar) and sqrt(1 - abar) for variance-preserving ones.
+    """
+
+    name: str
+    timesteps: Array
+    input_scale: Array
+    a: Array
+    b: Array
+    c: Array
+    P: Array
+    p: Array
+    q: Array
+    signal: Array
+    noise: Array
+
+    @property
+    def steps(self) -> int:
+        """k, the number of U-Net evaluations per round."""
+        return len(self.timesteps)
+
+    @property
+    def history(self) -> int:
+        """K, the number of latents that the sampler keeps between steps."""
+        return self.c.shape[1]
+
+
+def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
+    """A diffusers scheduler from a checkpoint's scheduler config, optionally as another class.
+
+    As Stable Diffusion's own pipelines do, a config that does not mention `clip_sample` does not clip (the class
+    default of DDIM is to clip, which is for pixel-space models), and `steps_offset` is 1 (early v1 configs say 0).
+
+    Raises:
+        ConfigError: unknown name, or a configuration that clips or thresholds.
+    """
+    import diffusers
+
+    class_name = SCHEDULERS.get(name, name) if name else config.get("_class_name", "PNDMScheduler")
+    cls = getattr(diffusers, class_name, None) if class_name.endswith("Scheduler") else None
+    if cls is None or not hasattr(cls, "step"):
+        raise ConfigError(f"scheduler {name or class_name!r} is unknown (one of {', '.join(SCHEDULERS)})")
+    settings = {key: value for key, value in config.items() if not key.startswith("_")}
+    for switch in ("clip_sample", "thresholding"):
+        if settings.get(switch):
+            raise ConfigError(
+                f"scheduler {class_name} has {switch} on, which is not linear; "
+                f"set {switch} to false in scheduler_config.json"
+            )
+    accepted = inspect.signature(cls.__init__).parameters
+    if "clip_sample" in accepted:
+        settings["clip_sample"] = False
+    if "steps_offset" in accepted:
+        settings["steps_offset"] = 1
+    if cls.__name__ == "PNDMScheduler" and config.get("_class_name") != "PNDMScheduler":
+        settings.setdefault("skip_prk_steps", True)  # Stable Diffusion's PNDM is the multistep part alone
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return cls.from_config({key: value for key, value in settings.items() if key in accepted})
+        except (ValueError, NotImplementedError, ImportError) as error:
+            raise ConfigError(f"scheduler {class_name} refuses this configuration: {_first_line(error)}") from error
+
+
+def prepare_scheduler(scheduler: Any, num_inference_steps: int, denoising_steps: int) -> Any:
+    """Set the full schedule and return the last `denoising_steps` of it, as img2img slices by strength.
+
+    The published code slices `timesteps[T - k:]`. A sampler that evaluates twice per step (`order` 2) is sliced
+    by its order, so that the slice does not begin in the middle of a step.
+    """
+    scheduler.set_timesteps(num_inference_steps)
+    start = (num_inference_steps - denoising_steps) * getattr(scheduler, "order", 1)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(start)
+    return scheduler.timesteps[start:]
+
+
+def build_schedule(
+    config: Mapping[str, Any],
+    *,
+    name: str | None,
+    num_inference_steps: int,
+    denoising_steps: int,
+    masked: bool,
+) -> Schedule:
+    """The table for one round.
+
+    Args:
+        config: the checkpoint's scheduler_config.json.
+        name: another sampler by its command-line name or diffusers class; None keeps the checkpoint's own.
+        masked: the mask blend replaces part of the sample between steps. UniPC's corrector would read the
+            blended sample with weight 0.14 instead of 1, so it is off when masked.
+
+    Raises:
+        ConfigError: the scheduler is unknown, stochastic, clips, or is not linear.
+    """
+    scheduler = make_scheduler(config, name)
+    if masked:
+        disable_corrector(scheduler, num_inference_steps)
+    timesteps = prepare_scheduler(scheduler, num_inference_steps, denoising_steps)
+    signal, noise = _noise_factors(scheduler, timesteps)
+    return _probe(scheduler, timesteps, signal, noise)
+
+
+def disable_corrector(scheduler: Any, num_inference_steps: int) -> None:
+    """Switch UniPC's corrector off for every step; other schedulers have none and are left alone."""
+    if hasattr(scheduler, "disable_corrector"):
+        scheduler.disable_corrector = list(range(num_inference_steps + 1))
+
+
+def make_inversion_scheduler(config: Mapping[str, Any], start: float, num_inference_steps: int, steps: int) -> Any:
+    """DDIM inversion (Song et al. 2021, eq. 14 run backwards) that ends at timestep `start` after `steps` steps."""
+    import torch
+
+    scheduler = make_scheduler({**config, "clip_sample": False}, "DDIMInverseScheduler")
+    scheduler.set_timesteps(num_inference_steps)
+    # Its own grid begins at the schedule's offset; shifted so that it ends where denoising begins, whatever
+    # spacing the sampler uses. For SD v1's DDIM ("leading", offset 1) the shift is zero.
+    stride = scheduler.config.num_train_timesteps // num_inference_steps
+    end = round(start)
+    scheduler.timesteps = torch.arange(end - stride * (steps - 1), end + 1, stride).clamp_min(0)
+    return scheduler
+
+
+def build_inversion(config: Mapping[str, Any], start: float, num_inference_steps: int, steps: int) -> Schedule:
+    """The table of DDIM inversion from a clean latent up to timestep `start`, in `steps` steps.
+
+    `signal` and `noise` hold sqrt(abar) and sqrt(1 - abar) of the timestep that each step arrives at.
+    """
+    scheduler = make_inversion_scheduler(config, start, num_inference_steps, steps)
+    abar = scheduler.alphas_cumprod.double()[scheduler.timesteps].numpy()
+    return _probe(scheduler, scheduler.timesteps, np.sqrt(abar), np.sqrt(1 - abar))
+
+
+def _noise_factors(scheduler: Any, timesteps: Any) -> tuple[Array, Array]:
+    import torch
+
+    one, zero = (torch.full((1, 1, 1, 1), value, dtype=torch.float64) for value in (1.0, 0.0))
+    signal, noise = np.empty(len(timesteps)), np.empty(len(timesteps))
+    # With a begin index set, sigma-based schedulers noise to that index whatever timestep they are given.
+    begin = getattr(scheduler, "begin_index", None)
+    for i, t in enumerate(timesteps):
+        if begin is not None:
+            scheduler.set_begin_index(begin + i)
+        signal[i] = scheduler.add_noise(one, zero, t[None]).item()
+        noise[i] = scheduler.add_noise(zero, one, t[None]).item()
+    if begin is not None:
+        scheduler.set_begin_index(begin)
+    return signal, noise
+
+
+def _probe(scheduler: Any, timesteps: Any, signal: Array, noise: Array) -> Schedule:
+    import copy
+
+    import torch
+
+    k = len(timesteps)
+    unit = torch.eye(2 * k, dtype=torch.float64)
+
+    def run(scale: float, seed: int) -> tuple[Array, Array]:
+        sampler = copy.deepcopy(scheduler)  # schedulers are stateful
+        rows, input_scale = np.empty((k, 2 * k)), np.empty(k)
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(seed)
+            for i, t in enumerate(timesteps):
+                # Step i's sample is unit vector i and its model output unit vector k + i, one per batch item.
+                sample, output = (scale * unit[:, j].reshape(-1, 1, 1, 1) for j in (i, k + i))
+                input_scale[i] = (sampler.scale_model_input(sample, t)[i] / scale).item()
+                rows[i] = sampler.step(output, t, sample).prev_sample.double().flatten().numpy() / scale
+        return rows, input_scale
+
+    name = type(scheduler).__name__
+    response, input_scale = run(1.0, seed=0)
+    if not np.array_equal(response, run(1.0, seed=1)[0]):
+        raise ConfigError(f"scheduler {name} is stochastic with this configuration; pass --scheduler ddim")
+    scaled, _ = run(64.0, seed=0)  # a power of two: exact in any float, so only clipping can show
+    if not np.allclose(response, scaled, rtol=1e-5, atol=1e-5 * np.abs(response).max()):
+        raise ConfigError(f"scheduler {name} clips or is not linear with this configuration; pass --scheduler ddim")
+    a, b = response[np.arange(k), np.arange(k)], response[np.arange(k), k + np.arange(k)]
+    c, P, p, q = _realize(response)
+    steps = timesteps.double().numpy() if timesteps.is_floating_point() else timesteps.numpy().astype(np.float64)
+    return Schedule(name, steps, input_scale, a, b, c, P, p, q, signal, noise)
+
+
+def _realize(response: Array) -> tuple[Array, Array, Array, Array]:
+    """Factor the response [k, 2k] into a time-varying state space with the fewest kept latents.
+
+    What step i + 1 and later still need of steps 0..i is the block H = response[i + 1:, inputs of 0..i]. Its row
+    space, of rank K, is the memory: h = R inputs, with R a basis of it. R is an interpolative one: K columns of
+    R are unit vectors, so for PNDM the kept latents are past model outputs and not mixtures of them.
+    """
+    from scipy.linalg import qr
+
+    k = len(response)
+    scale = np.abs(response).max()
+    bases: list[Array] = []  # bases[i]: [K_i, 2k], what is kept after step i
+    for i in range(k):
+        past = np.r_[np.arange(i + 1), k + np.arange(i + 1)]
+        basis = np.zeros((0, 2 * k))
+        block = response[i + 1 :, past]
+        if block.size and np.abs(block).max() > _RANK_TOLERANCE * scale:
+            _, r, pivot = qr(block, mode="economic", pivoting=True)
+            rank = int((np.abs(np.diag(r)) > _RANK_TOLERANCE * abs(r[0, 0])).sum())
+            basis = np.zeros((rank, 2 * k))
+            order = np.argsort(past[pivot[:rank]])  # steps in order, for readable tables
+            rows = np.linalg.solve(r[:rank, :rank], r[:rank])
+            basis[:, past[pivot]] = rows
+            basis = basis[order]
+        bases.append(basis)
+    width = max((len(basis) for basis in bases), default=0)
+    c, p, q, P = np.zeros((k, width)), np.zeros((k, width)), np.zeros((k, width)), np.zeros((k, width, width))
+    for i in range(k):
+        kept = len(bases[i])
+        p[i, :kept], q[i, :kept] = bases[i][:, i], bases[i][:, k + i]
+        if i and len(bases[i - 1]):
+            before = len(bases[i - 1])
+            past = np.r_[np.arange(i), k + np.arange(i)]
+            inverse = np.linalg.pinv(bases[i - 1][:, past])
+            c[i, :before] = response[i, past] @ inverse
+            P[i, :kept, :before] = bases[i][:, past] @ inverse
+    return c, P, p, q
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

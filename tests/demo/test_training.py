@@ -1,0 +1,57 @@
+"""Every stage runs on tiny data, is seeded, and writes what the next one reads."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxruntime")
+
+from pie_engine.demo.train import Training, train
+from pie_engine.demo.train_classifier import ClassifierTraining
+from pie_engine.demo.train_unet import UnetTraining
+from pie_engine.demo.train_vae import VaeTraining
+
+TINY = Training(
+    vae_patients=8,
+    unet_patients=8,
+    classifier_patients=8,
+    validation_patients=12,
+    vae=VaeTraining(steps=12, batch=2, channels=(8, 8, 8, 8)),
+    unet=UnetTraining(steps=3, batch=4, channels=(16, 32), text_width=16, heads=2),
+    classifier=ClassifierTraining(steps=4, batch=4),
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    output = tmp_path_factory.mktemp("trained")
+    return output, train(output, TINY)
+
+
+def test_training_is_reproducible(trained, tmp_path):
+    _, first = trained
+    second = train(tmp_path, TINY)
+    for stage in ("vae", "unet", "classifier"):
+        losses = [record["stages"][stage] for record in (first, second)]
+        key = "mse" if stage == "vae" else "loss"
+        np.testing.assert_allclose(losses[0][key], losses[1][key], rtol=1e-4)
+
+
+def test_a_finished_stage_is_kept(trained):
+    output, first = trained
+    again = train(output, replace(TINY, unet=replace(TINY.unet, steps=1)))
+    assert again["stages"] == first["stages"]
+    assert json.loads((output / "training.json").read_text())["stages"] == first["stages"]
+
+
+def test_the_folder_loads_as_a_stable_diffusion_pipeline(trained):
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    output, _ = trained
+    pipe = StableDiffusionPipeline.from_pretrained(output / "checkpoint", safety_checker=None, feature_extractor=None)
+    assert isinstance(pipe.scheduler, DDIMScheduler)
+    assert pipe.text_encoder.config.eos_token_id == pipe.tokenizer.eos_token_id
+    assert pipe.text_encoder.config.vocab_size == len(pipe.tokenizer)
+    assert pipe.unet.config.cross_attention_dim == pipe.text_encoder.config.hidden_size

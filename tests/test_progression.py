@@ -1,0 +1,248 @@
+"""The rounds over a backend against the eager reference, which drives the diffusers scheduler itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+
+from pie_engine import Item, PieEngine, RunConfig
+from pie_engine.backends.onnx_backend import OnnxBackend
+from pie_engine.backends.torch_backend import TorchBackend
+from pie_engine.build import model_info
+from pie_engine.bundle import Bundle
+from pie_engine.checkpoint import Checkpoint
+from pie_engine.errors import BackendError
+from pie_engine.imaging import fit, open_image, prepare_mask
+from pie_engine.progression import invert, posterior_sample
+from pie_engine.reference import progress_engine, progress_official
+from pie_engine.schedule import SCHEDULERS
+from pie_engine.seeding import item_noise
+
+IMAGE, MASK, PROMPT = GOLDEN / "image.png", GOLDEN / "mask.png", "the heart lung"
+# Absolute, in fp32, as the issue states it; scaled where a random model without a blend lets latents grow.
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def torch_engine(pndm_checkpoint: Checkpoint) -> PieEngine:
+    return PieEngine(TorchBackend(pndm_checkpoint, model_info(pndm_checkpoint)))
+
+
+@pytest.fixture(scope="module")
+def onnx_engine(bundle: Bundle) -> PieEngine:
+    return PieEngine(OnnxBackend(bundle, threads=1))
+
+
+def reference(checkpoint: Checkpoint, config: RunConfig, *, masked: bool, item_id: str = "0") -> np.ndarray:
+    """Latents [N, 4, h, w] of the eager reference."""
+    official = config.semantics == "official"
+    image, mask = open_image(IMAGE), None
+    resolution = config.resolution or 128
+    if masked:
+        mask = prepare_mask(open_image(MASK), image.size, resolution, official=official).latent
+    fitted = fit(image, resolution)
+    if official:
+        rounds = progress_official(checkpoint, fitted, mask, PROMPT, config)
+    else:
+        rounds = progress_engine(checkpoint, fitted, mask, PROMPT, config, item_id)
+    return np.concatenate([z.numpy() for z, _ in rounds])
+
+
+def distance(result: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(result - expected).max() / max(1.0, float(np.abs(expected).max()) / 10))
+
+
+SHORT = RunConfig(steps=2, num_inference_steps=12, resolution=128)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "unguided": {"guidance_scale": 1.0},
+    "low guidance": {"guidance_scale": 1.5, "negative_prompt": "lung"},
+    "inversion": {"inversion": "ddim"},
+    "inversion, euler": {"inversion": "ddim", "scheduler": "euler"},
+    "fresh noise": {"noise": "fresh"},
+    "short": {"strength": 0.17},
+    "full strength": {"strength": 1.0},
+    "betas": {"beta1": 0.2, "beta2": 0.9, "seed": 11},
+    "larger": {"resolution": 192},
+    **{name: {"scheduler": name} for name in SCHEDULERS},
+}
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_engine_semantics(torch_engine: PieEngine, pndm_checkpoint: Checkpoint, setting: str, masked: bool) -> None:
+    config = replace(SHORT, **SETTINGS[setting])
+    result = torch_engine.run(Item(IMAGE, PROMPT, MASK if masked else None), config)
+    assert distance(result.latents, reference(pndm_checkpoint, config, masked=masked)) < TOLERANCE
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("name", [None, *SCHEDULERS])
+def test_official_semantics(torch_engine: PieEngine, pndm_checkpoint: Checkpoint, name: str, masked: bool) -> None:
+    config = RunConfig(semantics="official", steps=2, num_inference_steps=12, scheduler=name, seed=3, resolution=128)
+    result = torch_engine.run(Item(IMAGE, PROMPT, MASK if masked else None), config)
+    # An 8-bit frame lies between the rounds: the golden cases' tolerance.
+    assert distance(result.latents, reference(pndm_checkpoint, config, masked=masked)) < 2e-3
+
+
+# The golden U-Net is random, and inverting with it expands every difference, also that of two PyTorch runs in another
+# order of operations, by up to a half per round: three rounds of it here, ten on the trained demo checkpoint.
+TEN_ROUNDS: dict[str, dict[str, Any]] = {
+    "as published": {"num_inference_steps": 50},
+    "short": {"strength": 0.5},
+    "inversion": {"inversion": "ddim", "guidance_scale": 1.0, "steps": 3},
+    "fresh noise": {"noise": "fresh", "num_inference_steps": 50},
+    "pndm": {"scheduler": "pndm"},
+    "euler": {"scheduler": "euler"},
+}
+
+
+@pytest.mark.parametrize("setting", TEN_ROUNDS)
+def test_onnxruntime_over_ten_rounds(onnx_engine: PieEngine, ddim_checkpoint: Checkpoint, setting: str) -> None:
+    config = replace(SHORT, **{"steps": 10, **TEN_ROUNDS[setting]})
+    result = onnx_engine.run(Item(IMAGE, PROMPT, MASK), config)
+    expected = reference(ddim_checkpoint, config, masked=True)
+    assert np.abs(result.latents[-1] - expected[-1]).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("engine_name", ["torch_engine", "onnx_engine"])
+def test_batch_equals_one_at_a_time(engine_name: str, request: pytest.FixtureRequest) -> None:
+    engine = request.getfixturevalue(engine_name)
+    config = replace(SHORT, steps=3)
+    other = np.asarray(fit(open_image(IMAGE), 160))[::-1].copy()
+    items = [
+        Item(IMAGE, PROMPT, MASK, "a"),
+        Item(other, "lung", None, "b"),
+        Item(other, "heart", np.pad(np.full((80, 80), 255, np.uint8), 40), "c"),
+        Item(IMAGE, "lung", None, "a"),
+    ]
+    together = engine.run_batch(items, config)
+    for item, result in zip(items, together, strict=True):
+        alone = engine.run(item, config)
+        assert np.abs(result.latents - alone.latents).max() < TOLERANCE
+        # A pixel on a rounding edge may fall either way; no more than that.
+        assert np.abs(result.frames.astype(int) - alone.frames.astype(int)).max() <= 1
+    assert [r.provenance["item_id"] for r in together] == ["a", "b", "c", "a"]
+
+
+def test_noise_depends_on_seed_item_and_round_alone() -> None:
+    shape = (4, 16, 16)
+    draws = [item_noise(shape, 0, "a"), item_noise(shape, 1, "a"), item_noise(shape, 0, "b"), item_noise(shape, 0, "a", 0)]
+    assert torch.equal(draws[0], item_noise(shape, 0, "a"))
+    for i, one in enumerate(draws):
+        assert abs(one.mean().item()) < 0.2
+        assert abs(one.std().item() - 1) < 0.1
+        assert all(not torch.equal(one, other) for other in draws[i + 1 :])
+    # "1", "1" must not read as "11", "".
+    assert not torch.equal(item_noise(shape, 1, "1"), item_noise(shape, 11, ""))
+
+
+def test_outside_the_region_is_the_input(torch_engine: PieEngine) -> None:
+    result = torch_engine.run(Item(IMAGE, PROMPT, MASK), SHORT)
+    assert result.mask is not None
+    assert 0.1 < result.mask.mean() < 0.9
+    for frame in result.frames[1:]:
+        assert np.array_equal(frame[~result.mask], result.frames[0][~result.mask])
+        assert not np.array_equal(frame[result.mask], result.frames[0][result.mask])
+    assert result.change.frame_outside == [0.0, 0.0]
+
+
+def test_without_compositing_frames_are_what_was_decoded(torch_engine: PieEngine) -> None:
+    result = torch_engine.run(Item(IMAGE, PROMPT, MASK), replace(SHORT, composite=False))
+    assert result.mask is not None
+    assert not np.array_equal(result.frames[1][~result.mask], result.frames[0][~result.mask])
+
+
+def test_outside_displacement_is_bounded_by_beta1(torch_engine: PieEngine) -> None:
+    """Design, section 2: a constant edit leaves beta1 / (1 - beta1) of itself outside the region."""
+    config = replace(SHORT, steps=8, beta1=0.01)
+    change = torch_engine.run(Item(IMAGE, PROMPT, MASK), config).change
+    assert change.displacement_outside is not None
+    # The step before the last blend is what the region outside was noised from; one edit bounds the rest.
+    assert max(change.displacement_outside) <= 1.5 * 0.01 / 0.99 * max(change.displacement_inside)
+
+
+def test_increments_of_a_constant_edit_shrink_like_beta2() -> None:
+    """z' = z0 + beta2 (z + edit - z0): increments beta2^n, limit beta2 / (1 - beta2) times the edit."""
+    from pie_engine.reference import blend
+
+    config = RunConfig(beta1=0.01, beta2=0.75)
+    z0, edit = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
+    m = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
+    z, increments = z0, []
+    for _ in range(60):
+        following = blend(z + edit, z0, m, config)
+        increments.append((following - z)[0, 0, 0, 0].item())
+        z = following
+    assert np.allclose(np.array(increments[1:12]) / np.array(increments[:11]), 0.75, atol=1e-5)
+    assert z[0, 0, 0, 0].item() == pytest.approx(0.75 / 0.25, rel=1e-5)
+    assert z[0, 0, 0, 1].item() == pytest.approx(0.01 / 0.99, rel=1e-5)
+
+
+def test_inverted_noise_leads_back_to_the_latent(torch_engine: PieEngine) -> None:
+    """Inversion and unguided denoising undo each other up to the discretisation, an error of first order in 1 / T."""
+    from pie_engine.progression import Batch, noising, prepare
+
+    array = np.asarray(fit(open_image(IMAGE), 128)).astype(np.float32) / 127.5 - 1
+    batch = Batch(torch.from_numpy(array).permute(2, 0, 1)[None].contiguous(), None, [""], ["0"])
+
+    def error(total: int) -> float:
+        config = RunConfig(num_inference_steps=total, inversion="ddim", guidance_scale=1.0, resolution=128)
+        with torch.inference_mode():
+            plan = prepare(torch_engine.backend, batch, config)
+            assert plan.inversion is not None
+            z = plan.original_latent
+            x = noising(z, invert(plan.inversion, z), plan.sampler.schedule)
+            back = plan.sampler(x, None, None, None, lambda: None)
+            return ((back - z).norm() / z.norm()).item()
+
+    coarse, fine = error(25), error(100)
+    assert fine < 0.1
+    assert fine < coarse / 2.5
+
+
+def test_posterior_sample_clamps_the_log_variance() -> None:
+    moments = torch.tensor([1.0, 100.0]).reshape(1, 2, 1, 1)
+    assert posterior_sample(moments, torch.ones(1, 1, 1, 1)).item() == pytest.approx(1 + np.exp(10.0), rel=1e-6)
+
+
+def test_a_batch_encodes_each_prompt_once(pndm_checkpoint: Checkpoint) -> None:
+    counted: list[int] = []
+
+    class Counting(TorchBackend):
+        def encode_text(self, ids: torch.Tensor) -> torch.Tensor:
+            counted.append(len(ids))
+            return super().encode_text(ids)
+
+    engine = PieEngine(Counting(pndm_checkpoint, model_info(pndm_checkpoint)))
+    engine.run_batch([Item(IMAGE, PROMPT, MASK, str(i)) for i in range(3)], replace(SHORT, steps=2))
+    assert counted == [2]  # the empty prompt and the shared one, for the whole progression
+
+
+def test_values_that_are_not_finite_are_an_error(pndm_checkpoint: Checkpoint) -> None:
+    class Broken(TorchBackend):
+        def decode_latent(self, latent: torch.Tensor) -> torch.Tensor:
+            return super().decode_latent(latent) * float("nan")
+
+    engine = PieEngine(Broken(pndm_checkpoint, model_info(pndm_checkpoint)))
+    with pytest.raises(BackendError, match="not finite in fp32"):
+        engine.run(Item(IMAGE, PROMPT, MASK), SHORT)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_cuda_agrees_with_the_reference(precision: str) -> None:
+    from pie_engine.checkpoint import load_checkpoint
+
+    config = replace(SHORT, steps=10)
+    engine = PieEngine.load(checkpoint=GOLDEN / "checkpoint_ddim", backend="torch", device="cuda", dtype=precision)
+    result = engine.run(Item(IMAGE, PROMPT, MASK), config)
+    expected = reference(load_checkpoint(GOLDEN / "checkpoint_ddim"), config, masked=True)
+    error = np.linalg.norm(result.latents[-1] - expected[-1]) / np.linalg.norm(expected[-1])
+    # Unit roundoff times the square root of some 1,000 stored roundings a round; TF32 is off by default.
+    assert error < {"fp32": 1e-4, "fp16": 1.6e-2, "bf16": 1.3e-1}[precision]

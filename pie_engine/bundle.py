@@ -9,6 +9,7 @@ Nothing in a bundle is loaded before its hash matches the manifest.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pie_engine import __version__
-from pie_engine.config import COMPONENTS
+from pie_engine.config import COMPONENTS, PRECISIONS
 from pie_engine.errors import BundleError
 from pie_engine.files import sha256_file
 from pie_engine.model import ModelInfo
@@ -57,6 +58,7 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Complete `manifest` with format, version and the files below `folder`, and write it there."""
     complete = {"format": FORMAT, "pie_engine": __version__, **manifest, "files": describe_files(folder)}
+    complete["manifest_sha256"] = _own_hash(complete)
     (folder / MANIFEST).write_text(json.dumps(complete, indent=2) + "\n")
 
 
@@ -69,6 +71,8 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
     """
     path = Path(path)
     if not path.is_dir():
+        if path.exists():
+            raise BundleError(f"bundle {path} is a file; pass the folder that pie-engine build wrote, or --checkpoint")
         raise BundleError(f"bundle {path} does not exist; build it: pie-engine build --checkpoint DIR --output {path}")
     try:
         manifest = json.loads((path / MANIFEST).read_text())
@@ -85,21 +89,32 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
         raise BundleError(
             f"bundle {path} has format {manifest.get('format')} (pie-engine {__version__} reads {FORMAT}); {rebuild}"
         )
+    # A flipped digit in a scaling factor would give wrong images without a word.
+    if manifest.get("manifest_sha256") != _own_hash(manifest):
+        raise BundleError(f"bundle {path} has a {MANIFEST} that was changed (SHA-256); {rebuild}")
     try:
         info = manifest["model"]
         missing = [name for name in COMPONENTS if name not in manifest["components"]]
         if missing:
             raise KeyError(missing[0])
+        if manifest["precision"] not in PRECISIONS or not isinstance(manifest["sources"], dict):
+            raise ValueError("precision or sources")
         if verify:
             _verify(path, manifest["files"], rebuild)
         model = ModelInfo(**info, hashes=manifest["hashes"], tokenizer=_load_tokenizer(path / "tokenizer"))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
         raise BundleError(f"bundle {path} has an incomplete {MANIFEST} ({error}); {rebuild}") from None
     return Bundle(path, manifest, model)
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != MANIFEST)
+    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST)
+
+
+def _own_hash(manifest: dict[str, Any]) -> str:
+    """SHA-256 of everything that a manifest says, whatever its layout."""
+    facts = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _verify(path: Path, files: dict[str, dict[str, Any]], rebuild: str) -> None:
@@ -115,7 +130,9 @@ def _verify(path: Path, files: dict[str, dict[str, Any]], rebuild: str) -> None:
             raise BundleError(f"{file} has {file.stat().st_size} bytes (manifest: {entry['bytes']}); {rebuild}")
     unknown = {str(file.relative_to(path)) for file in _files(path)} - files.keys()
     if unknown:
-        raise BundleError(f"bundle {path} holds {sorted(unknown)[0]}, which its manifest does not name; {rebuild}")
+        raise BundleError(
+            f"bundle {path} holds {sorted(unknown)[0]}, which its manifest does not name; delete it, or {rebuild}"
+        )
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the interpreter lock
         hashes = pool.map(lambda name: sha256_file(path / name), files)
         for (name, entry), found in zip(files.items(), hashes, strict=True):

@@ -32,7 +32,8 @@ def _number(name: str, value: object, low: float, high: float, remedy: str, *, o
         raise ConfigError(f"{name} {value!r} is not a finite number; {remedy}")
     if value > high or value < low or (open_low and value == low):
         left = "(" if open_low else "["
-        raise ConfigError(f"{name} {value} is outside {left}{low:g}, {high:g}]; {remedy}")
+        limits = f"{low:g}, {high:g}" if isinstance(high, float) else f"{low}, {high}"
+        raise ConfigError(f"{name} {value} is outside {left}{limits}]; {remedy}")
 
 
 def _integer(name: str, value: object, low: int, high: int, remedy: str) -> None:
@@ -82,13 +83,18 @@ class RunConfig:
         _integer("seed", self.seed, 0, 2**63 - 1, "pass --seed 0")
         if self.resolution is not None:
             _integer("resolution", self.resolution, 8, 8192, "pass --resolution 512")
+        for name, text in (("scheduler", self.scheduler), ("negative-prompt", self.negative_prompt)):
+            if text is not None and not isinstance(text, str):
+                raise ConfigError(f"{name} {text!r} is not text; pass a string")
+        if self.scheduler == "":
+            raise ConfigError("scheduler '' is empty; pass --scheduler ddim, or leave it out")
         _one_of("inversion", self.inversion, INVERSIONS)
         _one_of("noise", self.noise, NOISES)
         if self.denoising_steps < 1:
-            least = 1 / self.num_inference_steps
+            least = math.ceil(100 / self.num_inference_steps) / 100  # rounded up: the remedy has to work when copied
             raise ConfigError(
                 f"strength {self.strength:g} of {self.num_inference_steps} steps runs no denoising step "
-                f"(at least {least:g} needed); pass --strength {max(least, 0.02):g} or more --num-inference-steps"
+                f"(at least {least:g} needed); pass --strength {least:g} or more --num-inference-steps"
             )
         if official:
             for name, value, prescribed in (

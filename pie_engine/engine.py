@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -92,6 +93,10 @@ class PieEngine:
             raise ConfigError(f"backend {backend!r} is unknown (one of {', '.join(BACKENDS)})")
         if dtype is not None and dtype not in DTYPES:
             raise ConfigError(f"dtype {dtype!r} is unknown (one of {', '.join(DTYPES)})")
+        if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+            raise ConfigError(f"device {device!r} is unknown (cpu, cuda or cuda:N); pass --device cpu")
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise ConfigError(f"threads {threads!r} is not a whole number of at least 1; pass --threads 1")
         given = checkpoint is not None or unet is not None
         if (engine is None) != given:
             found = "both" if given else "neither"
@@ -146,6 +151,8 @@ class PieEngine:
             _cpu_only(device)
             if precision == "bf16":
                 raise ConfigError("backend onnxruntime has no bf16 on the CPU; pass --dtype fp32 or fp16")
+        elif device is not None and device.startswith("cuda"):
+            _check_gpu(device)  # before a checkpoint of gigabytes is read
         loaded = load_checkpoint(path, unet=unet, lora=lora)
         if backend == "onnxruntime":
             bundle = cached_bundle(loaded, BuildConfig(precision=precision), on_component=on_component)
@@ -203,13 +210,13 @@ class PieEngine:
         official = config.semantics == "official"
         resolution = config.resolution
         assert resolution is not None
-        if not isinstance(item.prompt, str):
-            raise InputError(f"prompt of type {type(item.prompt).__name__} is not text; pass a string")
+        _check_text("prompt", item.prompt)
+        _check_text("item-id", item.item_id)
         image = _read(item.image)
         mask = None
         if item.mask is not None:
             scale = self.backend.model.vae_scale
-            mask = prepare_mask(_read(item.mask), image.size, resolution, official=official, scale=scale)
+            mask = prepare_mask(_read(item.mask, "mask"), image.size, resolution, official=official, scale=scale)
         hashes = {"image_sha256": _hash(item.image), "mask_sha256": None if item.mask is None else _hash(item.mask)}
         return _Prepared(item, fit(image, resolution), mask, hashes)
 
@@ -295,8 +302,17 @@ def _to_uint8(pixels: Any) -> np.ndarray:
     return (pixels / 2 + 0.5).clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def _read(source: str | Path | Image | np.ndarray) -> Image:
-    return open_image(source) if isinstance(source, str | Path) else to_image(source)
+def _read(source: str | Path | Image | np.ndarray, kind: str = "image") -> Image:
+    return open_image(source, kind) if isinstance(source, str | Path) else to_image(source, kind)
+
+
+def _check_text(name: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise InputError(f"{name} of type {type(text).__name__} is not text; pass a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of another encoding on the command line
+        raise InputError(f"{name} {text!a} is not UTF-8; pass it in that encoding") from None
 
 
 def _hash(source: str | Path | Image | np.ndarray) -> str:
@@ -304,6 +320,15 @@ def _hash(source: str | Path | Image | np.ndarray) -> str:
         return hashlib.sha256(Path(source).read_bytes()).hexdigest()
     array = np.asarray(source)
     return hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + array.tobytes()).hexdigest()
+
+
+def _check_gpu(device: str) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r} needs an NVIDIA GPU and this machine shows none; pass --device cpu")
+    if int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {device!r} is not one of {torch.cuda.device_count()} GPUs; pass --device cuda:0")
 
 
 def _cpu_only(device: str | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -44,6 +45,8 @@ def writing(path: Path) -> Iterator[None]:
             reason, remedy = "permission denied", "choose a folder that you may write to"
         elif isinstance(error, FileExistsError | NotADirectoryError):
             reason, remedy = "a file of that name is in the way", "choose another folder"
+        elif error.errno == errno.ENAMETOOLONG:
+            reason, remedy = "its name is too long", "choose a shorter one"
         else:
             reason, remedy = error.strerror or str(error), "choose another folder"
         raise OutputError(f"{path} cannot be written ({reason}); {remedy}") from error
@@ -55,17 +58,44 @@ def check_folder(path: Path, *, replaceable: str) -> None:
     Raises:
         OutputError: `path` is a file, holds something else than an earlier result, or cannot be written.
     """
-    path = path.absolute()
-    if path.exists() and not path.is_dir():
-        raise OutputError(f"{path} cannot be written (a file of that name is in the way); choose another folder")
-    if path.is_dir() and any(path.iterdir()) and not (path / replaceable).is_file():
-        raise OutputError(f"{path} is not empty and holds no {replaceable} of an earlier result; choose another folder")
-    parent = next(folder for folder in path.parents if folder.exists())
     with writing(path):
+        path = _resolve(path)
+        if path.is_dir():
+            _check_replaceable(path, replaceable)
+        elif path.exists():
+            raise FileExistsError
+        parent = next(folder for folder in path.parents if folder.exists())
         if not parent.is_dir():
             raise NotADirectoryError
         if not os.access(parent, os.W_OK | os.X_OK):
             raise PermissionError
+
+
+def _resolve(path: Path) -> Path:
+    # Through links, so that a result lands on the disk that a link points to.
+    try:
+        return path.resolve()
+    except (ValueError, RuntimeError) as error:  # a null byte; links in a circle
+        raise OutputError(f"{str(path)!r} is not a folder's name ({error}); choose another folder") from None
+
+
+def _check_replaceable(path: Path, marker: str) -> None:
+    """Replacing deletes, so an earlier result goes only if it holds nothing but the files that its marker lists."""
+    if path == Path.cwd() or path in Path.cwd().parents:
+        raise OutputError(f"{path} is the current folder or one above it; name a folder below it")
+    held = {str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir() or file.is_symlink()}
+    if not held and not any(path.iterdir()):
+        return
+    if marker not in held:
+        raise OutputError(f"{path} is not empty and holds no {marker} of an earlier result; choose another folder")
+    try:
+        own = {marker, *json.loads((path / marker).read_text())["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        own = {marker}
+    if held - own:
+        raise OutputError(
+            f"{path} holds {min(held - own)}, which is not of the earlier result; move it, or choose another folder"
+        )
 
 
 @contextlib.contextmanager
@@ -73,36 +103,46 @@ def new_folder(path: Path, *, replaceable: str) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its place on success and vanishes on failure.
 
     Args:
-        replaceable: name of a file that marks an earlier result of the same kind: a folder that holds it (or
-            is empty) is replaced, any other is left alone.
+        replaceable: name of the JSON file that marks an earlier result of the same kind and lists its files under
+            "files": a folder that holds those alone (or is empty) is replaced, any other is left alone.
 
     Raises:
         OutputError: `path` holds something else, or cannot be written.
     """
-    path = path.absolute()
     check_folder(path, replaceable=replaceable)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
-        partial.chmod(0o777 & ~_umask())
+    path = _resolve(path)
+    missing = [folder for folder in path.parents if not folder.exists()]
+    partial: Path | None = None
     try:
         with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=f".{path.name[:64]}.partial-", dir=path.parent))
+            partial.chmod(0o777 & ~_umask())
             yield partial
-            if path.is_dir():
-                # rename(2) does not replace a non-empty folder; the old one steps aside first.
-                aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old-", dir=path.parent))
-                path.rename(aside / path.name)
-                try:
-                    partial.rename(path)
-                except OSError:
-                    (aside / path.name).rename(path)
-                    raise
-                finally:
-                    shutil.rmtree(aside, ignore_errors=True)
-            else:
-                partial.rename(path)
+            _replace(path, partial)
+    except BaseException:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+        for folder in missing:  # the deepest first
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _replace(path: Path, partial: Path) -> None:
+    """Give `partial` the name `path`. An interrupt at any point leaves the old folder or the new one there."""
+    if not path.is_dir():
+        partial.rename(path)
+        return
+    # rename(2) does not replace a non-empty folder; the old one steps aside first.
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name[:64]}.old-", dir=path.parent))
+    try:
+        path.rename(aside / "old")
+        partial.rename(path)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not path.exists():
+            (aside / "old").rename(path)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -128,7 +128,7 @@ def prepare(backend: Backend, batch: Batch, config: RunConfig) -> Plan:
         name=config.scheduler or default,
         num_inference_steps=config.num_inference_steps,
         denoising_steps=config.denoising_steps,
-        masked=mask is not None,
+        corrector=mask is None or config.semantics == "official",
     )
     prompts = [config.negative_prompt] * count + batch.prompts if config.guided else batch.prompts
     unet = backend.bind_unet(len(prompts), height, width)

@@ -60,8 +60,6 @@ def progress_official(
             z0_background = posterior_sample(original)  # draw 5
             eps_background = draw(z.shape)  # draw 6, noise C: the background's, for all timesteps
             scheduler = make_scheduler(checkpoint.scheduler_config, config.scheduler)
-            if m is not None:
-                disable_corrector(scheduler, config.num_inference_steps)
             timesteps = prepare_scheduler(scheduler, config.num_inference_steps, config.denoising_steps)
             x = scheduler.add_noise(z, eps, timesteps[:1])
             x = denoise(checkpoint, scheduler, timesteps, x, context, m, z0_background, eps_background, config)

@@ -128,21 +128,21 @@ def build_schedule(
     name: str | None,
     num_inference_steps: int,
     denoising_steps: int,
-    masked: bool,
+    corrector: bool = True,
 ) -> Schedule:
     """The table for one round.
 
     Args:
         config: the checkpoint's scheduler_config.json.
         name: another sampler by its command-line name or diffusers class; None keeps the checkpoint's own.
-        masked: the mask blend replaces part of the sample between steps. UniPC's corrector would read the
-            blended sample with weight 0.14 instead of 1, so it is off when masked.
+        corrector: whether UniPC's corrector runs. It reads the sample that the mask blend has changed, with weight
+            0.14 instead of 1, so the engine's own semantics leave it out when masked.
 
     Raises:
         ConfigError: the scheduler is unknown, stochastic, clips, or is not linear.
     """
     scheduler = make_scheduler(config, name)
-    if masked:
+    if not corrector:
         disable_corrector(scheduler, num_inference_steps)
     timesteps = prepare_scheduler(scheduler, num_inference_steps, denoising_steps)
     signal, noise = _noise_factors(scheduler, timesteps)

@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 from conftest import GOLDEN
+from pie_engine.export import graph
 
 import pie_engine.build as build_module
 from pie_engine import Item, PieEngine, RunConfig
@@ -20,7 +21,6 @@ from pie_engine.bundle import MANIFEST, Bundle, open_bundle
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import COMPONENTS, BuildConfig
 from pie_engine.errors import BuildError
-from pie_engine.export import graph
 
 RUN = RunConfig(steps=2, num_inference_steps=8, resolution=128)
 ITEM = Item(GOLDEN / "image.png", "the heart lung", GOLDEN / "mask.png")

@@ -132,7 +132,12 @@ def test_batch_equals_one_at_a_time(engine_name: str, request: pytest.FixtureReq
 
 def test_noise_depends_on_seed_item_and_round_alone() -> None:
     shape = (4, 16, 16)
-    draws = [item_noise(shape, 0, "a"), item_noise(shape, 1, "a"), item_noise(shape, 0, "b"), item_noise(shape, 0, "a", 0)]
+    draws = [
+        item_noise(shape, 0, "a"),
+        item_noise(shape, 1, "a"),
+        item_noise(shape, 0, "b"),
+        item_noise(shape, 0, "a", 0),
+    ]
     assert torch.equal(draws[0], item_noise(shape, 0, "a"))
     for i, one in enumerate(draws):
         assert abs(one.mean().item()) < 0.2

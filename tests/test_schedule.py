@@ -31,7 +31,7 @@ SD_V1 = {
 # (T, k, prediction type); one slice is enough for the other parametrisation.
 SLICES = [(T, k, "epsilon") for T, k in ((50, 25), (50, 50), (50, 15), (50, 1), (20, 19), (7, 3))]
 SLICES.append((50, 25, "v_prediction"))
-# Not in the command line's list, but deterministic, and so it works: a second-order, a multistep and an exponential one.
+# Not in the command line's list, but deterministic, and so they work: a second-order and two multistep samplers.
 OTHERS = ["HeunDiscreteScheduler", "LMSDiscreteScheduler", "DEISMultistepScheduler"]
 
 
@@ -55,14 +55,16 @@ def random(seed: int) -> torch.Tensor:
     return torch.randn(2, 4, 5, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("masked", "corrector"), [(False, True), (True, False), (True, True)])
 @pytest.mark.parametrize(("total", "kept", "prediction"), SLICES)
 @pytest.mark.parametrize("name", [*SCHEDULERS, *OTHERS])
-def test_table_is_the_scheduler(name: str, total: int, kept: int, prediction: str, masked: bool) -> None:
+def test_table_is_the_scheduler(
+    name: str, total: int, kept: int, prediction: str, masked: bool, corrector: bool
+) -> None:
     config = SD_V1 | {"prediction_type": prediction}
-    schedule = build_schedule(config, name=name, num_inference_steps=total, denoising_steps=kept, masked=masked)
+    schedule = build_schedule(config, name=name, num_inference_steps=total, denoising_steps=kept, corrector=corrector)
     scheduler = make_scheduler(config, name)
-    if masked:
+    if not corrector:
         disable_corrector(scheduler, total)
     timesteps = prepare_scheduler(scheduler, total, kept)
     z0, eps = random(1), random(2)
@@ -85,7 +87,7 @@ def test_table_is_the_scheduler(name: str, total: int, kept: int, prediction: st
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_background_factors_are_add_noise(name: str) -> None:
-    schedule = build_schedule(SD_V1, name=name, num_inference_steps=50, denoising_steps=25, masked=True)
+    schedule = build_schedule(SD_V1, name=name, num_inference_steps=50, denoising_steps=25, corrector=False)
     scheduler = make_scheduler(SD_V1, name)
     scheduler.set_timesteps(50)  # no begin index: add_noise looks its timesteps up
     timesteps = scheduler.timesteps[-schedule.steps :]
@@ -97,7 +99,7 @@ def test_background_factors_are_add_noise(name: str) -> None:
 
 def test_kept_latents_are_as_few_as_the_sampler_allows() -> None:
     kept = {
-        name: build_schedule(SD_V1, name=name, num_inference_steps=50, denoising_steps=25, masked=True).history
+        name: build_schedule(SD_V1, name=name, num_inference_steps=50, denoising_steps=25, corrector=False).history
         for name in SCHEDULERS
     }
     assert kept == {"ddim": 0, "pndm": 3, "euler": 0, "dpm++": 1, "unipc": 1}
@@ -105,7 +107,7 @@ def test_kept_latents_are_as_few_as_the_sampler_allows() -> None:
 
 def test_published_slice_of_pndm() -> None:
     """26 evaluations for T = 50, gamma = 0.5; the second one starts again from the sample of the first."""
-    schedule = build_schedule(SD_V1, name=None, num_inference_steps=50, denoising_steps=25, masked=False)
+    schedule = build_schedule(SD_V1, name=None, num_inference_steps=50, denoising_steps=25)
     assert schedule.steps == 26
     assert schedule.timesteps[:3].tolist() == [501, 481, 461]
     assert schedule.a[1] == 0.0
@@ -127,7 +129,7 @@ def test_ddim_inverse_is_the_scheduler() -> None:
 def test_inversion_undoes_denoising_of_a_constant_model() -> None:
     """With a noise prediction that does not depend on the sample, DDIM run up and down comes back."""
     up = build_inversion(SD_V1, 481, 50, 25)
-    down = build_schedule(SD_V1, name="ddim", num_inference_steps=50, denoising_steps=25, masked=False)
+    down = build_schedule(SD_V1, name="ddim", num_inference_steps=50, denoising_steps=25)
     z, e = random(1), random(2)
     rising = Trajectory(up, z)
     for i in range(up.steps):
@@ -152,7 +154,7 @@ def test_inversion_undoes_denoising_of_a_constant_model() -> None:
 )
 def test_refused_by_name(name: str, change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as refusal:
-        build_schedule(SD_V1 | change, name=name, num_inference_steps=50, denoising_steps=25, masked=False)
+        build_schedule(SD_V1 | change, name=name, num_inference_steps=50, denoising_steps=25)
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -161,6 +163,6 @@ def test_probing_leaves_the_random_stream_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    build_schedule(SD_V1, name="ddim", num_inference_steps=10, denoising_steps=5, masked=False)
+    build_schedule(SD_V1, name="ddim", num_inference_steps=10, denoising_steps=5)
     assert torch.equal(torch.rand(1), expected)
     assert np.isfinite(expected.item())

@@ -6,13 +6,19 @@ Nothing heavy is imported here: `pie-engine --help` answers in well under a seco
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import logging
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 from pie_engine import __version__
 from pie_engine.cli import build, demo, run
-from pie_engine.errors import PieError
+from pie_engine.errors import ConfigError, PieError
 
 # The published script's spellings. Underscores are accepted in every option.
 _ALIASES = {
@@ -32,33 +38,87 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        0, or 2 for anything the user can mend, 130 after an interrupt, 1 for a bug.
+        0, or 2 for anything the user can mend, 130 after an interrupt (143 after SIGTERM), 1 for a bug.
     """
-    arguments = _parser().parse_args(_canonical(sys.argv[1:] if argv is None else argv))
+    words = _canonical(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
     logging.basicConfig(level=logging.WARNING, format="pie-engine: %(message)s", stream=sys.stderr, force=True)
-    if not arguments.debug:
+    logging.getLogger().handlers[0].addFilter(_once())
+    if not debug:
         _silence_libraries()
     try:
-        return arguments.main(arguments)
-    except PieError as error:
-        if arguments.debug:
-            raise
-        return _fail(str(error), 2)
-    except KeyboardInterrupt:
-        return _fail("interrupted; nothing was written", 130)
+        with _interruptible():
+            arguments = _parser().parse_args(words)
+            code = arguments.main(arguments)
+            sys.stdout.flush()
+        return code
     except BrokenPipeError:
-        return 0  # the reader of our output went away, which is its right
-    except MemoryError:
-        return _fail("out of memory; lower --resolution or close other programs", 2)
+        # The reader of our output went away, which is its right; Python would complain when it flushes at exit.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt as interrupt:
+        return _fail("interrupted; nothing was written", 128 + (interrupt.args or (signal.SIGINT,))[0])
     except Exception as error:
-        if arguments.debug:
+        if debug:
             raise
-        first = (str(error).splitlines() or [""])[0]
-        return _fail(f"internal error ({type(error).__name__}: {first}); run again with --debug and report it", 1)
+        return _fail(*_explain(error))
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """One line and an exit code: 2 for what the user can mend, 1 for a bug."""
+    first = (str(error).splitlines() or [""])[0]
+    if isinstance(error, PieError):
+        return str(error), 2
+    # PyTorch's own out-of-memory errors are RuntimeErrors, told apart by name (GPU) or text (CPU).
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in first:
+        return "out of memory; lower --resolution or close other programs", 2
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({error.filename or first}); free some space, or set TMPDIR to another disk", 2
+    return f"internal error ({type(error).__name__}: {first}); run again with --debug and report it", 1
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM (kill, a batch system's time limit) clean up as Ctrl-C does, and let neither get lost.
+
+    A library that is interrupted while it is imported may raise something else instead.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt(number)
+
+    replaced = {}
+    if threading.current_thread() is threading.main_thread():
+        for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+            if signal.getsignal(number) == default:
+                replaced[number] = signal.signal(number, stop)
+    try:
+        yield
+    except Exception:
+        if received:
+            raise KeyboardInterrupt(received[0]) from None
+        raise
+    finally:
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line, as every other error, instead of after twenty lines of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        message = message.removeprefix("argument ")
+        option, _, problem = message.partition(": ")
+        if problem == "expected one argument":
+            message += f" (one that begins with a hyphen is written {option}=VALUE)"
+        raise ConfigError(f"{message}; see {self.prog} --help")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="pie-engine",
         description="Simulated disease progression in one patient's image (PIE, arXiv 2309.11745). Research use only.",
         allow_abbrev=False,
@@ -73,7 +133,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _canonical(argv: Sequence[str]) -> list[str]:
-    """Spell every option the engine's way: hyphens for underscores, then the aliases."""
+    """Spell every option the engine's way: hyphens for underscores, then the aliases.
+
+    A negative number is tied to its option by "=": argparse takes -1e-3 and -inf for options of their own.
+    """
     words: list[str] = []
     for index, word in enumerate(argv):
         if word == "--":
@@ -82,8 +145,30 @@ def _canonical(argv: Sequence[str]) -> list[str]:
             option, equals, value = word.partition("=")
             option = option.replace("_", "-")
             word = _ALIASES.get(option, option) + equals + value
+        elif words and words[-1].startswith("--") and "=" not in words[-1] and _is_negative_number(word):
+            words[-1] += f"={word}"
+            continue
         words.append(word)
     return words
+
+
+def _once() -> Callable[[logging.LogRecord], bool]:
+    """A log filter that drops repetitions: an image is read twice, before a model is loaded and by the engine."""
+    said: set[str] = set()
+
+    def fresh(record: logging.LogRecord) -> bool:
+        line = record.getMessage()
+        return not (line in said or said.add(line))
+
+    return fresh
+
+
+def _is_negative_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return word.startswith("-")
 
 
 def _silence_libraries() -> None:
@@ -95,7 +180,9 @@ def _silence_libraries() -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    sys.stderr.write(f"pie-engine: error: {message}\n")
+    # Names and manifests may hold line breaks and terminal codes; the message stays one plain line.
+    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
+    sys.stderr.write(f"pie-engine: error: {line}\n")
     return code
 
 

@@ -112,9 +112,9 @@ def main(arguments: argparse.Namespace) -> int:
     # Everything that can be refused cheaply is refused before a model is loaded.
     config = config_from(arguments)
     check_folder(arguments.output, replaceable="provenance.json")
-    for path in (arguments.image, arguments.mask):
-        if path is not None:
-            open_image(path)
+    open_image(arguments.image)
+    if arguments.mask is not None:
+        open_image(arguments.mask, "mask")
     loras = [LoraSpec.parse(text) for text in arguments.lora]
 
     from pie_engine.engine import Item, PieEngine

@@ -59,9 +59,9 @@ def prepare_mask(mask: Image, image_size: tuple[int, int], resolution: int, *, o
     # Engine masks are binary, official ones soft: any grey counts there.
     if not (np.asarray(fitted).any() if official else pixels.any()):
         raise InputError(
-            f"mask is black at {resolution} x {resolution} (0 of {pixels.size} pixels may change, "
-            f"{'grey above 0' if official else 'grey of at least 128'} needed); "
-            "paint the region that may change white, or leave the mask out"
+            f"mask is black at {resolution} x {resolution} (brightest grey {np.asarray(fitted).max()}, "
+            f"{'above 0' if official else 'at least 128'} needed); "
+            "paint the region that may change white (255), or leave the mask out"
         )
     return Mask(pixels, latent, feather(pixels))
 

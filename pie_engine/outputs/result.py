@@ -73,7 +73,10 @@ class Result:
                     {name: np.ascontiguousarray(array) for name, array in arrays.items()},
                     folder / "latents.safetensors",
                 )
-            (folder / PROVENANCE).write_text(json.dumps(self.provenance, indent=2) + "\n")
+            # The list of files is also what lets a later run into the same folder replace this result and nothing else.
+            files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+            provenance = {**self.provenance, "files": files}
+            (folder / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
         return {
             "output": str(output),
             "frames": [str(output / "frames" / path.name) for path in frames],

@@ -1,0 +1,113 @@
+"""What is written: complete, marked as synthetic, and atomic."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+from PIL import Image
+from safetensors.numpy import load_file
+
+from pie_engine import Item, PieEngine, Result, RunConfig
+from pie_engine.errors import OutputError
+from pie_engine.metrics import measure_change
+from pie_engine.outputs.frames import contact_sheet
+
+
+@pytest.fixture(scope="module")
+def result() -> Result:
+    engine = PieEngine.load(checkpoint=GOLDEN / "checkpoint_ddim", backend="torch", device="cpu")
+    config = RunConfig(steps=2, num_inference_steps=4, resolution=128)
+    return engine.run(Item(GOLDEN / "image.png", "the heart lung", GOLDEN / "mask.png", "patient 7"), config)
+
+
+def test_everything_is_written_and_marked(result: Result, tmp_path: Path) -> None:
+    paths = result.save(tmp_path / "run", save_latents=True)
+    written = sorted(str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file())
+    assert written == [
+        "frames/000.png",
+        "frames/001.png",
+        "frames/002.png",
+        "latents.safetensors",
+        "progression.gif",
+        "provenance.json",
+        "sheet.png",
+    ]
+    assert [Path(p).name for p in paths["frames"]] == ["000.png", "001.png", "002.png"]
+    for index in range(3):
+        with Image.open(tmp_path / f"run/frames/{index:03d}.png") as frame:
+            assert frame.text["Synthetic"] == ("true" if index else "false")
+            assert "not for diagnosis" in frame.text["Description"]
+            assert np.array_equal(np.asarray(frame), result.frames[index])
+    with Image.open(tmp_path / "run/progression.gif") as gif:
+        assert gif.n_frames == 3
+        assert b"Simulated" in gif.info["comment"]
+    latents = load_file(tmp_path / "run/latents.safetensors")
+    assert np.array_equal(latents["latents"], result.latents)
+    assert latents["original_latent"].shape == (4, 16, 16)
+
+
+def test_provenance_lets_the_run_be_repeated(result: Result, tmp_path: Path) -> None:
+    paths = result.save(tmp_path / "run")
+    provenance = json.loads(Path(paths["provenance"]).read_text())
+    assert provenance["synthetic"] is True
+    assert provenance["item_id"] == "patient 7"
+    assert provenance["simulated"]["prompt"] == "the heart lung"
+    assert RunConfig(**provenance["settings"]) == result.config
+    assert len(provenance["input"]["image_sha256"]) == 64
+    assert provenance["schedule"]["unet_evaluations"] == 4
+    assert set(provenance["model"]["hashes"]) == {"unet", "vae", "text_encoder", "tokenizer"}
+    assert len(provenance["seconds"]["rounds"]) == 2
+    assert provenance["backend"] == {"name": "torch", "precision": "fp32", "device": "cpu", "batch": 1}
+    assert provenance["versions"]["torch"]
+
+
+def test_saving_again_replaces_and_foreign_folders_stay(result: Result, tmp_path: Path) -> None:
+    result.save(tmp_path / "run", save_latents=True)
+    result.save(tmp_path / "run")
+    assert not (tmp_path / "run/latents.safetensors").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("keep")
+    with pytest.raises(OutputError, match=r"is not empty and holds no provenance\.json"):
+        result.save(tmp_path / "mine")
+    assert (tmp_path / "mine/notes.txt").read_text() == "keep"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "run"]
+
+
+def test_a_failure_half_way_leaves_nothing(result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pie_engine.outputs.result.save_gif", full)
+    with pytest.raises(OutputError, match="the disk is full"):
+        result.save(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_contact_sheet_shows_every_frame() -> None:
+    frames = np.stack([np.full((64, 64, 3), 20 * i, np.uint8) for i in range(1, 9)])
+    sheet = np.asarray(contact_sheet(frames, [str(i) for i in range(8)], columns=3))
+    for i in range(1, 9):
+        assert (sheet == 20 * i).all(axis=2).sum() > 0.9 * (64 * 3) ** 2
+
+
+def test_change_by_hand() -> None:
+    """Two rounds on a 2 x 2 latent whose left column may change: 3 then 4 inside, 1 then 1 outside."""
+    latents = np.zeros((2, 4, 2, 2), np.float32)
+    latents[0, ..., 0], latents[1, ..., 0], latents[:, ..., 1] = 3, 7, 1
+    latent_mask = np.array([[[1.0, 0.0], [1.0, 0.0]]], np.float32)
+    pixels = np.zeros((2, 2), bool)
+    pixels[:, 0] = True
+    frames = np.zeros((3, 2, 2, 3), np.uint8)
+    decoded = np.full((2, 2, 2, 3), 10, np.uint8)
+    change = measure_change(
+        latents, np.zeros((4, 2, 2), np.float32), decoded, np.full((2, 2, 3), 4, np.uint8), frames, latent_mask, pixels
+    )
+    assert change.increment_inside == [3.0, 4.0]
+    assert change.displacement_inside == [3.0, 7.0]
+    assert change.displacement_outside == [1.0, 1.0]
+    assert change.decoded_outside == [6.0, 6.0]
+    assert change.frame_outside == [0.0, 0.0]

@@ -158,7 +158,9 @@ def _once() -> Callable[[logging.LogRecord], bool]:
 
     def fresh(record: logging.LogRecord) -> bool:
         line = record.getMessage()
-        return not (line in said or said.add(line))
+        new = line not in said
+        said.add(line)
+        return new
 
     return fresh
 

@@ -53,11 +53,14 @@ class Result:
             captions: a label per frame for the contact sheet instead of its number.
 
         Returns:
-            Paths by name: "output", "frames" (a list), "gif", "sheet", "provenance" and, if asked for, "latents".
+            Paths by name: "output", "frames" (a list), "gif", "sheet", "provenance", with a mask "mask" (the region of
+            interest as it was used) and, if asked for, "latents".
 
         Raises:
             OutputError: the folder cannot be written.
         """
+        from PIL import Image
+
         output = Path(output)
         labels = captions or ["input", *(f"round {n}" for n in range(1, len(self.frames)))]
         with new_folder(output, replaceable=PROVENANCE) as folder:
@@ -65,6 +68,8 @@ class Result:
             save_gif(self.frames, folder / "progression.gif")
             sheet = contact_sheet(self.frames, labels, self.mask)
             sheet.save(folder / "sheet.png", pnginfo=png_metadata(simulated=True))
+            if self.mask is not None:
+                Image.fromarray(self.mask.astype(np.uint8) * 255).save(folder / "mask.png")
             if save_latents:
                 from safetensors.numpy import save_file
 
@@ -82,6 +87,7 @@ class Result:
             "frames": [str(output / "frames" / path.name) for path in frames],
             "gif": str(output / "progression.gif"),
             "sheet": str(output / "sheet.png"),
+            **({} if self.mask is None else {"mask": str(output / "mask.png")}),
             "provenance": str(output / PROVENANCE),
             **({"latents": str(output / "latents.safetensors")} if save_latents else {}),
         }

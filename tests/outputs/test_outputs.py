@@ -32,6 +32,7 @@ def test_everything_is_written_and_marked(result: Result, tmp_path: Path) -> Non
         "frames/001.png",
         "frames/002.png",
         "latents.safetensors",
+        "mask.png",
         "progression.gif",
         "provenance.json",
         "sheet.png",

@@ -1,0 +1,81 @@
+"""Write a full-size Stable Diffusion v1.4-shaped checkpoint with random weights: 859.5 M parameters in the U-Net.
+
+    python benchmarks/random_checkpoint.py DIR
+
+Random weights cost the same to export and run as trained ones; what they draw means nothing. The tokenizer is the demo's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from pie_engine.demo.assets import CHECKPOINT
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.manual_seed(arguments.seed)
+    write(arguments.output)
+
+
+def write(folder: Path) -> None:
+    """Each part is made, written as fp16 and freed before the next."""
+    folder.mkdir(parents=True, exist_ok=True)
+    unet = UNet2DConditionModel(
+        sample_size=64,
+        block_out_channels=(320, 640, 1280, 1280),
+        layers_per_block=2,
+        cross_attention_dim=768,
+        attention_head_dim=8,
+    )
+    print(f"U-Net: {sum(p.numel() for p in unet.parameters()) / 1e6:.1f} M parameters")
+    unet.half().save_pretrained(folder / "unet")
+    del unet
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        sample_size=512,
+        scaling_factor=0.18215,
+    )
+    vae.half().save_pretrained(folder / "vae")
+    del vae
+    text = CLIPTextConfig(
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        vocab_size=49408,
+        hidden_act="quick_gelu",
+    )
+    CLIPTextModel(text).half().save_pretrained(folder / "text_encoder")
+    shutil.copytree(CHECKPOINT / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+    PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+    ).save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

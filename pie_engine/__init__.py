@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pie_engine.config import BuildConfig, RunConfig
-    from pie_engine.engine import Item, PieEngine, Result
+    from pie_engine.engine import PieEngine
     from pie_engine.errors import PieError
+    from pie_engine.items import Item
+    from pie_engine.outputs import Result
 
 __version__ = "0.1.0"
 __all__ = ["BuildConfig", "Item", "PieEngine", "PieError", "Result", "RunConfig", "__version__"]
@@ -24,9 +26,9 @@ __all__ = ["BuildConfig", "Item", "PieEngine", "PieError", "Result", "RunConfig"
 _HOME = {
     "BuildConfig": "config",
     "RunConfig": "config",
-    "Item": "engine",
+    "Item": "items",
     "PieEngine": "engine",
-    "Result": "engine",
+    "Result": "outputs",
     "PieError": "errors",
 }
 

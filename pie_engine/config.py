@@ -83,11 +83,10 @@ class RunConfig:
         _integer("seed", self.seed, 0, 2**63 - 1, "pass --seed 0")
         if self.resolution is not None:
             _integer("resolution", self.resolution, 8, 8192, "pass --resolution 512")
-        for name, text in (("scheduler", self.scheduler), ("negative-prompt", self.negative_prompt)):
-            if text is not None and not isinstance(text, str):
-                raise ConfigError(f"{name} {text!r} is not text; pass a string")
-        if self.scheduler == "":
-            raise ConfigError("scheduler '' is empty; pass --scheduler ddim, or leave it out")
+        if not isinstance(self.negative_prompt, str):
+            raise ConfigError(f"negative-prompt {self.negative_prompt!r} is not text; pass a string")
+        if self.scheduler is not None and (not isinstance(self.scheduler, str) or not self.scheduler):
+            raise ConfigError(f"scheduler {self.scheduler!r} is no name; pass --scheduler ddim, or leave it out")
         _one_of("inversion", self.inversion, INVERSIONS)
         _one_of("noise", self.noise, NOISES)
         if self.denoising_steps < 1:

@@ -2,57 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pie_engine.config import DTYPES, BuildConfig, RunConfig, check_resolution
-from pie_engine.errors import ConfigError, InputError
-from pie_engine.imaging import Mask, fit, open_image, prepare_mask, to_image
+from pie_engine.config import RunConfig, check_resolution
+from pie_engine.items import Item, PreparedItem, check_text, composite, prepare_item
+from pie_engine.loading import Source, open_backend
 from pie_engine.metrics import measure_change
 from pie_engine.outputs import Result
 from pie_engine.outputs.provenance import describe_run
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from pie_engine.backends import Backend
     from pie_engine.checkpoint import LoraSpec
 
 # Called with (evaluations done, evaluations in all) after each U-Net evaluation.
 OnProgress = Callable[[int, int], None]
-BACKENDS = ("auto", "torch", "onnxruntime")
-
-
-@dataclass(frozen=True)
-class Item:
-    """One patient's image and what to simulate in it.
-
-    Attributes:
-        image: path, PIL image, or array [H, W] or [H, W, 3] of uint8 or uint16.
-        prompt: the clinical report or finding that the progression moves towards.
-        mask: region of interest, white = may change; the same forms as the image, of the same aspect ratio.
-        item_id: names the item in its noise's seed, so that a result does not depend on its place in a batch.
-    """
-
-    image: str | Path | Image | np.ndarray
-    prompt: str
-    mask: str | Path | Image | np.ndarray | None = None
-    item_id: str = "0"
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    item: Item
-    image: Image
-    mask: Mask | None
-    hashes: dict[str, str | None]
 
 
 class PieEngine:
@@ -89,80 +59,15 @@ class PieEngine:
         Raises:
             ConfigError: contradicting arguments. CheckpointError, BundleError, BackendError: see each.
         """
-        if backend not in BACKENDS:
-            raise ConfigError(f"backend {backend!r} is unknown (one of {', '.join(BACKENDS)})")
-        if dtype is not None and dtype not in DTYPES:
-            raise ConfigError(f"dtype {dtype!r} is unknown (one of {', '.join(DTYPES)})")
-        if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-            raise ConfigError(f"device {device!r} is unknown (cpu, cuda or cuda:N); pass --device cpu")
-        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-            raise ConfigError(f"threads {threads!r} is not a whole number of at least 1; pass --threads 1")
-        given = checkpoint is not None or unet is not None
-        if (engine is None) != given:
-            found = "both" if given else "neither"
-            raise ConfigError(
-                f"one of a bundle and a checkpoint is needed ({found} given); pass --engine or --checkpoint"
-            )
-        if engine is not None:
-            if lora:
-                raise ConfigError(
-                    "a LoRA cannot be fused into a bundle; build one with it: pie-engine build --lora FILE"
-                )
-            if backend == "torch":
-                raise ConfigError(
-                    "backend torch runs checkpoints, not bundles; pass --checkpoint, or --backend onnxruntime"
-                )
-            return cls._load_bundle(engine, device, dtype, threads)
-        return cls._load_checkpoint(checkpoint, unet, lora, backend, device, dtype, threads, on_component)
-
-    @classmethod
-    def _load_bundle(cls, path: str | Path, device: str | None, dtype: str | None, threads: int | None) -> PieEngine:
-        from pie_engine.backends.onnx_backend import OnnxBackend
-        from pie_engine.bundle import open_bundle
-
-        _cpu_only(device)
-        bundle = open_bundle(path)
-        if dtype not in (None, bundle.precision):
-            raise ConfigError(
-                f"dtype {dtype} is not this bundle's ({bundle.precision}); "
-                f"build one: pie-engine build --precision {dtype}"
-            )
-        return cls(OnnxBackend(bundle, threads=threads), source={"bundle": str(path), **bundle.manifest["sources"]})
-
-    @classmethod
-    def _load_checkpoint(
-        cls,
-        path: str | Path | None,
-        unet: str | Path | None,
-        lora: Sequence[LoraSpec],
-        backend: str,
-        device: str | None,
-        dtype: str | None,
-        threads: int | None,
-        on_component: Callable[[str], None],
-    ) -> PieEngine:
-        from pie_engine.backends.onnx_backend import OnnxBackend
-        from pie_engine.backends.torch_backend import TorchBackend
-        from pie_engine.build import cached_bundle, model_info
-        from pie_engine.checkpoint import load_checkpoint
-
-        precision = dtype or "fp32"
-        if backend == "onnxruntime":
-            _cpu_only(device)
-            if precision == "bf16":
-                raise ConfigError("backend onnxruntime has no bf16 on the CPU; pass --dtype fp32 or fp16")
-        elif device is not None and device.startswith("cuda"):
-            _check_gpu(device)  # before a checkpoint of gigabytes is read
-        loaded = load_checkpoint(path, unet=unet, lora=lora)
-        if backend == "onnxruntime":
-            bundle = cached_bundle(loaded, BuildConfig(precision=precision), on_component=on_component)
-            return cls(OnnxBackend(bundle, threads=threads), source=loaded.sources)
-        import torch
-
-        if threads is not None:
-            torch.set_num_threads(threads)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(TorchBackend(loaded, model_info(loaded), device=device, precision=precision), source=loaded.sources)
+        opened = open_backend(
+            Source(engine, checkpoint, unet, tuple(lora)),
+            backend=backend,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            on_component=on_component,
+        )
+        return cls(opened.backend, source=opened.provenance)
 
     def run(self, item: Item, config: RunConfig | None = None, *, on_progress: OnProgress | None = None) -> Result:
         """Simulate one progression; see `run_batch`."""
@@ -191,7 +96,8 @@ class PieEngine:
         if config.resolution is None:
             config = replace(config, resolution=self.backend.model.default_resolution)
         check_resolution(config.resolution or 0, self.backend.model.resolution_multiple)
-        prepared = [self._prepare_item(item, config) for item in items]
+        check_text("negative-prompt", config.negative_prompt)
+        prepared = [prepare_item(item, config, self.backend.model.vae_scale) for item in items]
         masked = [i for i, p in enumerate(prepared) if p.mask is not None]
         bare = [i for i, p in enumerate(prepared) if p.mask is None]
         groups = [group for group in (masked, bare) if group]
@@ -206,21 +112,7 @@ class PieEngine:
                 results.update(zip(group, self._run_group([prepared[i] for i in group], config, report), strict=True))
         return [results[i] for i in range(len(items))]
 
-    def _prepare_item(self, item: Item, config: RunConfig) -> _Prepared:
-        official = config.semantics == "official"
-        resolution = config.resolution
-        assert resolution is not None
-        _check_text("prompt", item.prompt)
-        _check_text("item-id", item.item_id)
-        image = _read(item.image)
-        mask = None
-        if item.mask is not None:
-            scale = self.backend.model.vae_scale
-            mask = prepare_mask(_read(item.mask, "mask"), image.size, resolution, official=official, scale=scale)
-        hashes = {"image_sha256": _hash(item.image), "mask_sha256": None if item.mask is None else _hash(item.mask)}
-        return _Prepared(item, fit(image, resolution), mask, hashes)
-
-    def _run_group(self, prepared: list[_Prepared], config: RunConfig, report: OnProgress) -> list[Result]:
+    def _run_group(self, prepared: list[PreparedItem], config: RunConfig, report: OnProgress) -> list[Result]:
         import torch
 
         from pie_engine.progression import Batch, decode, prepare, rounds
@@ -289,48 +181,6 @@ class PieEngine:
         return results
 
 
-def composite(decoded: np.ndarray, original: np.ndarray, mask: Mask | None) -> np.ndarray:
-    """w decoded + (1 - w) input: [N, H, W, 3] uint8, bit for bit the input where w is 0; unchanged without a mask."""
-    if mask is None:
-        return decoded
-    weight = mask.weight[..., None]
-    return np.round(weight * decoded + (1 - weight) * original).astype(np.uint8)
-
-
 def _to_uint8(pixels: Any) -> np.ndarray:
     """[B, 3, H, W] tensor in [-1, 1] -> [B, H, W, 3] uint8, clamped and rounded half to even."""
     return (pixels / 2 + 0.5).clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-
-
-def _read(source: str | Path | Image | np.ndarray, kind: str = "image") -> Image:
-    return open_image(source, kind) if isinstance(source, str | Path) else to_image(source, kind)
-
-
-def _check_text(name: str, text: object) -> None:
-    if not isinstance(text, str):
-        raise InputError(f"{name} of type {type(text).__name__} is not text; pass a string")
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # bytes of another encoding on the command line
-        raise InputError(f"{name} {text!a} is not UTF-8; pass it in that encoding") from None
-
-
-def _hash(source: str | Path | Image | np.ndarray) -> str:
-    if isinstance(source, str | Path):
-        return hashlib.sha256(Path(source).read_bytes()).hexdigest()
-    array = np.asarray(source)
-    return hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + array.tobytes()).hexdigest()
-
-
-def _check_gpu(device: str) -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        raise ConfigError(f"device {device!r} needs an NVIDIA GPU and this machine shows none; pass --device cpu")
-    if int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device {device!r} is not one of {torch.cuda.device_count()} GPUs; pass --device cuda:0")
-
-
-def _cpu_only(device: str | None) -> None:
-    if device not in (None, "cpu"):
-        raise ConfigError(f"device {device!r} is not one that backend onnxruntime runs on (cpu); pass --backend torch")

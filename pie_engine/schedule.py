@@ -12,9 +12,10 @@ uses the table holds no host decision, which is what lets one CUDA graph hold a 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -103,10 +104,8 @@ def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
         settings.setdefault("skip_prk_steps", True)  # Stable Diffusion's PNDM is the multistep part alone
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
+        with _refusing(class_name):
             return cls.from_config({key: value for key, value in settings.items() if key in accepted})
-        except (ValueError, NotImplementedError, ImportError) as error:
-            raise ConfigError(f"scheduler {class_name} refuses this configuration: {_first_line(error)}") from error
 
 
 def prepare_scheduler(scheduler: Any, num_inference_steps: int, denoising_steps: int) -> Any:
@@ -144,9 +143,11 @@ def build_schedule(
     scheduler = make_scheduler(config, name)
     if not corrector:
         disable_corrector(scheduler, num_inference_steps)
-    timesteps = prepare_scheduler(scheduler, num_inference_steps, denoising_steps)
-    signal, noise = _noise_factors(scheduler, timesteps)
-    return _probe(scheduler, timesteps, signal, noise)
+    # Classes of other model families fail somewhere below, each in its own way.
+    with _refusing(type(scheduler).__name__):
+        timesteps = prepare_scheduler(scheduler, num_inference_steps, denoising_steps)
+        signal, noise = _noise_factors(scheduler, timesteps)
+        return _probe(scheduler, timesteps, signal, noise)
 
 
 def disable_corrector(scheduler: Any, num_inference_steps: int) -> None:
@@ -269,5 +270,12 @@ def _realize(response: Array) -> tuple[Array, Array, Array, Array]:
     return c, P, p, q
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+@contextlib.contextmanager
+def _refusing(class_name: str) -> Iterator[None]:
+    try:
+        yield
+    except (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"scheduler {class_name} cannot run this configuration ({reason}); pass --scheduler ddim"
+        ) from error

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import GOLDEN
+from golden import GOLDEN
 from pie_engine.export import graph
 
 import pie_engine.build as build_module

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CASES, GOLDEN, Case, golden_case
+from golden import CASES, GOLDEN, Case, golden_case
 from PIL import Image
 
 from pie_engine import Item, PieEngine

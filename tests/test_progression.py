@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
+from golden import GOLDEN
 
 from pie_engine import Item, PieEngine, RunConfig
 from pie_engine.backends.onnx_backend import OnnxBackend

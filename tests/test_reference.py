@@ -11,7 +11,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
+from golden import GOLDEN
 from PIL import Image
 
 from pie_engine.checkpoint import Checkpoint

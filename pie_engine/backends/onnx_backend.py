@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from pie_engine.bundle import Bundle
 
 _ELEMENT = {"torch.float32": np.float32, "torch.float16": np.float16, "torch.int64": np.int64}
+# Inputs and outputs of each graph, as `pie_engine.export.components` names them.
+_NAMES = {
+    "text_encoder": ("ids", "embeddings"),
+    "vae_encoder": ("pixels", "moments"),
+    "unet": ("sample", "timestep", "context", "prediction"),
+    "vae_decoder": ("latent", "pixels"),
+}
 
 
 class OnnxBackend:
@@ -30,7 +37,7 @@ class OnnxBackend:
     def __init__(self, bundle: Bundle, *, threads: int | None = None):
         import torch
 
-        self._ort = _import_onnxruntime()
+        self._ort = import_onnxruntime()
         self.model = bundle.model
         self.device = torch.device("cpu")
         self.precision = bundle.precision
@@ -103,13 +110,20 @@ class OnnxBackend:
             options.intra_op_num_threads = self._threads
         path = self._bundle.graph(component)
         try:
-            return self._ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            session = self._ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions share no other base
             reason = (str(error).splitlines() or ["unknown reason"])[0]
             raise BackendError(
                 f"onnxruntime {self._ort.__version__} cannot load {path} ({reason}); "
                 "upgrade onnxruntime, or rebuild the bundle"
             ) from None
+        found = tuple(node.name for node in (*session.get_inputs(), *session.get_outputs()))
+        if found != _NAMES[component]:
+            raise BackendError(
+                f"{path} takes and gives {', '.join(found)} ({', '.join(_NAMES[component])} expected); "
+                "rebuild the bundle"
+            )
+        return session
 
     def _output_dtype(self, session: Any) -> torch.dtype:
         import torch
@@ -142,7 +156,8 @@ def _bind(binding: Any, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -
             bind(name, "cpu", 0, _ELEMENT[str(tensor.dtype)], tuple(tensor.shape), tensor.data_ptr())
 
 
-def _import_onnxruntime() -> Any:
+def import_onnxruntime() -> Any:
+    """The module. Raises BackendError with the command that installs it."""
     try:
         import onnxruntime
     except ImportError:

@@ -117,7 +117,7 @@ def main(arguments: argparse.Namespace) -> int:
         open_image(arguments.mask, "mask")
     loras = [LoraSpec.parse(text) for text in arguments.lora]
 
-    from pie_engine.engine import Item, PieEngine
+    from pie_engine import Item, PieEngine
 
     engine = PieEngine.load(
         arguments.engine,

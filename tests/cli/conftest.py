@@ -95,7 +95,7 @@ def refuse(simulate: Pie, pie: Pie, tmp_path: Path) -> Refuse:
         assert line.startswith("pie-engine: error: ")
         assert not outcome.out
         assert build or not earlier
-        assert not any("error" in progress or "Traceback" in progress for progress in earlier)
+        assert not any("error: " in progress or "Traceback" in progress for progress in earlier)
         assert contents(tmp_path) == before
         return line
 

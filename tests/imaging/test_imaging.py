@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from golden import GOLDEN
 from PIL import Image
 
 from pie_engine.errors import InputError

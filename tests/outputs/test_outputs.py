@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from golden import GOLDEN
 from PIL import Image
 from safetensors.numpy import load_file
 

@@ -1,0 +1,96 @@
+"""One patient's image and what to simulate in it: checked, fitted and hashed before anything runs."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pie_engine.config import RunConfig
+from pie_engine.errors import InputError
+from pie_engine.imaging import Mask, fit, open_image, prepare_mask, to_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Item:
+    """One patient's image and what to simulate in it.
+
+    Attributes:
+        image: path, PIL image, or array [H, W] or [H, W, 3] of uint8 or uint16.
+        prompt: the clinical report or finding that the progression moves towards.
+        mask: region of interest, white = may change; the same forms as the image, of the same aspect ratio.
+        item_id: names the item in its noise's seed, so that a result does not depend on its place in a batch.
+    """
+
+    image: str | Path | Image | np.ndarray
+    prompt: str
+    mask: str | Path | Image | np.ndarray | None = None
+    item_id: str = "0"
+
+
+@dataclass(frozen=True)
+class PreparedItem:
+    """An item at the run's resolution: RGB image, mask in all its forms, and the inputs' SHA-256."""
+
+    item: Item
+    image: Image
+    mask: Mask | None
+    hashes: dict[str, str | None]
+
+
+def prepare_item(item: Item, config: RunConfig, scale: int) -> PreparedItem:
+    """Read, check and fit one item.
+
+    Args:
+        config: with its resolution filled in.
+        scale: pixels per latent along one side.
+
+    Raises:
+        InputError: the image, the mask or a text cannot be used.
+    """
+    resolution = config.resolution
+    assert resolution is not None
+    check_text("prompt", item.prompt)
+    check_text("item-id", item.item_id)
+    image = _read(item.image)
+    mask = None
+    if item.mask is not None:
+        official = config.semantics == "official"
+        mask = prepare_mask(_read(item.mask, "mask"), image.size, resolution, official=official, scale=scale)
+    hashes = {"image_sha256": _hash(item.image), "mask_sha256": None if item.mask is None else _hash(item.mask)}
+    return PreparedItem(item, fit(image, resolution), mask, hashes)
+
+
+def composite(decoded: np.ndarray, original: np.ndarray, mask: Mask | None) -> np.ndarray:
+    """w decoded + (1 - w) input: [N, H, W, 3] uint8, bit for bit the input where w is 0; unchanged without a mask."""
+    if mask is None:
+        return decoded
+    weight = mask.weight[..., None]
+    return np.round(weight * decoded + (1 - weight) * original).astype(np.uint8)
+
+
+def _read(source: str | Path | Image | np.ndarray, kind: str = "image") -> Image:
+    return open_image(source, kind) if isinstance(source, str | Path) else to_image(source, kind)
+
+
+def check_text(name: str, text: object) -> None:
+    """Refuse what is not text, or not UTF-8, naming the option. Raises InputError."""
+    if not isinstance(text, str):
+        raise InputError(f"{name} of type {type(text).__name__} is not text; pass a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of another encoding on the command line
+        raise InputError(f"{name} {text!a} is not UTF-8; pass it in that encoding") from None
+
+
+def _hash(source: str | Path | Image | np.ndarray) -> str:
+    if isinstance(source, str | Path):
+        return hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    array = np.asarray(source)
+    return hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + array.tobytes()).hexdigest()

@@ -1,0 +1,168 @@
+"""Options: values out of range, contradictions, the published script's spellings, help without heavy imports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RANGES = [
+    (["--strength", "0"], "strength 0.0 is outside (0, 1]; pass --strength 0.5"),
+    (["--strength", "-0.1"], "strength -0.1 is outside (0, 1]"),
+    (["--strength", "-1e-3"], "strength -0.001 is outside (0, 1]"),  # argparse alone takes it for an option
+    (["--strength=-1e-3"], "strength -0.001 is outside (0, 1]"),
+    (["--strength", "1.5"], "strength 1.5 is outside (0, 1]"),
+    (["--strength", "nan"], "strength nan is not a finite number"),
+    (["--strength", "-inf"], "strength -inf is not a finite number"),
+    (["--strength", "much"], "--strength: invalid float value: 'much'; see pie-engine run --help"),
+    (["--steps", "0"], "steps 0 is outside [1, 10000]; pass --steps 10"),
+    (["--steps", "-3"], "steps -3 is outside [1, 10000]"),
+    (["--steps", "1.5"], "--steps: invalid int value: '1.5'"),
+    (["--num-inference-steps", "0"], "num-inference-steps 0 is outside [1, 1000]"),
+    (["--guidance-scale", "-1"], "guidance-scale -1.0 is outside [0, 100]"),
+    (["--beta1", "2"], "beta1 2.0 is outside [0, 1]"),
+    (["--beta2", "-0.5"], "beta2 -0.5 is outside [0, 1]"),
+    (["--seed", "-1"], "seed -1 is outside [0, 9223372036854775807]"),
+    (["--threads", "0"], "threads 0 is not a whole number of at least 1"),
+    (["--resolution", "0"], "resolution 0 is outside [8, 8192]"),
+    (["--resolution", "-64"], "resolution -64 is outside [8, 8192]"),
+    (["--resolution", "8"], "resolution 8 does not fit this U-Net (multiple of 16 expected); pass --resolution 16"),
+    (["--resolution", "65"], "resolution 65 does not fit this U-Net (multiple of 16 expected); pass --resolution 64"),
+    (["--resolution", "72"], "resolution 72 does not fit this U-Net (multiple of 16 expected); pass --resolution"),
+    (["--resolution", "64.5"], "--resolution: invalid int value"),
+    (["--scheduler", ""], "scheduler '' is no name; pass --scheduler ddim"),
+    (["--scheduler", "magic"], "scheduler 'magic' is unknown (one of ddim, pndm, euler, dpm++, unipc)"),
+    (["--scheduler", "StableDiffusionPipeline"], "scheduler 'StableDiffusionPipeline' is unknown"),
+    # A single ancestral step, the last one, draws nothing; two do.
+    (
+        ["--scheduler", "EulerAncestralDiscreteScheduler", "--num-inference-steps", "4"],
+        "EulerAncestralDiscreteScheduler is stochastic with this configuration; pass --scheduler ddim",
+    ),
+    (["--scheduler", "DDPMScheduler"], "DDPMScheduler is stochastic with this configuration; pass --scheduler ddim"),
+    (["--backend", "tpu"], "backend 'tpu' is unknown (one of auto, torch, onnxruntime)"),
+    (["--dtype", "int8"], "--dtype: invalid choice: 'int8' (choose from 'fp32', 'fp16', 'bf16')"),
+    (["--semantics", "paper"], "--semantics: invalid choice: 'paper'"),
+    (["--device", "tpu"], "device 'tpu' is unknown (cpu, cuda or cuda:N); pass --device cpu"),
+    (["--device", ""], "device '' is unknown"),
+    (["--stren", "0.5"], "unrecognized arguments: --stren 0.5; see pie-engine --help"),
+    (["--strength"], "--strength: expected one argument (one that begins with a hyphen is written --strength=VALUE)"),
+    (["--prompt", "a\udcff"], "prompt 'a\\udcff' is not UTF-8"),
+    (["--negative-prompt", "\udcff"], "negative-prompt '\\udcff' is not UTF-8"),
+    (["--item-id", "\udcff"], "item-id '\\udcff' is not UTF-8"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"), RANGES, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_values_out_of_range(refuse: Any, words: list[str], line: str) -> None:
+    assert line in refuse(*words)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 29, 50, 101, 1000])
+def test_strength_that_runs_no_step_names_one_that_does(refuse: Any, steps: int) -> None:
+    line = refuse("--num-inference-steps", steps, "--strength", "0.0009")
+    assert f"strength 0.0009 of {steps} steps runs no denoising step" in line
+    remedy = float(line.partition("pass --strength ")[2].split()[0])
+    assert int(steps * remedy) >= 1
+    assert 0 < remedy <= 1
+
+
+CONTRADICTIONS = [
+    (["--checkpoint", "DIR", "--engine", "BUNDLE"], "(both given); pass --engine or --checkpoint"),
+    (["--unet", "x"], "(both given)"),
+    (["--semantics", "official", "--inversion", "ddim"], "inversion 'ddim' is not what the published code computes"),
+    (["--semantics", "official", "--noise", "shared"], "noise 'shared' is not what the published code computes"),
+    (["--dtype", "fp16"], "dtype fp16 is not this bundle's (fp32); build one: pie-engine build --precision fp16"),
+    (["--lora", "x"], "a LoRA cannot be fused into a bundle"),
+    (["--backend", "torch"], "backend torch runs checkpoints, not bundles"),
+    (["--device", "cuda"], "device 'cuda' is not one that backend onnxruntime runs on (cpu)"),
+    (["--checkpoint", "DIR", "--backend", "onnxruntime", "--dtype", "bf16"], "has no bf16 on the CPU"),
+]
+
+
+@pytest.mark.parametrize(("words", "line"), CONTRADICTIONS)
+def test_contradictions(refuse: Any, checkpoint: Path, words: list[str], line: str) -> None:
+    assert line in refuse(*(checkpoint if word == "DIR" else word for word in words))
+
+
+def test_nothing_to_run(pie: Any, image: Path) -> None:
+    for words, line in (
+        ((), "the following arguments are required: COMMAND; see pie-engine --help"),
+        (("runn",), "invalid choice: 'runn' (choose from 'build', 'run'"),
+        (("run",), "the following arguments are required: --image, --prompt; see pie-engine run --help"),
+        (("run", "--image", image, "--prompt", "x"), "is needed (neither given); pass --engine or --checkpoint"),
+        (("build",), "nothing to build from; pass --checkpoint DIR"),
+        (("build", "--checkpoint", "x", "--opset", "3"), "opset 3 is outside [18, 23]; pass --opset 20"),
+        (("build", "--checkpoint", "x", "--precision", "int8"), "invalid choice: 'int8'"),
+    ):
+        outcome = pie(*words)
+        assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+        assert line in outcome.err
+
+
+def test_published_spellings_are_the_same_run(
+    simulate: Any, pie: Any, bundle: Any, image: Path, tmp_path: Path
+) -> None:
+    mask = image.with_name("mask.png")
+    assert simulate("--mask", mask, "--guidance-scale", "3", "--strength", "0.5", "--steps", "2").code == 0
+    published = pie(
+        "run", f"--engine={bundle.path}", "--image_path", image, f"--mask_path={mask}", "--prompt", "heart",
+        "--step", 2, "--num_inference_steps", 2, "--resolution=32", "--guidance_scale", 3, "--strength=0.5",
+        f"--output_dir={tmp_path / 'published'}", "--quiet",
+    )  # fmt: skip
+    assert published.code == 0, published.err
+    ours, theirs = (json.loads((tmp_path / name / "provenance.json").read_text()) for name in ("result", "published"))
+    assert ours["settings"] == theirs["settings"]
+    for name in ("001.png", "002.png"):
+        frames = [(tmp_path / result / "frames" / name).read_bytes() for result in ("result", "published")]
+        assert frames[0] == frames[1]
+
+
+def test_long_prompt_runs_and_says_what_was_cut(simulate: Any, tmp_path: Path) -> None:
+    outcome = simulate("--prompt", "heart " * 75 + "lung")
+    assert outcome.code == 0
+    assert outcome.err.startswith("pie-engine: prompt is longer than 77 tokens and was cut; not read: '")
+    assert outcome.err.endswith("lung'; shorten it\n")
+    assert outcome.err.count("\n") == 1
+    simulated = json.loads((tmp_path / "result" / "provenance.json").read_text())["simulated"]
+    assert simulated["prompt_cut_off"].endswith("lung")
+
+
+def test_odd_characters(simulate: Any, tmp_path: Path) -> None:
+    prompt, item = '❤️ "heart"\n\x1b[31m\x00', "../☃\n"
+    outcome = simulate("--prompt", prompt, "--item-id", item)
+    assert (outcome.code, outcome.err) == (0, "")
+    provenance = json.loads((tmp_path / "result" / "provenance.json").read_text())
+    assert (provenance["simulated"]["prompt"], provenance["item_id"]) == (prompt, item)
+    assert simulate("--prompt", "", "--item-id", "").code == 0
+    assert simulate("--prompt=-severe", "--item-id", "-5").code == 0
+
+
+HELP = """
+import contextlib, io, sys
+from pie_engine.cli.main import main
+shown = io.StringIO()
+with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+    main(sys.argv[1:])
+heavy = {"torch", "numpy", "PIL", "diffusers", "transformers", "onnx", "onnxruntime", "scipy"} & sys.modules.keys()
+print("usage: pie-engine" in shown.getvalue(), sorted(heavy))
+"""
+
+
+@pytest.mark.parametrize("command", ["", "build", "run", "demo"])
+def test_help_imports_nothing_heavy(command: str) -> None:
+    words = [command, "--help"] if command else ["--help"]
+    done = subprocess.run([sys.executable, "-c", HELP, *words], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "True []\n"
+
+
+def test_debug_shows_where(pie: Any, image: Path) -> None:
+    from pie_engine.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="steps 0"):
+        pie("run", "--image", image, "--prompt", "x", "--steps", "0", "--debug")

@@ -1,0 +1,64 @@
+"""The package as it is installed: what it holds, what imports what, and how cheap it is to start."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_help_needs_no_heavy_import() -> None:
+    """`pie-engine --help` answers in under a second because torch and diffusers are not imported."""
+    program = (
+        "import sys\n"
+        "from pie_engine.cli.main import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'onnx', 'onnxruntime', 'scipy', 'numpy', 'PIL'}\n"
+        "sys.exit(', '.join(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Research use only" in done.stdout
+
+
+def test_layers_follow_the_data_flow(tmp_path: Path) -> None:
+    """The contract of pyproject.toml, on the package laid out as it installs."""
+    if importlib.util.find_spec("importlinter") is None:
+        pytest.skip("import-linter is not installed; pip install 'pie-engine[lint]'")
+    shutil.copytree(ROOT / "pie_engine", tmp_path / "pie_engine", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("export", "kernels"):
+        shutil.copytree(ROOT / name, tmp_path / "pie_engine" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    program = (
+        "import sys; from importlinter.cli import lint_imports_command; sys.argv = ['lint-imports', '--no-cache']; "
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program + "lint_imports_command()"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 kept, 0 broken" in done.stdout
+
+
+def test_wheel_holds_everything_and_no_foreign_top_level(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"pie_engine"}  # never a top-level `kernels`
+    for package in ("export/graph.py", "kernels/denoise_step.py", "cli/main.py", "checkpoint/load.py", "py.typed"):
+        assert f"pie_engine/{package}" in names
+    for data in ("checkpoint/unet/diffusion_pytorch_model.safetensors", "severity.onnx", "demo.json"):
+        assert f"pie_engine/demo/{data}" in names

@@ -2,7 +2,7 @@
 
     python benchmarks/random_checkpoint.py DIR
 
-Random weights cost the same to export and run as trained ones; what they draw means nothing. The tokenizer is the demo's.
+Random weights cost the same to export and run as trained ones; what they draw means nothing. The demo's tokenizer.
 """
 
 from __future__ import annotations

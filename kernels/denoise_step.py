@@ -35,11 +35,13 @@ class StepRow(NamedTuple):
 
 
 class Blend(NamedTuple):
-    """The final blend of a round: z [B, 4, h, w] is the original latent it blends with."""
+    """The final blend of a round with the original latent z [B, 4, h, w].
+
+    weight [B, 1 or 4, h, w] is beta1 (1 - m) + beta2 m: a tensor, so that betas may differ by item or region.
+    """
 
     z: Tensor
-    beta1: float
-    beta2: float
+    weight: Tensor
 
 
 class Background(NamedTuple):
@@ -88,7 +90,7 @@ def denoise_step(
         history.copy_(kept)
     if mask is not None and last:
         assert blend is not None
-        stepped = blend.z + (blend.beta1 * (1 - mask) + blend.beta2 * mask) * (stepped - blend.z)
+        stepped = blend.z + blend.weight * (stepped - blend.z)
     elif mask is not None:
         assert background is not None
         outside = row.next_signal * background.z0 + row.next_noise * background.eps
@@ -100,5 +102,6 @@ def denoise_step(
 
 def write_input(x: Tensor, unet_input: Tensor, scale: Tensor) -> None:
     """unet_input [G B, 4, h, w] = scale * x [B, 4, h, w] in each of its G halves, in the U-Net's dtype."""
+    scaled = scale * x
     for half in unet_input.split(len(x)):
-        half.copy_(scale * x)
+        half.copy_(scaled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import json
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from pie_engine.bundle import FORMAT, MANIFEST, Bundle, describe_files, open_bundle, write_manifest
 from pie_engine.config import COMPONENTS, BuildConfig
-from pie_engine.errors import BuildError
-from pie_engine.files import cache_root, link_or_copy, new_folder, sha256_file
+from pie_engine.errors import BuildError, BundleError
+from pie_engine.files import cache_root, link_or_copy, locked, new_folder, sha256_file
 
 if TYPE_CHECKING:
     from pie_engine.checkpoint import Checkpoint
@@ -27,7 +28,7 @@ OnComponent = Callable[[str], None]
 _RECORD = "component.json"
 _WEIGHTS = {"text_encoder": "text_encoder", "vae_encoder": "vae", "unet": "unet", "vae_decoder": "vae"}
 # Packages that decide what an exported graph looks like: part of every cache key.
-_EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
+_EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
 
 
 def build_bundle(
@@ -84,13 +85,14 @@ def cached_bundle(
     keys = [_cache_key(checkpoint, name, config) for name in COMPONENTS]
     facts = json.dumps([FORMAT, keys, checkpoint.hashes["tokenizer"], checkpoint.scheduler_config], sort_keys=True)
     path = _cache(config) / "bundles" / hashlib.sha256(facts.encode()).hexdigest()[:32]
-    if path.is_dir():
-        try:
-            return open_bundle(path)
-        except Exception as error:
-            log.warning("the cached bundle is rebuilt: %s", error)
-            shutil.rmtree(path, ignore_errors=True)
-    return build_bundle(checkpoint, path, config, on_component=on_component)
+    with locked(path):
+        if path.is_dir():
+            try:
+                return open_bundle(path)
+            except BundleError as error:
+                log.warning("the cached bundle is rebuilt: %s", error)
+                shutil.rmtree(path, ignore_errors=True)
+        return build_bundle(checkpoint, path, config, on_component=on_component)
 
 
 def exporter_versions() -> dict[str, str]:
@@ -109,12 +111,29 @@ def _cache(config: BuildConfig) -> Path:
 
 
 def _cache_key(checkpoint: Checkpoint, name: str, config: BuildConfig) -> str:
-    facts = [FORMAT, name, checkpoint.hashes[_WEIGHTS[name]], config.precision, config.opset, exporter_versions()]
+    facts = [FORMAT, name, checkpoint.hashes[_WEIGHTS[name]], config.precision, config.opset]
+    facts += [exporter_versions(), _exporter_sources()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@functools.cache
+def _exporter_sources() -> str:
+    """A graph exported by other code is another graph."""
+    import pie_engine.export as package
+
+    folder = Path(package.__path__[0])
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()
 
 
 def _cached_component(checkpoint: Checkpoint, name: str, config: BuildConfig, on_component: OnComponent) -> Path:
     folder = _cache(config) / "components" / f"{name}-{_cache_key(checkpoint, name, config)}"
+    with locked(folder):  # another process may be exporting the same component
+        return _fill_cache(checkpoint, name, config, folder, on_component)
+
+
+def _fill_cache(
+    checkpoint: Checkpoint, name: str, config: BuildConfig, folder: Path, on_component: OnComponent
+) -> Path:
     if _intact(folder):
         on_component(f"{name}: unchanged, from the cache")
         return folder
@@ -147,6 +166,8 @@ def _export(checkpoint: Checkpoint, name: str, config: BuildConfig, folder: Path
     from pie_engine.export.components import component
     from pie_engine.export.graph import TOLERANCE, check_parity, export_component
 
+    if next(checkpoint.unet.parameters()).dtype != torch.float32:
+        raise BuildError("the checkpoint was moved to another dtype by a backend; load it again to build from it")
     part = component(checkpoint, name)
     with torch.no_grad():
         reference = part.module(*part.inputs.values()).numpy()

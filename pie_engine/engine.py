@@ -76,7 +76,7 @@ class PieEngine:
     def run_batch(
         self, items: Sequence[Item], config: RunConfig | None = None, *, on_progress: OnProgress | None = None
     ) -> list[Result]:
-        """Simulate the progression of several items at once. Each result is what the item alone would give.
+        """Simulate the progression of several items at once. Each result is the item's own, up to rounding.
 
         Args:
             items: with and without masks; the two kinds run one after the other.

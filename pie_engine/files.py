@@ -119,6 +119,8 @@ def new_folder(path: Path, *, replaceable: str) -> Iterator[Path]:
             partial = Path(tempfile.mkdtemp(prefix=f".{path.name[:64]}.partial-", dir=path.parent))
             partial.chmod(0o777 & ~_umask())
             yield partial
+            if path.is_dir():
+                _check_replaceable(path, replaceable)  # hours may have passed
             _replace(path, partial)
     except BaseException:
         if partial is not None:
@@ -130,7 +132,7 @@ def new_folder(path: Path, *, replaceable: str) -> Iterator[Path]:
 
 
 def _replace(path: Path, partial: Path) -> None:
-    """Give `partial` the name `path`. An interrupt at any point leaves the old folder or the new one there."""
+    """Give `partial` the name `path`. An exception or a signal leaves the old folder or the new one there."""
     if not path.is_dir():
         partial.rename(path)
         return
@@ -145,6 +147,24 @@ def _replace(path: Path, partial: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock beside `path` against other processes; the system lifts it when a process dies.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    import fcntl
+
+    lock = path.with_name(f"{path.name}.lock")
+    with writing(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("w")
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """A hard link where the file system has them (weights are large), else a copy."""
     try:
@@ -154,6 +174,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
+    # Setting it is the only portable way to read it; milliseconds at most, and restored.
+    mask = os.umask(0o077)
     os.umask(mask)
     return mask

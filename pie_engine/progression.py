@@ -90,7 +90,13 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is the same in every round."""
+    """Everything that is the same in every round.
+
+    Attributes:
+        moments: [B, 8, h, w] float32 of the originals.
+        mask: [B, 1 or 4, h, w] float32 on the device, or None.
+        weight: beta1 (1 - m) + beta2 m, shaped like the mask.
+    """
 
     backend: Backend
     config: RunConfig
@@ -99,6 +105,7 @@ class Plan:
     inversion: Sampler | None
     moments: Tensor
     mask: Tensor | None
+    weight: Tensor | None
 
     @property
     def evaluations(self) -> int:
@@ -139,10 +146,12 @@ def prepare(backend: Backend, batch: Batch, config: RunConfig) -> Plan:
         empty = backend.bind_unet(count, height, width)
         empty.context.copy_(_encode_unique(backend, [""] * count))
         start = float(schedule.timesteps[0])
-        table = build_inversion(model.scheduler_config, start, config.num_inference_steps, config.denoising_steps)
+        distinct = len(np.unique(schedule.timesteps))
+        table = build_inversion(model.scheduler_config, start, config.num_inference_steps, distinct)
         inversion = Sampler(table, empty, count, guidance=None)
-    moments = backend.encode_image(batch.pixels)
-    return Plan(backend, config, batch, sampler, inversion, moments, mask)
+    moments = backend.encode_image(batch.pixels).clone()  # a backend may reuse its output
+    weight = None if mask is None else config.beta1 * (1 - mask) + config.beta2 * mask
+    return Plan(backend, config, batch, sampler, inversion, moments, mask, weight)
 
 
 def rounds(plan: Plan, on_step: OnStep = lambda: None) -> Iterator[Round]:
@@ -153,11 +162,13 @@ def rounds(plan: Plan, on_step: OnStep = lambda: None) -> Iterator[Round]:
     """
     run = _official_rounds if plan.config.semantics == "official" else _engine_rounds
     for number, result in enumerate(run(plan, on_step), start=1):
-        if not bool(result.latents.isfinite().all() & result.pixels.isfinite().all()):
+        finite = result.latents.isfinite().flatten(1).all(1) & result.pixels.isfinite().flatten(1).all(1)
+        if not bool(finite.all()):
+            broken = [i for i, good in zip(plan.batch.item_ids, finite.tolist(), strict=True) if not good]
             precision = plan.backend.precision
             raise BackendError(
-                f"round {number} gave values that are not finite in {precision}; "
-                + ("the checkpoint's weights are broken" if precision == "fp32" else "pass --dtype fp32")
+                f"round {number} gave values that are not finite in {precision} for item {', '.join(broken)}; "
+                + ("check the checkpoint's weights" if precision == "fp32" else "use fp32 (--dtype or --precision)")
             )
         yield result
 
@@ -171,7 +182,7 @@ def _engine_rounds(plan: Plan, on_step: OnStep) -> Iterator[Round]:
         elif eps is None or plan.config.noise == "fresh":
             eps = _item_noises(plan, index)
         x = noising(z, eps, plan.sampler.schedule)
-        blend = Blend(z0, plan.config.beta1, plan.config.beta2)
+        blend = None if plan.weight is None else Blend(z0, plan.weight)
         z = plan.sampler(x, plan.mask, Background(z0, eps), blend, on_step).clone()
         yield Round(z, decode(plan.backend, z))
 
@@ -182,7 +193,7 @@ def _official_rounds(plan: Plan, on_step: OnStep) -> Iterator[Round]:
     scaling, device = plan.backend.model.scaling_factor, plan.backend.device
     generators = [official_generator(plan.config.seed) for _ in plan.batch.item_ids]
     frame = plan.moments
-    for _ in range(plan.config.steps):
+    for index in range(plan.config.steps):
         # Six draws per round and item, in the published order; see reference.progress_official.
         draws = [[torch.randn(plan.latent_shape, generator=g) for _ in range(6)] for g in generators]
         first, eps, second, _, third, eps_background = (
@@ -192,10 +203,12 @@ def _official_rounds(plan: Plan, on_step: OnStep) -> Iterator[Round]:
         z0 = posterior_sample(plan.moments, second) * scaling
         z0_background = posterior_sample(plan.moments, third) * scaling
         x = noising(z, eps, plan.sampler.schedule)
-        blend = Blend(z0, plan.config.beta1, plan.config.beta2)
+        blend = None if plan.weight is None else Blend(z0, plan.weight)
         z = plan.sampler(x, plan.mask, Background(z0_background, eps_background), blend, on_step).clone()
         pixels = decode(plan.backend, z)
         yield Round(z, pixels)
+        if index + 1 == plan.config.steps:
+            return
         # Each round starts from the previous round's 8-bit frame.
         frame = plan.backend.encode_image((pixels / 2 + 0.5).clamp(0, 1).mul(255).round() / 127.5 - 1)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pie_engine.schedule import disable_corrector, make_inversion_scheduler, make_scheduler, prepare_scheduler
+from pie_engine.schedule import disable_corrector, make_scheduler, prepare_scheduler
 from pie_engine.seeding import item_noise, official_generator
 
 if TYPE_CHECKING:
@@ -149,18 +149,24 @@ def blend(x: Tensor, z0: Tensor, m: Tensor, config: RunConfig) -> Tensor:
 def invert(checkpoint: Checkpoint, z: Tensor, empty: Tensor, timesteps: Tensor, config: RunConfig) -> Tensor:
     """DDIM inversion of z up to the first denoising timestep (empty prompt, g = 1), read back as a noise.
 
+    Written out from Song et al. 2021, eq. 12, run backwards: the model is asked at the timestep to be reached.
+
     Returns:
         eps = (x - sqrt(abar) z) / sqrt(1 - abar), so that noising z with it gives the inverted x.
     """
-    first = float(timesteps[0])
-    inverse = make_inversion_scheduler(
-        checkpoint.scheduler_config, first, config.num_inference_steps, config.denoising_steps
-    )
-    x = z
-    for t in inverse.timesteps:
-        e = checkpoint.unet(x, t, encoder_hidden_states=empty).sample
-        x = inverse.step(e, t, x).prev_sample
-    abar = inverse.alphas_cumprod[inverse.timesteps[-1]]
+    import torch
+
+    ddim = make_scheduler(checkpoint.scheduler_config, "ddim")
+    stride = ddim.config.num_train_timesteps // config.num_inference_steps
+    first, steps = round(float(timesteps[0])), len(timesteps.unique())
+    x, abar = z, ddim.final_alpha_cumprod  # the clean latent's; then that of the timestep reached
+    for i in reversed(range(steps)):
+        t = max(0, first - i * stride)
+        before = ddim.alphas_cumprod[t - stride] if t >= stride else abar
+        abar = ddim.alphas_cumprod[t]
+        e = checkpoint.unet(x, torch.tensor(t), encoder_hidden_states=empty).sample
+        x0 = (x - (1 - before).sqrt() * e) / before.sqrt()
+        x = abar.sqrt() * x0 + (1 - abar).sqrt() * e
     return (x - abar.sqrt() * z) / (1 - abar).sqrt()
 
 

@@ -143,10 +143,21 @@ def build_schedule(
     scheduler = make_scheduler(config, name)
     if not corrector:
         disable_corrector(scheduler, num_inference_steps)
+    class_name = type(scheduler).__name__
     # Classes of other model families fail somewhere below, each in its own way.
-    with _refusing(type(scheduler).__name__):
+    with _refusing(class_name):
         timesteps = prepare_scheduler(scheduler, num_inference_steps, denoising_steps)
+        train = scheduler.config.num_train_timesteps
+        if not hasattr(scheduler, "alphas_cumprod"):
+            raise ConfigError(f"scheduler {class_name} is not one of Stable Diffusion v1's; pass --scheduler ddim")
+        if timesteps.max() >= train:
+            raise ConfigError(
+                f"num-inference-steps {num_inference_steps} asks for timestep {int(timesteps.max())} of 0 to "
+                f"{train - 1}; pass --num-inference-steps {num_inference_steps // 2}"
+            )
         signal, noise = _noise_factors(scheduler, timesteps)
+        if (np.diff(noise / signal) > 0).any():
+            raise ConfigError(f"scheduler {class_name} adds noise instead of removing it; pass --scheduler ddim")
         return _probe(scheduler, timesteps, signal, noise)
 
 
@@ -172,6 +183,8 @@ def make_inversion_scheduler(config: Mapping[str, Any], start: float, num_infere
 
 def build_inversion(config: Mapping[str, Any], start: float, num_inference_steps: int, steps: int) -> Schedule:
     """The table of DDIM inversion from a clean latent up to timestep `start`, in `steps` steps.
+
+    `steps` is the number of distinct timesteps of the denoising schedule, so that both walk the same grid.
 
     `signal` and `noise` hold sqrt(abar) and sqrt(1 - abar) of the timestep that each step arrives at.
     """
@@ -210,7 +223,7 @@ def _probe(scheduler: Any, timesteps: Any, signal: Array, noise: Array) -> Sched
         rows, input_scale = np.empty((k, 2 * k)), np.empty(k)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # the one that is forked; torch.manual_seed resets GPUs too
             for i, t in enumerate(timesteps):
                 # Step i's sample is unit vector i and its model output unit vector k + i, one per batch item.
                 sample, output = (scale * unit[:, j].reshape(-1, 1, 1, 1) for j in (i, k + i))
@@ -220,6 +233,8 @@ def _probe(scheduler: Any, timesteps: Any, signal: Array, noise: Array) -> Sched
 
     name = type(scheduler).__name__
     response, input_scale = run(1.0, seed=0)
+    if not np.isfinite(response).all():
+        raise ConfigError(f"scheduler {name} gives values that are not finite here; pass --scheduler ddim")
     if not np.array_equal(response, run(1.0, seed=1)[0]):
         raise ConfigError(f"scheduler {name} is stochastic with this configuration; pass --scheduler ddim")
     scaled, _ = run(64.0, seed=0)  # a power of two: exact in any float, so only clipping can show

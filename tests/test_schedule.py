@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -69,14 +68,15 @@ def test_table_is_the_scheduler(
     timesteps = prepare_scheduler(scheduler, total, kept)
     z0, eps = random(1), random(2)
     m = torch.rand(2, 1, 5, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    expected = scheduler.add_noise(z0, eps, timesteps[:1])
+    twin = make_scheduler(config, name)  # without a begin index, add_noise looks its timesteps up
+    twin.set_timesteps(total)
+    expected = twin.add_noise(z0, eps, timesteps[:1])
     table = Trajectory(schedule, schedule.signal[0] * z0 + schedule.noise[0] * eps)
     assert len(timesteps) == schedule.steps
     for i, t in enumerate(timesteps):
         if masked and i:
-            outside = schedule.signal[i] * z0 + schedule.noise[i] * eps
-            expected = m * expected + (1 - m) * outside
-            table.x = m * table.x + (1 - m) * outside
+            expected = m * expected + (1 - m) * twin.add_noise(z0, eps, t[None])
+            table.x = m * table.x + (1 - m) * (schedule.signal[i] * z0 + schedule.noise[i] * eps)
         assert torch.allclose(scheduler.scale_model_input(expected, t), schedule.input_scale[i] * expected)
         # One model output for both, a nonlinear function of the sample: only the table can make them part.
         e = torch.sin(1.7 * expected) + 0.1 * random(10 + i)
@@ -150,11 +150,17 @@ def test_inversion_undoes_denoising_of_a_constant_model() -> None:
         ("dpm++", {"thresholding": True}, "DPMSolverMultistepScheduler has thresholding on"),
         ("karras", {}, "scheduler 'karras' is unknown (one of ddim, pndm, euler, dpm++, unipc)"),
         ("UNet2DConditionModel", {}, "is unknown"),
+        ("FlowMatchEulerDiscreteScheduler", {}, "FlowMatchEulerDiscreteScheduler"),
+        ("EDMEulerScheduler", {}, "EDMEulerScheduler is not one of Stable Diffusion v1's"),
+        ("DDIMInverseScheduler", {}, "DDIMInverseScheduler"),
+        ("DPMSolverMultistepInverseScheduler", {}, "DPMSolverMultistepInverseScheduler"),
+        ("CogVideoXDPMScheduler", {}, "CogVideoXDPMScheduler"),
+        ("ddim", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, "values that are not finite"),
     ],
 )
 def test_refused_by_name(name: str, change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as refusal:
-        build_schedule(SD_V1 | change, name=name, num_inference_steps=50, denoising_steps=25)
+        build_schedule(SD_V1 | change, name=name, num_inference_steps=50, denoising_steps=50)
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -165,4 +171,9 @@ def test_probing_leaves_the_random_stream_alone() -> None:
     torch.manual_seed(5)
     build_schedule(SD_V1, name="ddim", num_inference_steps=10, denoising_steps=5)
     assert torch.equal(torch.rand(1), expected)
-    assert np.isfinite(expected.item())
+
+
+def test_a_full_schedule_of_every_timestep_is_refused_by_name() -> None:
+    """Stable Diffusion's offset of 1 asks for timestep 1000 of 0 to 999."""
+    with pytest.raises(ConfigError, match="num-inference-steps 1000 asks for timestep 1000 of 0 to 999"):
+        build_schedule(SD_V1, name="ddim", num_inference_steps=1000, denoising_steps=1000)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pie_engine.config import COMPONENTS
 from pie_engine.errors import BackendError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _NAMES = {
 
 
 class OnnxBackend:
-    """The four graphs of a bundle, each loaded when it is first needed.
+    """The four graphs of a bundle.
 
     Raises:
         BackendError: ONNX Runtime is not installed, or cannot run these graphs.
@@ -41,8 +42,11 @@ class OnnxBackend:
         self.model = bundle.model
         self.device = torch.device("cpu")
         self.precision = bundle.precision
-        self._bundle = bundle
         self._threads = threads
+        # All four now, while the files are those that were verified.
+        self._text_encoder, self._vae_encoder, self._unet, self._vae_decoder = (
+            self._session(bundle.graph(name), name) for name in COMPONENTS
+        )
 
     def encode_text(self, ids: Tensor) -> Tensor:
         import torch
@@ -87,28 +91,11 @@ class OnnxBackend:
         _bind(call.binding, inputs, {"prediction": call.output})
         return call
 
-    @cached_property
-    def _text_encoder(self) -> Any:
-        return self._session("text_encoder")
-
-    @cached_property
-    def _vae_encoder(self) -> Any:
-        return self._session("vae_encoder")
-
-    @cached_property
-    def _unet(self) -> Any:
-        return self._session("unet")
-
-    @cached_property
-    def _vae_decoder(self) -> Any:
-        return self._session("vae_decoder")
-
-    def _session(self, component: str) -> Any:
+    def _session(self, path: Path, component: str) -> Any:
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
-        path = self._bundle.graph(component)
         try:
             session = self._ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions share no other base

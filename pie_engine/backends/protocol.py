@@ -30,7 +30,7 @@ class UNetCall(Protocol):
 
 
 class Backend(Protocol):
-    """The four components of a model on one device.
+    """The four components of a model on one device. What a call returns may be overwritten by its next call.
 
     Attributes:
         name: "torch" or "onnxruntime".

@@ -22,7 +22,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 class TorchBackend:
-    """A checkpoint's own modules, moved to one device and dtype."""
+    """A checkpoint's own modules, moved to one device and dtype: the checkpoint must not be used for anything else."""
 
     name = "torch"
 
@@ -35,6 +35,8 @@ class TorchBackend:
         self.device = torch.device(device)
         self.precision = precision
         self._dtype = torch_dtype(precision)
+        if precision == "fp32" and self.device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # on by default: convolutions would keep 10 bits of mantissa
         # nn.Module.to, not the diffusers override: that one warns about an empty list of modules to keep in fp32.
         move = torch.nn.Module.to
         self._unet = move(checkpoint.unet, self.device, self._dtype)

@@ -86,4 +86,7 @@ def _command(arguments: argparse.Namespace, output: Path) -> str:
             words += [f"--{option}", getattr(arguments, option)]
     for lora in arguments.lora:
         words += ["--lora", lora]
-    return shlex.join([*words, "--precision", arguments.precision, "--output", str(output)])
+    words += ["--precision", arguments.precision, "--opset", str(arguments.opset)]
+    if arguments.cache_dir is not None:
+        words += ["--cache-dir", str(arguments.cache_dir)]
+    return shlex.join([*words, "--output", str(output)])

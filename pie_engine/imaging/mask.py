@@ -45,6 +45,8 @@ def prepare_mask(mask: Image, image_size: tuple[int, int], resolution: int, *, o
     Raises:
         InputError: another aspect ratio than the image's, or nothing may change.
     """
+    from PIL import Image as PILImage
+
     (width, height), (mask_width, mask_height) = image_size, mask.size
     # The published code fits image and mask each on their own, so in its semantics any pair is accepted.
     stretch = (mask_width * height) / (mask_height * width)
@@ -53,6 +55,9 @@ def prepare_mask(mask: Image, image_size: tuple[int, int], resolution: int, *, o
             f"mask of {mask_width} x {mask_height} does not have the aspect ratio of the image, {width} x {height} "
             f"({abs(stretch - 1):.0%} apart, at most {_ASPECT_TOLERANCE:.0%}); pass the mask drawn on this image"
         )
+    if not official and mask.size != image_size:
+        # Onto the image's own grid first, or rounding in the aspect ratio would shift it in the crop.
+        mask = mask.convert("RGB").resize(image_size, PILImage.Resampling.BILINEAR)
     fitted = fit(mask, resolution)
     pixels = binary_mask(fitted)
     latent = official_latent_mask(fitted, scale) if official else latent_mask(pixels, scale)

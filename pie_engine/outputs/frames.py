@@ -1,4 +1,4 @@
-"""Pictures of a progression. Every file says in its metadata that it is simulated."""
+"""Pictures of a progression. Every file says in its metadata whether it is simulated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL.PngImagePlugin import PngInfo
 
 STATEMENT = "Simulated image (PIE, arXiv 2309.11745). Synthetic data, research use only, not for diagnosis."
-_INPUT_STATEMENT = "Input of a simulation, resized and cropped. Research use only, not for diagnosis."
+_INPUT_STATEMENT = "Input of a simulation, resized and cropped, or its mask. Research use only, not for diagnosis."
 _FRAME_MS = 300
 _LAST_FRAME_MS = 1500
 

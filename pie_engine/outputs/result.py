@@ -11,7 +11,7 @@ import numpy as np
 
 from pie_engine.files import new_folder
 from pie_engine.metrics import Change
-from pie_engine.outputs.frames import contact_sheet, png_metadata, save_frames, save_gif
+from pie_engine.outputs.frames import STATEMENT, contact_sheet, png_metadata, save_frames, save_gif
 
 if TYPE_CHECKING:
     from pie_engine.config import RunConfig
@@ -69,7 +69,9 @@ class Result:
             sheet = contact_sheet(self.frames, labels, self.mask)
             sheet.save(folder / "sheet.png", pnginfo=png_metadata(simulated=True))
             if self.mask is not None:
-                Image.fromarray(self.mask.astype(np.uint8) * 255).save(folder / "mask.png")
+                Image.fromarray(self.mask.astype(np.uint8) * 255).save(
+                    folder / "mask.png", pnginfo=png_metadata(simulated=False)
+                )
             if save_latents:
                 from safetensors.numpy import save_file
 
@@ -77,6 +79,7 @@ class Result:
                 save_file(
                     {name: np.ascontiguousarray(array) for name, array in arrays.items()},
                     folder / "latents.safetensors",
+                    metadata={"synthetic": "true", "description": STATEMENT},
                 )
             # The list of files is also what lets a later run into the same folder replace this result and nothing else.
             files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())

@@ -95,6 +95,20 @@ def test_mask_follows_the_image_through_the_crop() -> None:
     assert mask.latent.shape == (1, 16, 16)
 
 
+def test_a_mask_drawn_on_a_rescaled_copy_is_not_shifted() -> None:
+    """Half a per cent of rounding in the aspect ratio must not move the region by a pixel."""
+    drawn = np.zeros((240, 320), np.uint8)
+    drawn[80:160, 60:120] = 255
+    exact = prepare_mask(to_image(drawn), (320, 240), 128, official=False).pixels
+    copy = to_image(drawn).resize((107 * 4, 81 * 4), Image.Resampling.NEAREST)
+    rescaled = prepare_mask(copy, (320, 240), 128, official=False).pixels
+    rows, columns = (np.flatnonzero(exact.any(axis=axis)) for axis in (1, 0))
+    other_rows, other_columns = (np.flatnonzero(rescaled.any(axis=axis)) for axis in (1, 0))
+    for ours, theirs in ((rows, other_rows), (columns, other_columns)):
+        assert abs(ours[0] - theirs[0]) <= 1
+        assert abs(ours[-1] - theirs[-1]) <= 1
+
+
 def test_masks_of_another_shape_or_without_white_are_refused() -> None:
     white = Image.new("L", (200, 100), 255)
     with pytest.raises(InputError, match=r"mask of 200 x 100 does not have the aspect ratio of the image, 100 x 100"):

@@ -57,7 +57,8 @@ def test_step(kept: int, guided: bool, channels: int | None, last: bool, dtype: 
     elif mask is not None:
         expected = mask * expected + (1 - mask.double()) * (r.next_signal * z0 + r.next_noise * eps)
 
-    denoise_step(x, history, output, unet_input, r, guidance, mask, Background(z0, eps), Blend(z, 0.01, 0.75), last)
+    blend = None if mask is None else Blend(z, 0.01 * (1 - mask) + 0.75 * mask)
+    denoise_step(x, history, output, unet_input, r, guidance, mask, Background(z0, eps), blend, last)
     # A few float32 operations on values of order 10.
     torch.testing.assert_close(x.double(), expected, rtol=1e-5, atol=2e-5)
     torch.testing.assert_close(history.double(), kept_expected, rtol=1e-5, atol=2e-5)
@@ -73,7 +74,7 @@ def test_background_and_blend_may_read_different_originals() -> None:
     r, mask = row(0), torch.zeros(1, 1, 2, 2)
     x, output, buffer = (torch.ones(1, 4, 2, 2) for _ in range(3))
     z_background, z_blend = torch.full_like(x, 3.0), torch.full_like(x, 5.0)
-    background, blend = Background(z_background, torch.zeros_like(x)), Blend(z_blend, 0.0, 0.75)
+    background, blend = Background(z_background, torch.zeros_like(x)), Blend(z_blend, torch.zeros(1, 1, 2, 2))
     denoise_step(x, x[None, :0][0:0], output, buffer, r, None, mask, background, blend, last=False)
     torch.testing.assert_close(x, r.next_signal * z_background)
     denoise_step(x, x[None, :0][0:0], output, buffer, r, None, mask, background, blend, last=True)

@@ -30,7 +30,6 @@ _ALIASES = {
     "--pretrained-model-name-or-path": "--checkpoint",
     "--base": "--checkpoint",
     "--finetuned-path": "--unet",
-    "--scale": "--guidance-scale",
 }
 
 

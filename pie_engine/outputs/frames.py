@@ -62,13 +62,16 @@ def save_gif(frames: np.ndarray, path: Path) -> None:
     )
 
 
-def contact_sheet(frames: np.ndarray, labels: list[str], mask: np.ndarray | None = None, columns: int = 6) -> Image:
+def contact_sheet(
+    frames: np.ndarray, labels: list[str], mask: np.ndarray | None = None, *, note: str = "", columns: int = 6
+) -> Image:
     """All frames in a grid with their labels, under a line that says what they are.
 
     Args:
         frames: [N, H, W, 3] uint8.
         labels: N short texts.
         mask: [H, W] bool; its outline is drawn on the first frame.
+        note: added to the line on top.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -80,7 +83,8 @@ def contact_sheet(frames: np.ndarray, labels: list[str], mask: np.ndarray | None
     cell_width, cell_height = width * zoom + gap, height * zoom + caption + gap
     sheet = Image.new("RGB", (columns * cell_width + gap, rows * cell_height + caption + 2 * gap), (24, 24, 26))
     draw = ImageDraw.Draw(sheet)
-    draw.text((gap, gap), "SIMULATED - research use only", (255, 196, 0), ImageFont.load_default(14))
+    heading = "SIMULATED - research use only" + (f"   {note}" if note else "")
+    draw.text((gap, gap), heading, (255, 196, 0), ImageFont.load_default(14))
     for index, (frame, label) in enumerate(zip(frames, labels, strict=True)):
         row, column = divmod(index, columns)
         x, y = gap + column * cell_width, caption + 2 * gap + row * cell_height

@@ -42,7 +42,12 @@ class Result:
     provenance: dict[str, Any] = field(repr=False)
 
     def save(
-        self, output: str | Path, *, save_latents: bool = False, captions: list[str] | None = None
+        self,
+        output: str | Path,
+        *,
+        save_latents: bool = False,
+        captions: list[str] | None = None,
+        note: str = "",
     ) -> dict[str, Any]:
         """Write frames, animation, contact sheet and provenance into the folder `output`.
 
@@ -51,6 +56,7 @@ class Result:
         Args:
             save_latents: write latents.safetensors too: "latents" and "original_latent".
             captions: a label per frame for the contact sheet instead of its number.
+            note: added to the contact sheet's first line.
 
         Returns:
             Paths by name: "output", "frames" (a list), "gif", "sheet", "provenance", with a mask "mask" (the region of
@@ -66,7 +72,7 @@ class Result:
         with new_folder(output, replaceable=PROVENANCE) as folder:
             frames = save_frames(self.frames, folder / "frames")
             save_gif(self.frames, folder / "progression.gif")
-            sheet = contact_sheet(self.frames, labels, self.mask)
+            sheet = contact_sheet(self.frames, labels, self.mask, note=note)
             sheet.save(folder / "sheet.png", pnginfo=png_metadata(simulated=True))
             if self.mask is not None:
                 Image.fromarray(self.mask.astype(np.uint8) * 255).save(

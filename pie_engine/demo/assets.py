@@ -1,0 +1,54 @@
+"""Where the demo's shipped files are, and the settings that were chosen for them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pie_engine.config import RunConfig
+from pie_engine.errors import CheckpointError
+
+_HERE = Path(__file__).parent
+CHECKPOINT = _HERE / "checkpoint"
+SEVERITY_ONNX = _HERE / "severity.onnx"
+SEVERITY_JSON = _HERE / "severity.json"
+TRAINING_JSON = _HERE / "training.json"
+DEMO_JSON = _HERE / "demo.json"
+
+
+@dataclass(frozen=True)
+class DemoDefaults:
+    """Settings under which the shipped checkpoint was validated."""
+
+    prompt: str
+    healthy_prompt: str
+    negative_prompt: str
+    guidance_scale: float
+    steps: int
+    strength: float
+    num_inference_steps: int
+    beta1: float
+    beta2: float
+    resolution: int
+    seed: int
+
+    def run_config(self) -> RunConfig:
+        """These settings, as the engine takes them."""
+        return RunConfig(
+            steps=self.steps,
+            strength=self.strength,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            negative_prompt=self.negative_prompt,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            resolution=self.resolution,
+            seed=self.seed,
+        )
+
+
+def load_defaults(path: Path = DEMO_JSON) -> DemoDefaults:
+    """Read `demo.json`."""
+    try:
+        return DemoDefaults(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path.name} is missing or damaged ({error}); reinstall pie-engine") from error

@@ -1,0 +1,80 @@
+"""The main job on the embedded checkpoint: one held-out phantom patient, ten rounds towards an enlarged heart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pie_engine.demo.assets import CHECKPOINT, load_defaults
+from pie_engine.engine import Item, PieEngine
+
+if TYPE_CHECKING:
+    from pie_engine.outputs import Result
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo gives.
+
+    Attributes:
+        result: the progression.
+        confidence: the severity classifier's confidence that the heart is enlarged, one per frame, N + 1 values.
+        cardiothoracic_ratio: measured from each frame's pixels; None where no heart border was found.
+    """
+
+    result: Result
+    confidence: list[float]
+    cardiothoracic_ratio: list[float | None]
+
+    def captions(self) -> list[str]:
+        """A label per frame: its number and the classifier's confidence."""
+        names = ["input", *(f"round {n}" for n in range(1, len(self.confidence)))]
+        return [f"{name}   {value:.2f}" for name, value in zip(names, self.confidence, strict=True)]
+
+    def save(self, output: str | Path) -> dict[str, Any]:
+        """`Result.save`, with the confidence in the contact sheet."""
+        note = "(numbers: a classifier's confidence that the heart is enlarged)"
+        return self.result.save(output, captions=self.captions(), note=note)
+
+
+def simulate(
+    *,
+    patient: int = 0,
+    steps: int | None = None,
+    backend: str = "onnxruntime",
+    on_component: Callable[[str], None] = lambda line: None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Demo:
+    """Run the demo.
+
+    Args:
+        patient: number of a held-out healthy phantom; none of them was seen in training.
+        steps: rounds; None for the validated default.
+
+    Raises:
+        BackendError: onnxruntime, which the severity classifier runs on, is not installed.
+    """
+    from pie_engine.demo.classifier import SeverityClassifier
+    from pie_engine.demo.data import healthy_cohort
+    from pie_engine.demo.measure import measure_ctr
+    from pie_engine.demo.phantom import render, roi_mask
+    from pie_engine.errors import PieError
+
+    classifier = SeverityClassifier()
+    defaults = load_defaults()
+    config = replace(defaults.run_config(), steps=steps or defaults.steps)
+    phantom = healthy_cohort("test", patient + 1)[patient]
+    engine = PieEngine.load(checkpoint=CHECKPOINT, backend=backend, on_component=on_component)
+    item = Item(render(phantom), defaults.prompt, roi_mask(phantom), item_id=f"phantom-{patient}")
+    result = engine.run(item, config, on_progress=on_progress)
+
+    def ratio(frame: Any) -> float | None:
+        try:
+            return round(measure_ctr(frame).ratio, 4)
+        except PieError:
+            return None
+
+    confidence = [round(float(value), 4) for value in classifier.confidence(result.frames)]
+    return Demo(result, confidence, [ratio(frame) for frame in result.frames])

@@ -1,0 +1,73 @@
+"""`pie-engine demo`, and the shipped checkpoint on ONNX Runtime against the eager reference."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pie_engine import Item, PieEngine
+from pie_engine.checkpoint import load_checkpoint
+from pie_engine.cli.main import main
+from pie_engine.demo.assets import CHECKPOINT, load_defaults
+from pie_engine.demo.data import healthy_cohort
+from pie_engine.demo.phantom import render, roi_mask
+from pie_engine.imaging import fit, prepare_mask, to_image
+from pie_engine.reference import progress_engine
+
+
+@pytest.fixture(scope="module")
+def onnx_engine() -> PieEngine:
+    return PieEngine.load(checkpoint=CHECKPOINT, backend="onnxruntime", threads=1)
+
+
+@pytest.mark.parametrize("inversion", ["noise", "ddim"])
+def test_ten_rounds_on_onnxruntime_are_the_reference(onnx_engine: PieEngine, inversion: str) -> None:
+    """The figure that the project promises: final latents within 1e-4 in fp32."""
+    defaults = load_defaults()
+    config = replace(defaults.run_config(), inversion=inversion)
+    patient = healthy_cohort("validation", 1)[0]
+    image, mask = to_image(render(patient)), to_image(roi_mask(patient))
+    result = onnx_engine.run(Item(image, defaults.prompt, mask), config)
+    latent_mask = prepare_mask(mask, image.size, 128, official=False).latent
+    rounds = progress_engine(load_checkpoint(CHECKPOINT), fit(image, 128), latent_mask, defaults.prompt, config)
+    *_, (expected, _) = rounds
+    assert np.abs(result.latents[-1] - expected[0].numpy()).max() < 1e-4
+
+
+def test_demo_prints_one_object_and_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["demo", "--output", str(tmp_path / "demo"), "--steps", "3", "--backend", "torch", "--patient", "3"]
+    assert main([*arguments, "--json"]) == 0
+    printed = capsys.readouterr()
+    report = json.loads(printed.out)
+    assert len(report["confidence"]) == 4
+    assert all(0 <= value <= 1 for value in report["confidence"])
+    assert report["confidence"][-1] > report["confidence"][0]
+    assert "round 3/3" in printed.err
+    for name in ("sheet", "gif", "mask", "provenance"):
+        assert Path(report[name]).is_file()
+    with Image.open(report["sheet"]) as sheet:
+        assert sheet.text["Synthetic"] == "true"
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    assert "confidence of an enlarged heart" in printed.out
+    assert "pie-engine run --checkpoint" in printed.out
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [("--patient", "1000", "patient 1000 is outside [0, 999]"), ("--steps", "0", "steps 0 is outside [1, 1000]")],
+)
+def test_demo_refuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, message: str
+) -> None:
+    assert main(["demo", "--output", str(tmp_path / "demo"), option, value]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"pie-engine: error: {message}")
+    assert printed.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    arguments.name = Path(arguments.checkpoint or "demo").name
     if arguments.checkpoint is None:
         from pie_engine.demo.assets import CHECKPOINT
 
@@ -96,7 +97,7 @@ def report(seconds: dict[str, list[float]], arguments: argparse.Namespace, confi
         print(f"{name:<26} {quantiles[1]:8.3f} s  (p20 {quantiles[0]:.3f}, p80 {quantiles[2]:.3f})  {ratio:.2f} x")
     header = ["variant", "p20_s", "median_s", "p80_s", "speedup", "rounds", "resolution", "repeats", "threads"]
     header += ["checkpoint", "machine", "torch"]
-    own = [config.steps, config.resolution, arguments.repeats, arguments.threads, Path(arguments.checkpoint).name]
+    own = [config.steps, config.resolution, arguments.repeats, arguments.threads, arguments.name]
     own += [processor(), torch.__version__]
     new = not RESULTS.exists()
     with RESULTS.open("a", newline="") as file:

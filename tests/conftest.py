@@ -28,7 +28,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> None:
     # Tiny tensors gain nothing from threads and lose much on a busy machine; exports must not reach the user's cache.
     torch.set_num_threads(1)
-    os.environ["PIE_ENGINE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    base = tmp_path_factory.getbasetemp()
+    # Under pytest-xdist all workers share one cache, so that each component is exported once: it is locked.
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ["PIE_ENGINE_CACHE"] = str(shared / "cache")
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,8 @@ def test_a_new_unet_rebuilds_only_the_unet(ddim_checkpoint: Checkpoint, bundle: 
 
 def test_a_damaged_cache_is_not_used(ddim_checkpoint: Checkpoint, bundle: Bundle, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    shutil.copytree(build_module.cache_root(), cache)  # copies, so that the session's bundle stays whole
+    # Copies, so that the session's bundle stays whole; without what other workers are writing just now.
+    shutil.copytree(build_module.cache_root(), cache, ignore=shutil.ignore_patterns(".*"))
     config = BuildConfig(cache_dir=cache)
     first = build_bundle(ddim_checkpoint, tmp_path / "first.pie", config)
     # Hard links: whoever damages the bundle damages the cache.
@@ -119,18 +120,20 @@ def test_builds_at_the_same_time_share_the_work(ddim_checkpoint: Checkpoint, bun
 
 
 def test_failure_leaves_nothing_and_keeps_the_earlier_bundle(
-    ddim_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ddim_checkpoint: Checkpoint, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = tmp_path / "bundle.pie"
-    build_bundle(ddim_checkpoint, output)
+    output, cache = tmp_path / "bundle.pie", tmp_path / "cache"
+    shutil.copytree(build_module.cache_root(), cache, ignore=shutil.ignore_patterns(".*"))
+    config = BuildConfig(cache_dir=cache)
+    build_bundle(ddim_checkpoint, output, config)
     before = (output / MANIFEST).read_text()
     other = replace(ddim_checkpoint, hashes=ddim_checkpoint.hashes | {"text_encoder": "1" * 64})
     monkeypatch.setattr(graph, "check_parity", lambda *args, **kwargs: 0.5)
     with pytest.raises(BuildError, match=r"text_encoder exported in fp32 differs from PyTorch by 5.0e-01"):
-        build_bundle(other, output)
+        build_bundle(other, output, config)
     assert (output / MANIFEST).read_text() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle.pie"]
-    assert not [path for path in (build_module.cache_root() / "components").iterdir() if path.name.startswith(".")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle.pie", "cache"]
+    assert not [path for path in (cache / "components").iterdir() if path.name.startswith(".")]
 
 
 def test_parity_check_sees_a_wrong_weight(bundle: Bundle, ddim_checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -81,9 +81,11 @@ def test_disk_full(refuse: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_disk_full_while_building(
     refuse: Any, tmp_path: Path, checkpoint: Path, bundle: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    cache = tmp_path / "cache"  # a copy: other tests fill the session's at the same time
+    shutil.copytree(os.environ["PIE_ENGINE_CACHE"], cache, ignore=shutil.ignore_patterns(".*"))
+    monkeypatch.setenv("PIE_ENGINE_CACHE", str(cache))
     for where in ("pathlib.Path.hardlink_to", "shutil.copyfile"):
         monkeypatch.setattr(where, disk_full)
-    cache = Path(os.environ["PIE_ENGINE_CACHE"])
     before = {str(path) for path in cache.rglob("*")}
     assert "the disk is full" in refuse("build", "--checkpoint", checkpoint, "--output", tmp_path / "deep" / "new.pie")
     assert not {path for path in {str(p) for p in cache.rglob("*")} - before if ".partial" in path}

@@ -156,7 +156,7 @@ def build_schedule(
                 f"{train - 1}; pass --num-inference-steps {num_inference_steps // 2}"
             )
         signal, noise = _noise_factors(scheduler, timesteps)
-        if (np.diff(noise / signal) > 0).any():
+        if (np.diff(np.arctan2(noise, signal)) > 0).any():  # noise over signal, which may be 0
             raise ConfigError(f"scheduler {class_name} adds noise instead of removing it; pass --scheduler ddim")
         return _probe(scheduler, timesteps, signal, noise)
 

@@ -65,7 +65,9 @@ def main(arguments: argparse.Namespace) -> int:
         name = "input" if index == 0 else str(index)
         measured = "not measurable" if ratio is None else f"{ratio:.3f}"
         lines.append(f"{name:>5}   {confidence:>10.2f} {'#' * round(20 * confidence):<20}   {measured}")
-    again = ["pie-engine", "run", "--checkpoint", str(CHECKPOINT), "--image", written["frames"][0]]
+    # As it was called, so that the line works from a virtual environment that is not active.
+    program = sys.argv[0] if Path(sys.argv[0]).name == "pie-engine" else "pie-engine"
+    again = [program, "run", "--checkpoint", str(CHECKPOINT), "--image", written["frames"][0]]
     again += ["--mask", written["mask"], "--prompt", prompt]
     again += ["--guidance-scale", f"{demo.result.config.guidance_scale:g}", "--output", "my-output"]
     lines += [f"look at: {written['sheet']}", f"     or: {written['gif']}", f"try:     {shlex.join(again)}"]

@@ -55,7 +55,7 @@ def test_demo_prints_one_object_and_writes_everything(tmp_path: Path, capsys: py
     assert main(arguments) == 0
     printed = capsys.readouterr()
     assert "confidence of an enlarged heart" in printed.out
-    assert "pie-engine run --checkpoint" in printed.out
+    assert "run --checkpoint" in printed.out
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,8 @@ class PieEngine:
             item_ids=[p.item.item_id for p in prepared],
         )
         plan = prepare(self.backend, batch, config)
-        decoded_original = _to_uint8(decode(self.backend, plan.original_latent))
+        # Leakage outside a mask is measured against it; without a mask nothing is outside.
+        decoded_original = _to_uint8(decode(self.backend, plan.original_latent)) if masks else [None] * len(prepared)
         seconds: dict[str, Any] = {"prepare": round(time.monotonic() - start, 4), "rounds": []}
         step = 0
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pie_engine.errors import BackendError
-
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -29,8 +27,6 @@ class TorchBackend:
     def __init__(self, checkpoint: Checkpoint, model: ModelInfo, *, device: str = "cpu", precision: str = "fp32"):
         import torch
 
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise BackendError(f"device {device!r} needs an NVIDIA GPU and this machine shows none; pass --device cpu")
         self.model = model
         self.device = torch.device(device)
         self.precision = precision

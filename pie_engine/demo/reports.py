@@ -1,14 +1,10 @@
-"""Short radiology reports that match a phantom, and the prompts of the demo. All stay far below CLIP's 77 tokens."""
+"""Short radiology reports that match a phantom. All stay far below CLIP's 77 tokens."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 from pie_engine.demo.phantom import Patient
-
-PROMPT_ENLARGED = "Severe cardiomegaly. The heart is markedly enlarged."
-PROMPT_HEALTHY = "Normal heart size. The lungs are clear."
-PROMPT_EMPTY = ""
 
 _HEART = {
     "normal": (

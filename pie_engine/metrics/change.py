@@ -35,7 +35,7 @@ def measure_change(
     latents: np.ndarray,
     original_latent: np.ndarray,
     decoded: np.ndarray,
-    decoded_original: np.ndarray,
+    decoded_original: np.ndarray | None,
     frames: np.ndarray,
     latent_mask: np.ndarray | None,
     mask: np.ndarray | None,
@@ -44,7 +44,8 @@ def measure_change(
 
     Args:
         latents: [N, 4, h, w]; original_latent: [4, h, w].
-        decoded: [N, H, W, 3] uint8, frames before compositing; decoded_original: [H, W, 3] uint8.
+        decoded: [N, H, W, 3] uint8, frames before compositing.
+        decoded_original: [H, W, 3] uint8, or None without a mask.
         frames: [N + 1, H, W, 3] uint8 as written, frame 0 the input.
         latent_mask: [1 or 4, h, w] in [0, 1], or None; mask: [H, W] bool, or None.
     """
@@ -56,8 +57,8 @@ def measure_change(
     previous = np.concatenate([original_latent[None], latents[:-1]])
     pixels_outside = np.zeros(frames.shape[1:3], bool) if mask is None else ~mask
 
-    def grey(images: np.ndarray, reference: np.ndarray) -> list[float] | None:
-        if not pixels_outside.any():
+    def grey(images: np.ndarray, reference: np.ndarray | None) -> list[float] | None:
+        if reference is None or not pixels_outside.any():
             return None
         difference = np.abs(images.astype(np.int16) - reference.astype(np.int16))
         return [float(d[pixels_outside].mean()) for d in difference]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pie_engine.demo import reports
+from pie_engine.demo.assets import load_defaults
 from pie_engine.demo.phantom import sample_patient
 from pie_engine.demo.tokenizer import END, MAX_LENGTH, START, learn_merges, save_tokenizer
 
@@ -41,7 +42,7 @@ def test_merges_stop_when_every_word_is_one_token():
 
 def test_every_word_of_a_report_is_one_token(tokenizer):
     _, tokens = tokenizer
-    for text in [*reports.corpus(), reports.PROMPT_ENLARGED, reports.PROMPT_HEALTHY]:
+    for text in [*reports.corpus(), load_defaults().prompt, load_defaults().healthy_prompt]:
         words = text.replace(".", " .").replace(",", " ,").lower().split()
         assert tokens.tokenize(text) == [word + "</w>" for word in words]
         assert len(words) + 2 <= MAX_LENGTH

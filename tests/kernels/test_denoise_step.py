@@ -4,84 +4,79 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pie_engine.kernels.denoise_step import Background, Blend, StepRow, denoise_step, write_input
-from torch import Tensor
-
-SHAPE = (2, 4, 3, 5)
-
-
-def tensors(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+from kernels_cases import ABSOLUTE, STORED, Case, compare_flags, entry_arguments, step_arguments, step_cases
+from pie_engine.kernels.denoise_step import denoise_step
+from pie_engine.kernels.noising import noising
+from pie_engine.kernels.table import columns, history_of
 
 
-def row(kept: int) -> StepRow:
-    values = tensors(1, 5 + 3 * kept + kept * kept).tolist()
-    scalars = [torch.tensor(v) for v in values[:5]]
-    vectors = [torch.tensor(values[5 + i * kept : 5 + (i + 1) * kept]) for i in range(3)]
-    matrix = torch.tensor(values[5 + 3 * kept :]).reshape(kept, kept)
-    a, b, signal, noise, scale = scalars
-    c, p, q = vectors
-    return StepRow(a, b, c, matrix, p, q, signal, noise, scale)
-
-
-@pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("channels", [None, 1, 4])
-@pytest.mark.parametrize("guided", [False, True])
-@pytest.mark.parametrize("kept", [0, 1, 3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_step(kept: int, guided: bool, channels: int | None, last: bool, dtype: torch.dtype) -> None:
-    r = row(kept)
-    x, history = tensors(2, *SHAPE), tensors(3, kept, *SHAPE)
-    halves = 2 if guided else 1
-    output = tensors(4, halves * SHAPE[0], *SHAPE[1:]).to(dtype)
-    unet_input = torch.full(output.shape, float("nan"), dtype=dtype)  # poisoned: every element must be written
-    guidance = torch.tensor([1.5, 7.5]).reshape(2, 1, 1, 1) if guided else None
-    mask = None if channels is None else torch.rand(2, channels, 3, 5, generator=torch.Generator().manual_seed(5))
-    z0, eps, z = tensors(6, *SHAPE), tensors(7, *SHAPE), tensors(8, *SHAPE)
-
-    d = [t.double() for t in (x, history, output)]
-    if guided:
-        u, c = d[2][:2], d[2][2:]
-        e = u + guidance.double() * (c - u)
+@pytest.mark.parametrize("case", step_cases(), ids=str)
+def test_step(case: Case) -> None:
+    given = step_arguments(case)
+    d = {name: value.double() for name, value in given.items() if isinstance(value, torch.Tensor)}
+    kept, batch = case.kept, case.shape[0]
+    a, b, signal, noise, scale, timestep, *rest = d["table"][given["row"]].tolist()
+    c, p, q, matrix = rest[:kept], rest[kept : 2 * kept], rest[2 * kept : 3 * kept], rest[3 * kept :]
+    if case.guided:
+        u, conditional = d["output"][:batch], d["output"][batch:]
+        e = u + d["guidance"].reshape(-1, 1, 1, 1) * (conditional - u)
     else:
-        e = d[2]
-    expected = r.a.double() * d[0] + r.b.double() * e
-    kept_expected = torch.zeros_like(d[1])
+        e = d["output"]
+    expected = a * d["x"] + b * e
+    history = torch.zeros_like(d["history"])
     for j in range(kept):
-        expected += r.c[j].double() * d[1][j]
-        kept_expected[j] = r.p[j].double() * d[0] + r.q[j].double() * e
+        expected += c[j] * d["history"][j]
+        history[j] = p[j] * d["x"] + q[j] * e
         for other in range(kept):
-            kept_expected[j] += r.P[j, other].double() * d[1][other]
-    if mask is not None and last:
-        expected = z + (0.01 * (1 - mask) + 0.75 * mask).double() * (expected - z)
-    elif mask is not None:
-        expected = mask * expected + (1 - mask.double()) * (r.next_signal * z0 + r.next_noise * eps)
+            history[j] += matrix[j * kept + other] * d["history"][other]
+    if case.mask_channels is not None:
+        background = signal * d["z0"] + (0 if case.last else noise * d["eps"])
+        expected = d["mask"] * expected + (1 - d["mask"]) * background
 
-    blend = None if mask is None else Blend(z, 0.01 * (1 - mask) + 0.75 * mask)
-    denoise_step(x, history, output, unet_input, r, guidance, mask, Background(z0, eps), blend, last)
-    # A few float32 operations on values of order 10.
-    torch.testing.assert_close(x.double(), expected, rtol=1e-5, atol=2e-5)
-    torch.testing.assert_close(history.double(), kept_expected, rtol=1e-5, atol=2e-5)
-    if last:
-        assert unet_input.isnan().all()  # nothing follows, nothing is written
-    else:
-        for half in unet_input.chunk(halves):
-            assert torch.equal(half, (r.next_scale * x).to(dtype))
+    denoise_step(**given)
+    state, io = STORED[given["x"].dtype], STORED[given["output"].dtype]
+    torch.testing.assert_close(given["x"].double(), expected, rtol=state, atol=ABSOLUTE)
+    torch.testing.assert_close(given["history"].double(), history, rtol=state, atol=ABSOLUTE)
+    assert not given["flags"].any()
+    if not case.last:
+        for half in given["sample"].chunk(2 if case.guided else 1):
+            torch.testing.assert_close(half.double(), scale * expected, rtol=io, atol=ABSOLUTE)
+        assert given["timestep"].item() == timestep
 
 
-def test_background_and_blend_may_read_different_originals() -> None:
-    """The published code's final blend and background read two different posterior samples."""
-    r, mask = row(0), torch.zeros(1, 1, 2, 2)
-    x, output, buffer = (torch.ones(1, 4, 2, 2) for _ in range(3))
-    z_background, z_blend = torch.full_like(x, 3.0), torch.full_like(x, 5.0)
-    background, blend = Background(z_background, torch.zeros_like(x)), Blend(z_blend, torch.zeros(1, 1, 2, 2))
-    denoise_step(x, x[None, :0][0:0], output, buffer, r, None, mask, background, blend, last=False)
-    torch.testing.assert_close(x, r.next_signal * z_background)
-    denoise_step(x, x[None, :0][0:0], output, buffer, r, None, mask, background, blend, last=True)
-    assert torch.equal(x, z_blend)
+def test_flags() -> None:
+    compare_flags(denoise_step)
 
 
-def test_write_input_fills_every_half() -> None:
-    buffer = torch.empty(4, 4, 2, 2, dtype=torch.float16)
-    write_input(torch.ones(2, 4, 2, 2), buffer, torch.tensor(0.5))
-    assert (buffer == 0.5).all()
+@pytest.mark.parametrize("kept", [0, 3])
+@pytest.mark.parametrize("bare", [True, False])
+def test_entry(kept: int, bare: bool) -> None:
+    given = entry_arguments(Case(kept=kept, mask_channels=None if bare else 1, io="fp16"))
+    noising(**given)
+    expected = 0.3 * given["z"].double() + (0 if bare else 0.9 * given["eps"].double())
+    torch.testing.assert_close(given["x"].double(), expected, rtol=1e-6, atol=1e-6)
+    for half in given["sample"].chunk(2):
+        torch.testing.assert_close(half.double(), 0.7 * expected, rtol=STORED[torch.float16], atol=ABSOLUTE)
+    assert not given["history"].any()
+    assert not given["flags"].any()
+    assert given["timestep"].item() == 481.0
+
+
+def test_entry_reads_an_inverted_noise_back() -> None:
+    z, eps = torch.randn(2, 4, 3, 5), torch.randn(2, 4, 3, 5)
+    x, back = torch.empty_like(z), torch.empty_like(z)
+    noising(x, None, None, None, None, z, eps, torch.tensor([0.6, 0.8, 1.0, 0.0]))
+    noising(back, None, None, None, None, z, x, torch.tensor([-0.6 / 0.8, 1 / 0.8, 1.0, 0.0]))
+    torch.testing.assert_close(back, eps)
+
+
+def test_entry_in_place() -> None:
+    """A round's first latent is the last one of the round before, in the same memory."""
+    z, eps = torch.randn(1, 4, 2, 2), torch.randn(1, 4, 2, 2)
+    expected = 0.6 * z + 0.8 * eps
+    noising(z, None, None, None, None, z, eps, torch.tensor([0.6, 0.8, 1.0, 0.0]))
+    torch.testing.assert_close(z, expected)
+
+
+def test_table_layout() -> None:
+    assert [history_of(columns(kept)) for kept in range(6)] == list(range(6))

@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUTPUT ?= demo-output
+BUILT_FROM := pyproject.toml constraints.txt setup.py cpp_ext/build.py $(wildcard cpp_ext/*.cpp cpp_ext/*.cu cpp_ext/*.h)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo test lint format bench clean
@@ -32,13 +33,19 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # Editable, so that the sources are used as they are; onnxruntime is the engine on a machine without a GPU.
-$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[cpu]'
+# torch comes first: setup.py compiles the C++ step against its headers, or leaves the step out and says why.
+INSTALL = $(PIP) torch 'setuptools>=77' && $(PIP) --no-build-isolation --editable
+OPERATIONS = @test -e cpp_ext/_ops.so || $(BIN)/python -m pie_engine.cpp_ext || echo "going on without them"
+
+$(VENV)/.demo: $(BUILT_FROM) | $(BIN)/python
+	$(INSTALL) '.[cpu]'
+	$(OPERATIONS)
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[cpu,test,lint]'
+$(VENV)/.dev: $(BUILT_FROM) | $(BIN)/python
+	$(INSTALL) '.[cpu,test,lint]'
+	$(OPERATIONS)
 	@touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .coverage demo-output
+	rm -rf $(VENV) build dist *.egg-info .coverage demo-output cpp_ext/_ops.so

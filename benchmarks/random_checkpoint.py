@@ -28,20 +28,19 @@ def main() -> None:
     write(arguments.output)
 
 
-def write(folder: Path) -> None:
-    """Each part is made, written as fp16 and freed before the next."""
-    folder.mkdir(parents=True, exist_ok=True)
-    unet = UNet2DConditionModel(
+def make_unet() -> UNet2DConditionModel:
+    """The U-Net of Stable Diffusion v1.4, 859.5 M parameters, on the default device."""
+    return UNet2DConditionModel(
         sample_size=64,
         block_out_channels=(320, 640, 1280, 1280),
         layers_per_block=2,
         cross_attention_dim=768,
         attention_head_dim=8,
     )
-    print(f"U-Net: {sum(p.numel() for p in unet.parameters()) / 1e6:.1f} M parameters")
-    unet.half().save_pretrained(folder / "unet")
-    del unet
-    vae = AutoencoderKL(
+
+
+def make_vae() -> AutoencoderKL:
+    return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(128, 256, 512, 512),
@@ -49,9 +48,10 @@ def write(folder: Path) -> None:
         sample_size=512,
         scaling_factor=0.18215,
     )
-    vae.half().save_pretrained(folder / "vae")
-    del vae
-    text = CLIPTextConfig(
+
+
+def make_text_encoder() -> CLIPTextModel:
+    config = CLIPTextConfig(
         hidden_size=768,
         intermediate_size=3072,
         num_hidden_layers=12,
@@ -59,11 +59,26 @@ def write(folder: Path) -> None:
         vocab_size=49408,
         hidden_act="quick_gelu",
     )
-    CLIPTextModel(text).half().save_pretrained(folder / "text_encoder")
-    shutil.copytree(CHECKPOINT / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
-    PNDMScheduler(
+    return CLIPTextModel(config)
+
+
+def make_scheduler() -> PNDMScheduler:
+    return PNDMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
-    ).save_pretrained(folder / "scheduler")
+    )
+
+
+def write(folder: Path) -> None:
+    """Each part is made, written as fp16 and freed before the next."""
+    folder.mkdir(parents=True, exist_ok=True)
+    unet = make_unet()
+    print(f"U-Net: {sum(p.numel() for p in unet.parameters()) / 1e6:.1f} M parameters")
+    unet.half().save_pretrained(folder / "unet")
+    del unet
+    make_vae().half().save_pretrained(folder / "vae")
+    make_text_encoder().half().save_pretrained(folder / "text_encoder")
+    shutil.copytree(CHECKPOINT / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+    make_scheduler().save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "StableDiffusionPipeline",
         "scheduler": ["diffusers", "PNDMScheduler"],

@@ -17,9 +17,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pie_engine.kernels.table import NOISE, SCALE, SIGNAL, TIMESTEP, VECTORS, A, B
+from pie_engine.kernels.table import NOISE, SCALE, SIGNAL, TIMESTEP, VECTORS, A, B, columns
+from pie_engine.kernels.triton_launch import check, launch
 
 if TYPE_CHECKING:
+    import triton.language as tl
     from torch import Tensor
 
 
@@ -85,3 +87,139 @@ def denoise_step(
         for half in sample.split(len(x)):
             half.copy_(scaled)
         timestep.copy_(coefficients[TIMESTEP : TIMESTEP + 1])
+
+
+def denoise_step_kernel(
+    x_ptr,
+    history_ptr,
+    sample_ptr,
+    timestep_ptr,
+    flags_ptr,
+    output_ptr,
+    table_ptr,
+    row,
+    guidance_ptr,
+    mask_ptr,
+    z0_ptr,
+    eps_ptr,
+    planes,
+    channels,
+    size,
+    KEPT: tl.constexpr,
+    HALVES: tl.constexpr,
+    MASK_PER_CHANNEL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One block of one of the B C planes of h w elements. A pointer that is None is compiled out.
+
+    All is loaded before anything is stored: x and the history are updated in place, and since the compiler cannot
+    know that the tensors do not overlap, it moves no load above a store.
+    """
+    plane, block = tl.program_id(0), tl.program_id(1)
+    item = plane // channels
+    pixel = block * BLOCK + tl.arange(0, BLOCK)
+    inside = pixel < size
+    here = plane.to(tl.int64) * size + pixel  # [BLOCK], in x and in everything of its shape
+    whole = planes.to(tl.int64) * size  # elements of x, to step from one half or kept latent to the next
+
+    # The order of the columns is that of kernels/table.py; a kernel cannot read Python's globals.
+    row_ptr = table_ptr + row * (6 + 3 * KEPT + KEPT * KEPT)
+    c_ptr, p_ptr, q_ptr, matrix_ptr = row_ptr + 6, row_ptr + 6 + KEPT, row_ptr + 6 + 2 * KEPT, row_ptr + 6 + 3 * KEPT
+
+    before = tl.load(x_ptr + here, inside, other=0.0).to(tl.float32)
+    e = tl.load(output_ptr + here, inside, other=0.0).to(tl.float32)
+    if guidance_ptr is not None:
+        conditional = tl.load(output_ptr + whole + here, inside, other=0.0).to(tl.float32)
+        e += tl.load(guidance_ptr + item) * (conditional - e)
+    kept = ()
+    for i in tl.static_range(KEPT):
+        latent = tl.load(history_ptr + i * whole + here, inside, other=0.0).to(tl.float32)
+        kept += (latent,)  # type: ignore[assignment]
+
+    after = tl.load(row_ptr) * before + tl.load(row_ptr + 1) * e
+    for i in tl.static_range(KEPT):
+        after += tl.load(c_ptr + i) * kept[i]
+    next_kept = ()
+    for j in tl.static_range(KEPT):
+        latent = tl.load(p_ptr + j) * before + tl.load(q_ptr + j) * e
+        for i in tl.static_range(KEPT):
+            latent += tl.load(matrix_ptr + j * KEPT + i) * kept[i]
+        next_kept += (latent,)  # type: ignore[assignment]
+    if mask_ptr is not None:
+        mask_plane = plane if MASK_PER_CHANNEL else item
+        m = tl.load(mask_ptr + mask_plane.to(tl.int64) * size + pixel, inside, other=0.0).to(tl.float32)
+        background = tl.load(row_ptr + 2) * tl.load(z0_ptr + here, inside, other=0.0).to(tl.float32)
+        if eps_ptr is not None:
+            background += tl.load(row_ptr + 3) * tl.load(eps_ptr + here, inside, other=0.0).to(tl.float32)
+        after = m * after + (1.0 - m) * background
+
+    stored = after.to(x_ptr.dtype.element_ty)
+    if sample_ptr is not None:
+        scaled = tl.load(row_ptr + 4) * after
+        timestep = tl.load(row_ptr + 5)
+        for half in tl.static_range(HALVES):
+            tl.store(sample_ptr + half * whole + here, scaled, inside)
+        tl.store(timestep_ptr, timestep, plane + block == 0)
+    tl.store(x_ptr + here, stored, inside)
+    for i in tl.static_range(KEPT):
+        tl.store(history_ptr + i * whole + here, next_kept[i], inside)
+    # An e that is not finite leaves no x finite: even 0 times it is NaN, and NaN compares as not less. Whoever finds a
+    # bad value stores the same 1, so no order matters.
+    finite = tl.abs(stored.to(tl.float32)) < float("inf")
+    tl.store(flags_ptr + tl.full((BLOCK,), item, tl.int32), 1, inside & (finite == 0))
+
+
+def denoise_step_triton(
+    x: Tensor,
+    history: Tensor,
+    sample: Tensor | None,
+    timestep: Tensor | None,
+    flags: Tensor,
+    output: Tensor,
+    table: Tensor,
+    row: int,
+    guidance: Tensor | None = None,
+    mask: Tensor | None = None,
+    z0: Tensor | None = None,
+    eps: Tensor | None = None,
+) -> None:
+    """`denoise_step` as one launch of a Triton kernel, on a GPU: the same arguments, all of them contiguous.
+
+    Raises:
+        ValueError: a tensor has another size, dtype, device or layout than the eager reference's arguments.
+        BackendError: Triton is not installed, or `x` is not on a GPU.
+    """
+    import torch
+
+    kept, halves, full = len(history), 1 if guidance is None else 2, tuple(x.shape)
+    batch, channels, *plane = full
+    check(x, "x", x, full, x.dtype)
+    check(x, "history", history, (kept, *full), x.dtype)
+    check(x, "flags", flags, (batch,), torch.int32)
+    check(x, "output", output, (halves * batch, *full[1:]), output.dtype)
+    check(x, "table", table, (len(table), columns(kept)), torch.float32)
+    if not 0 <= row < len(table):
+        raise ValueError(f"row {row} is not one of the table's {len(table)}")
+    if guidance is not None:
+        check(x, "guidance", guidance, (batch,), torch.float32)
+    if sample is not None:
+        if timestep is None:
+            raise ValueError("sample without timestep: the next U-Net input needs both")
+        check(x, "sample", sample, (halves * batch, *full[1:]), output.dtype)
+        check(x, "timestep", timestep, (1,), torch.float32)
+    per_channel = mask is not None and mask.shape[1] != 1
+    if mask is not None:
+        if z0 is None:
+            raise ValueError("mask without z0: the outside of the mask is taken from it")
+        check(x, "mask", mask, (batch, channels if per_channel else 1, *plane), x.dtype)
+        check(x, "z0", z0, full, x.dtype)
+        if eps is not None:
+            check(x, "eps", eps, full, x.dtype)
+    launch(
+        denoise_step_kernel,
+        x,
+        *(x, history if kept else None, sample, timestep, flags, output, table, row, guidance, mask, z0, eps),
+        KEPT=kept,
+        HALVES=halves,
+        MASK_PER_CHANNEL=per_channel,
+    )

@@ -11,7 +11,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pie_engine.kernels.table import ENTRY_COLUMNS
+from pie_engine.kernels.triton_launch import check, launch
+
 if TYPE_CHECKING:
+    import triton.language as tl
     from torch import Tensor
 
 
@@ -54,3 +58,89 @@ def noising(
         for half in sample.split(len(x)):
             half.copy_(scaled)
         timestep.copy_(entry[3:4])
+
+
+def noising_kernel(
+    x_ptr,
+    history_ptr,
+    sample_ptr,
+    timestep_ptr,
+    flags_ptr,
+    z_ptr,
+    eps_ptr,
+    entry_ptr,
+    planes,
+    channels,
+    size,
+    KEPT: tl.constexpr,
+    HALVES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One block of one of the B C planes of h w elements. A pointer that is None is compiled out.
+
+    z and eps may be x itself: every element is loaded before it is stored, and by no other program.
+    """
+    plane, block = tl.program_id(0), tl.program_id(1)
+    pixel = block * BLOCK + tl.arange(0, BLOCK)
+    inside = pixel < size
+    here = plane.to(tl.int64) * size + pixel  # [BLOCK], in x and in everything of its shape
+    whole = planes.to(tl.int64) * size  # elements of x, to step from one half or kept latent to the next
+
+    noised = tl.load(entry_ptr) * tl.load(z_ptr + here, inside, other=0.0).to(tl.float32)
+    if eps_ptr is not None:
+        noised += tl.load(entry_ptr + 1) * tl.load(eps_ptr + here, inside, other=0.0).to(tl.float32)
+    if sample_ptr is not None:
+        scaled = tl.load(entry_ptr + 2) * noised
+        timestep = tl.load(entry_ptr + 3)
+        for half in tl.static_range(HALVES):
+            tl.store(sample_ptr + half * whole + here, scaled, inside)
+        tl.store(timestep_ptr, timestep, plane + block == 0)
+    tl.store(x_ptr + here, noised, inside)
+    for i in tl.static_range(KEPT):
+        tl.store(history_ptr + i * whole + here, tl.full((BLOCK,), 0.0, tl.float32), inside)
+    if flags_ptr is not None:
+        tl.store(flags_ptr + plane // channels, 0, block == 0)
+
+
+def noising_triton(
+    x: Tensor,
+    history: Tensor | None,
+    sample: Tensor | None,
+    timestep: Tensor | None,
+    flags: Tensor | None,
+    z: Tensor,
+    eps: Tensor | None,
+    entry: Tensor,
+) -> None:
+    """`noising` as one launch of a Triton kernel, on a GPU: the same arguments, all of them contiguous.
+
+    Raises:
+        ValueError: a tensor has another size, dtype, device or layout than the eager reference's arguments.
+        BackendError: Triton is not installed, or `x` is not on a GPU.
+    """
+    import torch
+
+    full = tuple(x.shape)
+    kept = 0 if history is None else len(history)
+    halves = 1 if sample is None else max(1, len(sample) // full[0])
+    check(x, "x", x, full, x.dtype)
+    check(x, "z", z, full, x.dtype)
+    check(x, "entry", entry, (ENTRY_COLUMNS,), torch.float32)
+    if eps is not None:
+        check(x, "eps", eps, full, x.dtype)
+    if history is not None:
+        check(x, "history", history, (kept, *full), x.dtype)
+    if flags is not None:
+        check(x, "flags", flags, full[:1], torch.int32)
+    if sample is not None:
+        if timestep is None:
+            raise ValueError("sample without timestep: the first U-Net input needs both")
+        check(x, "sample", sample, (halves * full[0], *full[1:]), sample.dtype)
+        check(x, "timestep", timestep, (1,), torch.float32)
+    launch(
+        noising_kernel,
+        x,
+        *(x, history if kept else None, sample, timestep, flags, z, eps, entry),
+        KEPT=kept,
+        HALVES=halves,
+    )

@@ -14,18 +14,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pie_engine.config import BuildConfig, RunConfig
+    from pie_engine.config import BuildConfig, RunConfig, RuntimeConfig
     from pie_engine.engine import PieEngine
     from pie_engine.errors import PieError
     from pie_engine.items import Item
     from pie_engine.outputs import Result
 
 __version__ = "0.1.0"
-__all__ = ["BuildConfig", "Item", "PieEngine", "PieError", "Result", "RunConfig", "__version__"]
+__all__ = ["BuildConfig", "Item", "PieEngine", "PieError", "Result", "RunConfig", "RuntimeConfig", "__version__"]
 
 _HOME = {
     "BuildConfig": "config",
     "RunConfig": "config",
+    "RuntimeConfig": "config",
     "Item": "items",
     "PieEngine": "engine",
     "Result": "outputs",

@@ -18,6 +18,7 @@ INVERSIONS = ("noise", "ddim")
 NOISES = ("shared", "fresh")
 PRECISIONS = ("fp32", "fp16")
 DTYPES = ("fp32", "fp16", "bf16")
+STEP_KERNELS = ("auto", "eager", "triton", "cpp")
 COMPONENTS = ("text_encoder", "vae_encoder", "unet", "vae_decoder")
 
 
@@ -119,6 +120,32 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How a progression is computed. Each switch turns one optimisation off; results agree up to rounding.
+
+    Attributes:
+        fused_step: implementation of what runs between two U-Net evaluations: "triton" (GPU), "cpp" (C++ on a
+            processor, CUDA C++ on a GPU), "eager" (PyTorch, one operation after the other), or "auto": the first of
+            these that works here.
+        cuda_graph: capture a round once and replay it (GPU only).
+        overlap: decode a frame on a second stream while the next round runs (GPU only).
+        compile: compile the U-Net with torch.compile (torch backend only). Off by default: compiling a full-size U-Net
+            takes longer than a progression.
+
+    Raises:
+        ConfigError: an unknown implementation.
+    """
+
+    fused_step: str = "auto"
+    cuda_graph: bool = True
+    overlap: bool = True
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("fused-step", self.fused_step, STEP_KERNELS)
 
 
 @dataclass(frozen=True)

@@ -2,35 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pie_engine.config import RunConfig, check_resolution
+from pie_engine.config import RunConfig, RuntimeConfig, check_resolution
+from pie_engine.errors import BackendError
 from pie_engine.items import Item, PreparedItem, check_text, composite, prepare_item
 from pie_engine.loading import Source, open_backend
 from pie_engine.metrics import measure_change
 from pie_engine.outputs import Result
 from pie_engine.outputs.provenance import describe_run
+from pie_engine.runtime.memory import explain
 
 if TYPE_CHECKING:
     from pie_engine.backends import Backend
     from pie_engine.checkpoint import LoraSpec
+    from pie_engine.loop import Loop
+    from pie_engine.plan import Batch
 
 # Called with (evaluations done, evaluations in all) after each U-Net evaluation.
 OnProgress = Callable[[int, int], None]
 
 
 class PieEngine:
-    """A model on a backend, ready to simulate progressions."""
+    """A model on a backend, ready to simulate progressions.
 
-    def __init__(self, backend: Backend, *, source: dict[str, Any] | None = None):
+    Buffers and captured rounds of the last two kinds of run (batch size, resolution, settings) are kept, so that a
+    cohort pays for them once.
+
+    Args:
+        backend: any object with the calls of `pie_engine.backends.Backend`.
+        source: what provenance says of the model's origin.
+        runtime: which optimisations run.
+
+    Raises:
+        BackendError: the implementation of the fused step that `runtime` names does not run here.
+    """
+
+    def __init__(self, backend: Backend, *, source: dict[str, Any] | None = None, runtime: RuntimeConfig | None = None):
+        from pie_engine.kernels.dispatch import select
+
         self.backend = backend
+        self.runtime = runtime or RuntimeConfig()
         self._source = source or {}
+        self._kernels = select(backend.device, self.runtime.fused_step)
+        self._loops: dict[object, Loop] = {}
 
     @classmethod
     def load(
@@ -44,6 +66,7 @@ class PieEngine:
         device: str | None = None,
         dtype: str | None = None,
         threads: int | None = None,
+        runtime: RuntimeConfig | None = None,
         on_component: Callable[[str], None] = lambda line: None,
     ) -> PieEngine:
         """Load a bundle (`engine`) or a checkpoint (with `unet` over it and `lora` fused into it).
@@ -51,23 +74,26 @@ class PieEngine:
         Args:
             backend: "onnxruntime" runs a bundle; for a checkpoint it builds one in the cache first. "torch" runs a
                 checkpoint as it is. "auto" takes onnxruntime for a bundle and torch for a checkpoint.
-            device: "cpu", "cuda", "cuda:1", ...; None takes a GPU if the torch backend finds one.
+            device: "cpu", "cuda", "cuda:1", ...; None takes a GPU if the backend finds one.
             dtype: "fp32", "fp16" or "bf16" (torch only); None means fp32 for a checkpoint and a bundle's own precision.
             threads: processor threads of the model; None leaves it to the backend.
+            runtime: which optimisations run; None means all that work here.
             on_component: called with one line of progress per component that is built.
 
         Raises:
             ConfigError: contradicting arguments. CheckpointError, BundleError, BackendError: see each.
         """
+        runtime = runtime or RuntimeConfig()
         opened = open_backend(
             Source(engine, checkpoint, unet, tuple(lora)),
             backend=backend,
             device=device,
             dtype=dtype,
             threads=threads,
+            compile=runtime.compile,
             on_component=on_component,
         )
-        return cls(opened.backend, source=opened.provenance)
+        return cls(opened.backend, source=opened.provenance, runtime=runtime)
 
     def run(self, item: Item, config: RunConfig | None = None, *, on_progress: OnProgress | None = None) -> Result:
         """Simulate one progression; see `run_batch`."""
@@ -88,7 +114,7 @@ class PieEngine:
 
         Raises:
             ConfigError, InputError: a setting or an input cannot be used; nothing has run then.
-            BackendError: the model gave values that are not finite.
+            BackendError: the model gave values that are not finite, or memory ran out.
         """
         import torch
 
@@ -109,13 +135,15 @@ class PieEngine:
                     if on_progress is not None:
                         on_progress(number * total + step, len(groups) * total)
 
-                results.update(zip(group, self._run_group([prepared[i] for i in group], config, report), strict=True))
+                with self._explaining_memory(len(group), config):
+                    own = self._run_group([prepared[i] for i in group], config, report)
+                results.update(zip(group, own, strict=True))
         return [results[i] for i in range(len(items))]
 
     def _run_group(self, prepared: list[PreparedItem], config: RunConfig, report: OnProgress) -> list[Result]:
         import torch
 
-        from pie_engine.progression import Batch, decode, prepare, rounds
+        from pie_engine.plan import Batch
 
         start = time.monotonic()
         inputs = np.stack([np.asarray(p.image) for p in prepared])  # [B, H, W, 3]
@@ -126,25 +154,27 @@ class PieEngine:
             prompts=[p.item.prompt for p in prepared],
             item_ids=[p.item.item_id for p in prepared],
         )
-        plan = prepare(self.backend, batch, config)
+        loop = self._loop(batch, config)
+        loop.load(batch, config)
+        original = loop.plan.original_latent.cpu().numpy()
         # Leakage outside a mask is measured against it; without a mask nothing is outside.
-        decoded_original = _to_uint8(decode(self.backend, plan.original_latent)) if masks else [None] * len(prepared)
+        decoded_original = loop.decode_original().numpy() if masks else [None] * len(prepared)
         seconds: dict[str, Any] = {"prepare": round(time.monotonic() - start, 4), "rounds": []}
-        step = 0
+        step, total = 0, loop.plan.evaluations * config.steps
 
         def on_step() -> None:
             nonlocal step
-            step += 1
-            report(step, plan.evaluations)
+            step = min(step + 1, total)  # a round may be run again
+            report(step, total)
 
         latents, decoded = [], []
         last = time.monotonic()
-        for result in rounds(plan, on_step):
-            latents.append(result.latents.float().cpu().numpy())
-            decoded.append(_to_uint8(result.pixels))
+        for result in loop.rounds(on_step):
+            latents.append(result.latents.numpy())
+            decoded.append(result.frames.numpy())
             seconds["rounds"].append(round(time.monotonic() - last, 4))
             last = time.monotonic()
-        original = plan.original_latent.float().cpu().numpy()
+        shared = self._describe(loop, len(prepared), config) | {"seconds": seconds}
         results = []
         for i, item in enumerate(prepared):
             own = np.stack([frames[i] for frames in decoded])
@@ -154,34 +184,83 @@ class PieEngine:
             )
             latent_mask, pixels = (None, None) if item.mask is None else (item.mask.latent, item.mask.pixels)
             change = measure_change(own_latents, original[i], own, decoded_original[i], frames, latent_mask, pixels)
+            simulated = {
+                "prompt": item.item.prompt,
+                "prompt_cut_off": self.backend.model.cut_off(item.item.prompt) or None,
+                "roi_share": None if pixels is None else float(pixels.mean()),
+            }
             provenance = {
                 **describe_run(config),
                 "item_id": item.item.item_id,
                 "input": item.hashes,
-                "simulated": {
-                    "prompt": item.item.prompt,
-                    "prompt_cut_off": self.backend.model.cut_off(item.item.prompt) or None,
-                    "roi_share": None if pixels is None else float(pixels.mean()),
-                },
-                "schedule": {
-                    "class": plan.sampler.schedule.name,
-                    "timesteps": plan.sampler.schedule.timesteps.tolist(),
-                    "unet_evaluations": plan.evaluations,
-                },
-                "model": {"hashes": self.backend.model.hashes, "source": self._source},
-                "backend": {
-                    "name": self.backend.name,
-                    "precision": self.backend.precision,
-                    "device": str(self.backend.device),
-                    "batch": len(prepared),
-                },
-                "seconds": seconds,
+                "simulated": simulated,
+                **shared,
                 "change": change.to_dict(),
             }
             results.append(Result(frames, own_latents, original[i], pixels, change, config, provenance))
         return results
 
+    def _loop(self, batch: Batch, config: RunConfig) -> Loop:
+        """The loop for this kind of run, with its buffers and captured rounds, if it ran lately; else a new one."""
+        from pie_engine.loop import Loop
+        from pie_engine.plan import Plan
+        from pie_engine.runtime.buffers import Shape
 
-def _to_uint8(pixels: Any) -> np.ndarray:
-    """[B, 3, H, W] tensor in [-1, 1] -> [B, H, W, 3] uint8, clamped and rounded half to even."""
-    return (pixels / 2 + 0.5).clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        model, (height, width) = self.backend.model, batch.pixels.shape[2:]
+        shape = Shape(
+            batch=len(batch.prompts),
+            latent=(model.latent_channels, height // model.vae_scale, width // model.vae_scale),
+            scale=model.vae_scale,
+            mask_channels=None if batch.mask is None else batch.mask.shape[1],
+        )
+        # Precisions may have been raised since: the U-Net bound then is not the one that would be bound now.
+        key = (Plan.key(shape, config), tuple(self.backend.precisions.items()))
+        loop = self._loops.pop(key, None)
+        if loop is None:
+            while len(self._loops) > 1:
+                del self._loops[next(iter(self._loops))]
+            loop = Loop(Plan(self.backend, shape, config, self._kernels), self.runtime)
+        self._loops[key] = loop
+        return loop
+
+    def _describe(self, loop: Loop, batch: int, config: RunConfig) -> dict[str, Any]:
+        """The part of a provenance that the items of a batch share."""
+        schedule = loop.plan.sampler.schedule
+        return {
+            "schedule": {
+                "class": schedule.name,
+                "timesteps": schedule.timesteps.tolist(),
+                "unet_evaluations": loop.plan.evaluations * config.steps,
+            },
+            "model": {"hashes": self.backend.model.hashes, "source": self._source},
+            "backend": {
+                "name": self.backend.name,
+                "precision": self.backend.precisions["unet"],
+                "precisions": dict(self.backend.precisions),
+                "device": str(self.backend.device),
+                "batch": batch,
+            },
+            "runtime": {
+                "fused_step": self._kernels.name,
+                "fused_step_note": self._kernels.note or None,
+                "cuda_graph": loop.captured,
+                "cuda_graph_note": loop.note or None,
+                "overlap": loop.overlapping,
+                "compile": self.runtime.compile,
+            },
+            "reruns": list(loop.reruns),
+        }
+
+    @contextlib.contextmanager
+    def _explaining_memory(self, batch: int, config: RunConfig) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # allocators share no other base
+            precision = self.backend.precisions["unet"]
+            message = explain(
+                error, self.backend.device, batch=batch, resolution=config.resolution or 0, precision=precision
+            )
+            if message is None:
+                raise
+            self._loops.clear()  # their buffers are what a smaller run needs
+            raise BackendError(message) from error

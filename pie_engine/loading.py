@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pie_engine.config import DTYPES, BuildConfig
-from pie_engine.errors import ConfigError
+from pie_engine.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
     from pie_engine.backends import Backend
-    from pie_engine.checkpoint import LoraSpec
+    from pie_engine.checkpoint import Checkpoint, LoraSpec
 
 BACKENDS = ("auto", "torch", "onnxruntime")
 
@@ -43,6 +44,7 @@ def open_backend(
     device: str | None,
     dtype: str | None,
     threads: int | None,
+    compile: bool,
     on_component: Callable[[str], None],
 ) -> Opened:
     """See `PieEngine.load`, which documents the arguments."""
@@ -60,12 +62,14 @@ def open_backend(
         raise ConfigError(f"one of a bundle and a checkpoint is needed ({found} given); pass --engine or --checkpoint")
     if source.engine is None:
         if backend == "onnxruntime":
+            _refuse_compile(compile)
             return _export_checkpoint(source, device, dtype or "fp32", threads, on_component)
-        return _open_checkpoint(source, device, dtype or "fp32", threads)
+        return _open_checkpoint(source, device, dtype or "fp32", threads, compile)
     if source.lora:
         raise ConfigError("a LoRA cannot be fused into a bundle; build one with it: pie-engine build --lora FILE")
     if backend == "torch":
         raise ConfigError("backend torch runs checkpoints, not bundles; pass --checkpoint, or --backend onnxruntime")
+    _refuse_compile(compile)
     return _open_bundle(source.engine, device, dtype, threads)
 
 
@@ -73,32 +77,32 @@ def _open_bundle(path: str | Path, device: str | None, dtype: str | None, thread
     from pie_engine.backends.onnx_backend import OnnxBackend
     from pie_engine.bundle import open_bundle
 
-    _cpu_only(device)
+    device = _onnx_device(device)
     bundle = open_bundle(path)
     if dtype not in (None, bundle.precision):
         raise ConfigError(
             f"dtype {dtype} is not this bundle's ({bundle.precision}); build one: pie-engine build --precision {dtype}"
         )
-    return Opened(OnnxBackend(bundle, threads=threads), {"bundle": str(path), **bundle.manifest["sources"]})
+    backend = OnnxBackend(bundle, device=device, threads=threads)
+    return Opened(backend, {"bundle": str(path), **bundle.manifest["sources"]})
 
 
 def _export_checkpoint(
     source: Source, device: str | None, dtype: str, threads: int | None, on_component: Callable[[str], None]
 ) -> Opened:
-    from pie_engine.backends.onnx_backend import OnnxBackend, import_onnxruntime
+    from pie_engine.backends.onnx_backend import OnnxBackend
     from pie_engine.build import cached_bundle
     from pie_engine.checkpoint import load_checkpoint
 
-    _cpu_only(device)
     if dtype == "bf16":
-        raise ConfigError("backend onnxruntime has no bf16 on the CPU; pass --dtype fp32 or fp16")
-    import_onnxruntime()
+        raise ConfigError("backend onnxruntime has no bf16; pass --dtype fp32 or fp16, or --backend torch")
+    device = _onnx_device(device)
     loaded = load_checkpoint(source.checkpoint, unet=source.unet, lora=source.lora)
     bundle = cached_bundle(loaded, BuildConfig(precision=dtype), on_component=on_component)
-    return Opened(OnnxBackend(bundle, threads=threads), loaded.sources)
+    return Opened(OnnxBackend(bundle, device=device, threads=threads), loaded.sources)
 
 
-def _open_checkpoint(source: Source, device: str | None, dtype: str, threads: int | None) -> Opened:
+def _open_checkpoint(source: Source, device: str | None, dtype: str, threads: int | None, compile: bool) -> Opened:
     import torch
 
     from pie_engine.backends.torch_backend import TorchBackend
@@ -107,22 +111,80 @@ def _open_checkpoint(source: Source, device: str | None, dtype: str, threads: in
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda"):
-        _check_gpu(device)  # before a checkpoint of gigabytes is read
+        _check_gpu(device, dtype)  # before a checkpoint of gigabytes is read
     if threads is not None:
         torch.set_num_threads(threads)
-    loaded = load_checkpoint(source.checkpoint, unet=source.unet, lora=source.lora)
-    return Opened(TorchBackend(loaded, model_info(loaded), device=device, precision=dtype), loaded.sources)
+
+    def load() -> Checkpoint:
+        return load_checkpoint(source.checkpoint, unet=source.unet, lora=source.lora)
+
+    loaded = load()
+    with _explaining_memory(device, dtype):
+        backend = TorchBackend(loaded, model_info(loaded), device=device, precision=dtype, compile=compile, reload=load)
+    return Opened(backend, loaded.sources)
 
 
-def _check_gpu(device: str) -> None:
+def _onnx_device(device: str | None) -> str:
+    """The device for ONNX Runtime: a GPU if asked for, or if both PyTorch and ONNX Runtime can use one."""
+    import torch
+
+    from pie_engine.backends.onnx_session import check_cuda_provider, import_onnxruntime
+
+    providers = import_onnxruntime().get_available_providers()
+    if device is None:
+        usable = torch.cuda.is_available() and "CUDAExecutionProvider" in providers
+        return "cuda" if usable else "cpu"
+    if device.startswith("cuda"):
+        _check_gpu(device, "fp32")
+        check_cuda_provider()
+    return device
+
+
+def _check_gpu(device: str, dtype: str) -> None:
     import torch
 
     if not torch.cuda.is_available():
         raise ConfigError(f"device {device!r} needs an NVIDIA GPU and this machine shows none; pass --device cpu")
-    if int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+    index = int(device.partition(":")[2] or 0)
+    if index >= torch.cuda.device_count():
         raise ConfigError(f"device {device!r} is not one of {torch.cuda.device_count()} GPUs; pass --device cuda:0")
+    capability = torch.cuda.get_device_capability(index)
+    name = f"{torch.cuda.get_device_name(index)} (compute capability {capability[0]}.{capability[1]})"
+    if not _runs_on(torch.cuda.get_arch_list(), capability):
+        built = ", ".join(torch.cuda.get_arch_list())
+        raise ConfigError(
+            f"{name} is not one that torch {torch.__version__} was built for ({built}); "
+            "install another build of torch, or pass --device cpu"
+        )
+    if dtype == "bf16" and capability < (8, 0):
+        raise ConfigError(f"{name} has no bf16 (8.0 needed); pass --dtype fp16")
 
 
-def _cpu_only(device: str | None) -> None:
-    if device not in (None, "cpu"):
-        raise ConfigError(f"device {device!r} is not one that backend onnxruntime runs on (cpu); pass --backend torch")
+def _runs_on(built: list[str], capability: tuple[int, int]) -> bool:
+    """Whether a torch built for these targets runs on a GPU: sm_86 on 8.6 and up to 8.9, compute_80 on all above."""
+    for target in built:
+        kind, _, number = target.partition("_")
+        major, minor = divmod(int(number.rstrip("af")), 10)
+        if (major, minor) <= capability and (kind == "compute" or major == capability[0]):
+            return True
+    return False
+
+
+def _refuse_compile(compile: bool) -> None:
+    if compile:
+        raise ConfigError("--compile compiles PyTorch modules; pass --backend torch with a checkpoint, or leave it out")
+
+
+@contextlib.contextmanager
+def _explaining_memory(device: str, dtype: str) -> Iterator[None]:
+    import torch
+
+    from pie_engine.runtime.memory import explain_weights
+
+    try:
+        yield
+    except Exception as error:  # allocators share no other base
+        message = explain_weights(error, torch.device(device), dtype)
+        if message is None:
+            raise
+        raise BackendError(message) from error

@@ -2,226 +2,67 @@
 
 A round (arXiv 2309.11745, algorithm 1): noise or invert the previous frame's latent to the first of k timesteps;
 k guided denoising steps with the outside of the region of interest (ROI) replaced between them; blend with the
-original latent. Everything that does not change between rounds is computed once, in `prepare`.
+original latent. A round works on static buffers alone, so that it can be captured once and replayed N times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from pie_engine.errors import BackendError
-from pie_engine.kernels.denoise_step import Background, Blend, StepRow, denoise_step, write_input
-from pie_engine.schedule import Schedule, build_inversion, build_schedule
+from pie_engine.runtime.buffers import DECODE, DENOISE, ENCODE, INVERSION
 from pie_engine.seeding import item_noise, official_generator
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pie_engine.backends import Backend, UNetCall
     from pie_engine.config import RunConfig
+    from pie_engine.plan import Batch, Plan
 
 OnStep = Callable[[], None]
 
 
-@dataclass(frozen=True)
-class Batch:
-    """The items of one progression, stacked.
-
-    Attributes:
-        pixels: [B, 3, H, W] float32 in [-1, 1].
-        mask: [B, 1 or 4, h, w] float32, 1 = may change, or None. All items of a batch have one, or none has.
-        prompts, item_ids: B strings each.
-    """
-
-    pixels: Tensor
-    mask: Tensor | None
-    prompts: list[str]
-    item_ids: list[str]
+def engine_round(plan: Plan, on_step: OnStep) -> None:
+    """x -> x: the engine's own semantics, latents carried from round to round."""
+    b = plan.buffers
+    if plan.inversion is not None:
+        invert(plan, on_step)
+    plan.sampler(b.x, b.x, b.eps, b.flags[DENOISE], plan.region, on_step)
 
 
-@dataclass(frozen=True)
-class Round:
-    """What one round yields: final latents [B, 4, h, w] and decoded pixels [B, 3, H, W], both float32."""
-
-    latents: Tensor
-    pixels: Tensor
-
-
-class Sampler:
-    """A schedule's rows on the device, and the U-Net bound to buffers that every round reuses."""
-
-    def __init__(self, schedule: Schedule, unet: UNetCall, batch: int, *, guidance: float | None):
-        import torch
-
-        device = unet.sample.device
-        self.schedule, self.unet = schedule, unet
-        self.x = torch.empty((batch, *unet.sample.shape[1:]), device=device)
-        self.history = torch.empty((schedule.history, *self.x.shape), device=device)
-        self.guidance = None if guidance is None else torch.full((batch, 1, 1, 1), guidance, device=device)
-        following = {name: np.append(getattr(schedule, name)[1:], 0.0) for name in ("signal", "noise", "input_scale")}
-        columns = (schedule.a, schedule.b, schedule.c, schedule.P, schedule.p, schedule.q, *following.values())
-        table = [torch.from_numpy(column.astype(np.float32)).to(device) for column in columns]
-        self.rows = [StepRow(*(column[i] for column in table)) for i in range(schedule.steps)]
-        self.timesteps = torch.from_numpy(schedule.timesteps.astype(np.float32)).to(device)[:, None]  # [k, 1]
-        self.first_scale = torch.tensor(schedule.input_scale[0], dtype=torch.float32, device=device)
-
-    def __call__(
-        self, x: Tensor, mask: Tensor | None, background: Background | None, blend: Blend | None, on_step: OnStep
-    ) -> Tensor:
-        """Run all k steps on x [B, 4, h, w]; the result is a view of the sampler's buffer."""
-        self.x.copy_(x)
-        self.history.zero_()
-        write_input(self.x, self.unet.sample, self.first_scale)
-        for i, row in enumerate(self.rows):
-            self.unet.timestep.copy_(self.timesteps[i])
-            self.unet()
-            last = i == len(self.rows) - 1
-            denoise_step(
-                self.x, self.history, self.unet.output, self.unet.sample, row, self.guidance, mask, background,
-                blend, last,
-            )  # fmt: skip
-            on_step()
-        return self.x
+def official_round(plan: Plan, on_step: OnStep) -> None:
+    """Posterior samples of the previous frame and of the original (twice) -> x, as published."""
+    b, scaling = plan.buffers, plan.backend.model.scaling_factor
+    assert b.draws is not None and b.frame_moments is not None
+    b.x.copy_(posterior_sample(b.frame_moments, b.draws[0]) * scaling)
+    b.z0.copy_(posterior_sample(b.moments, b.draws[1]) * scaling)
+    b.z0_background.copy_(posterior_sample(b.moments, b.draws[2]) * scaling)
+    plan.sampler(b.x, b.x, b.eps, b.flags[DENOISE], plan.region, on_step)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Everything that is the same in every round.
-
-    Attributes:
-        moments: [B, 8, h, w] float32 of the originals.
-        mask: [B, 1 or 4, h, w] float32 on the device, or None.
-        weight: beta1 (1 - m) + beta2 m, shaped like the mask.
-    """
-
-    backend: Backend
-    config: RunConfig
-    batch: Batch
-    sampler: Sampler
-    inversion: Sampler | None
-    moments: Tensor
-    mask: Tensor | None
-    weight: Tensor | None
-
-    @property
-    def evaluations(self) -> int:
-        """U-Net calls of the whole progression."""
-        per_round = self.sampler.schedule.steps + (self.inversion.schedule.steps if self.inversion else 0)
-        return per_round * self.config.steps
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        channels, height, width = self.sampler.x.shape[1:]
-        return channels, height, width
-
-    @property
-    def original_latent(self) -> Tensor:
-        """z0 = scaling factor * posterior mean, [B, 4, h, w] float32."""
-        return self.moments.chunk(2, dim=1)[0] * self.backend.model.scaling_factor
+def invert(plan: Plan, on_step: OnStep = lambda: None) -> None:
+    """DDIM inversion of x, read back as the noise eps = (x_t - sqrt(abar) x) / sqrt(1 - abar)."""
+    b, inversion = plan.buffers, plan.inversion
+    assert inversion is not None
+    inversion(b.eps, b.x, None, b.flags[INVERSION], None, on_step)
+    plan.kernels.noising(b.eps, None, None, None, None, b.x, b.eps, inversion.read_back)
 
 
-def prepare(backend: Backend, batch: Batch, config: RunConfig) -> Plan:
-    """Encode prompts and images, build the schedule's table and allocate every buffer, once."""
-    model, count = backend.model, len(batch.prompts)
-    height, width = (side // model.vae_scale for side in batch.pixels.shape[2:])
-    mask = None if batch.mask is None else batch.mask.to(backend.device)
-    default = None if config.semantics == "official" else "ddim"
-    schedule = build_schedule(
-        model.scheduler_config,
-        name=config.scheduler or default,
-        num_inference_steps=config.num_inference_steps,
-        denoising_steps=config.denoising_steps,
-        corrector=mask is None or config.semantics == "official",
-    )
-    prompts = [config.negative_prompt] * count + batch.prompts if config.guided else batch.prompts
-    unet = backend.bind_unet(len(prompts), height, width)
-    unet.context.copy_(_encode_unique(backend, prompts))
-    sampler = Sampler(schedule, unet, count, guidance=config.guidance_scale if config.guided else None)
-    inversion = None
-    if config.inversion == "ddim":
-        empty = backend.bind_unet(count, height, width)
-        empty.context.copy_(_encode_unique(backend, [""] * count))
-        start = float(schedule.timesteps[0])
-        distinct = len(np.unique(schedule.timesteps))
-        table = build_inversion(model.scheduler_config, start, config.num_inference_steps, distinct)
-        inversion = Sampler(table, empty, count, guidance=None)
-    moments = backend.encode_image(batch.pixels).clone()  # a backend may reuse its output
-    weight = None if mask is None else config.beta1 * (1 - mask) + config.beta2 * mask
-    return Plan(backend, config, batch, sampler, inversion, moments, mask, weight)
+def decode_frames(plan: Plan) -> None:
+    """The latents handed to the decoder -> frames [B, H, W, 3] uint8, clamped and rounded half to even."""
+    b, backend = plan.buffers, plan.backend
+    pixels = backend.decode_latent(b.decoding / backend.model.scaling_factor)
+    b.decoding_flags[DECODE].copy_(~pixels.isfinite().flatten(1).all(1))
+    b.frames.copy_((pixels / 2 + 0.5).clamp(0, 1).mul(255).round().permute(0, 2, 3, 1))
 
 
-def rounds(plan: Plan, on_step: OnStep = lambda: None) -> Iterator[Round]:
-    """Yield the N rounds of a progression; `on_step` is called after each U-Net evaluation.
-
-    Raises:
-        BackendError: a latent or a frame is not finite.
-    """
-    run = _official_rounds if plan.config.semantics == "official" else _engine_rounds
-    for number, result in enumerate(run(plan, on_step), start=1):
-        finite = result.latents.isfinite().flatten(1).all(1) & result.pixels.isfinite().flatten(1).all(1)
-        if not bool(finite.all()):
-            broken = [i for i, good in zip(plan.batch.item_ids, finite.tolist(), strict=True) if not good]
-            precision = plan.backend.precision
-            raise BackendError(
-                f"round {number} gave values that are not finite in {precision} for item {', '.join(broken)}; "
-                + ("check the checkpoint's weights" if precision == "fp32" else "use fp32 (--dtype or --precision)")
-            )
-        yield result
-
-
-def _engine_rounds(plan: Plan, on_step: OnStep) -> Iterator[Round]:
-    z0 = plan.original_latent
-    z, eps = z0, None
-    for index in range(plan.config.steps):
-        if plan.inversion is not None:
-            eps = invert(plan.inversion, z, on_step)
-        elif eps is None or plan.config.noise == "fresh":
-            eps = _item_noises(plan, index)
-        x = noising(z, eps, plan.sampler.schedule)
-        blend = None if plan.weight is None else Blend(z0, plan.weight)
-        z = plan.sampler(x, plan.mask, Background(z0, eps), blend, on_step).clone()
-        yield Round(z, decode(plan.backend, z))
-
-
-def _official_rounds(plan: Plan, on_step: OnStep) -> Iterator[Round]:
-    import torch
-
-    scaling, device = plan.backend.model.scaling_factor, plan.backend.device
-    generators = [official_generator(plan.config.seed) for _ in plan.batch.item_ids]
-    frame = plan.moments
-    for index in range(plan.config.steps):
-        # Six draws per round and item, in the published order; see reference.progress_official.
-        draws = [[torch.randn(plan.latent_shape, generator=g) for _ in range(6)] for g in generators]
-        first, eps, second, _, third, eps_background = (
-            torch.stack(draw).to(device) for draw in zip(*draws, strict=True)
-        )
-        z = posterior_sample(frame, first) * scaling
-        z0 = posterior_sample(plan.moments, second) * scaling
-        z0_background = posterior_sample(plan.moments, third) * scaling
-        x = noising(z, eps, plan.sampler.schedule)
-        blend = None if plan.weight is None else Blend(z0, plan.weight)
-        z = plan.sampler(x, plan.mask, Background(z0_background, eps_background), blend, on_step).clone()
-        pixels = decode(plan.backend, z)
-        yield Round(z, pixels)
-        if index + 1 == plan.config.steps:
-            return
-        # Each round starts from the previous round's 8-bit frame.
-        frame = plan.backend.encode_image((pixels / 2 + 0.5).clamp(0, 1).mul(255).round() / 127.5 - 1)
-
-
-def noising(z: Tensor, eps: Tensor, schedule: Schedule) -> Tensor:
-    """x = sqrt(abar) z + sqrt(1 - abar) eps at the first timestep (the scheduler's own factors)."""
-    return float(schedule.signal[0]) * z + float(schedule.noise[0]) * eps
-
-
-def invert(inversion: Sampler, z: Tensor, on_step: OnStep = lambda: None) -> Tensor:
-    """DDIM inversion of z, read back as the noise eps = (x - sqrt(abar) z) / sqrt(1 - abar)."""
-    x = inversion(z, None, None, None, on_step)
-    return (x - float(inversion.schedule.signal[-1]) * z) / float(inversion.schedule.noise[-1])
+def encode_frames(plan: Plan) -> None:
+    """The previous 8-bit frames -> their posterior: where a round of the published code starts from."""
+    b = plan.buffers
+    assert b.previous_frames is not None and b.frame_moments is not None
+    pixels = (b.previous_frames.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous()
+    b.frame_moments.copy_(plan.backend.encode_image(pixels))
+    b.flags[ENCODE].copy_(~b.frame_moments.isfinite().flatten(1).all(1))
 
 
 def posterior_sample(moments: Tensor, draw: Tensor) -> Tensor:
@@ -230,21 +71,39 @@ def posterior_sample(moments: Tensor, draw: Tensor) -> Tensor:
     return mean + (0.5 * log_variance.clamp(-30.0, 20.0)).exp() * draw
 
 
-def decode(backend: Backend, z: Tensor) -> Tensor:
-    """Latent [B, 4, h, w] -> pixels [B, 3, H, W] float32, about [-1, 1]."""
-    return backend.decode_latent(z / backend.model.scaling_factor)
+class Noises:
+    """The noises of one run, drawn on the host and copied into the buffers round by round."""
 
+    def __init__(self, plan: Plan, batch: Batch, config: RunConfig):
+        self._plan, self._ids, self._config = plan, batch.item_ids, config
+        self._generators = [official_generator(config.seed) for _ in self._ids] if plan.official else []
+        self._filled: int | None = None
 
-def _item_noises(plan: Plan, index: int) -> Tensor:
-    import torch
+    def fill(self, index: int) -> None:
+        """Make the buffers hold round `index`'s noises; once more for a round that is run again."""
+        if index == self._filled:
+            return
+        if self._plan.official:
+            self._draw_official()
+        elif self._plan.inversion is None and (self._filled is None or self._config.noise == "fresh"):
+            self._draw_items(None if self._config.noise == "shared" else index)
+        self._filled = index
 
-    round_index = None if plan.config.noise == "shared" else index
-    noises = [item_noise(plan.latent_shape, plan.config.seed, i, round_index) for i in plan.batch.item_ids]
-    return torch.stack(noises).to(plan.backend.device)
+    def _draw_items(self, round_index: int | None) -> None:
+        import torch
 
+        shape = self._plan.shape.latent
+        noises = [item_noise(shape, self._config.seed, item, round_index) for item in self._ids]
+        self._plan.buffers.eps.copy_(torch.stack(noises))
 
-def _encode_unique(backend: Backend, prompts: list[str]) -> Tensor:
-    # A cohort shares few prompts; each is encoded once.
-    unique = list(dict.fromkeys(prompts))
-    embeddings = backend.encode_text(backend.model.tokenize(unique))
-    return embeddings[[unique.index(prompt) for prompt in prompts]]
+    def _draw_official(self) -> None:
+        import torch
+
+        b, shape = self._plan.buffers, self._plan.shape.latent
+        # Six draws per round and item, in the published order; see reference.progress_official.
+        draws = [[torch.randn(shape, generator=g) for _ in range(6)] for g in self._generators]
+        first, eps, second, _, third, eps_background = (torch.stack(draw) for draw in zip(*draws, strict=True))
+        assert b.draws is not None
+        b.draws.copy_(torch.stack([first, second, third]))
+        b.eps.copy_(eps)
+        b.eps_background.copy_(eps_background)

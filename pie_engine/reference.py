@@ -2,7 +2,8 @@
 
 Written to be read beside the paper (arXiv 2309.11745, algorithm 1) and to share as little as possible with the fast
 path: it drives the diffusers scheduler itself, one item at a time, and keeps no buffers. Only input preparation and the
-noise's seeding are shared. Notation: z0 = latent of the original, z = latent of the previous frame, m = mask.
+noise's seeding are shared. It runs on the checkpoint's own device and in its dtype: everything in half precision is what
+a user of diffusers would run in half precision. Notation: z0 = latent of the original, z = latent of the previous frame, m = mask.
 """
 
 from __future__ import annotations
@@ -39,11 +40,12 @@ def progress_official(
 
     vae, scaling = checkpoint.vae, checkpoint.scaling_factor
     generator = official_generator(config.seed)
-    original, frame = to_pixels(image), to_pixels(image)
-    m = None if mask is None else torch.from_numpy(mask)[None]
+    model = next(checkpoint.unet.parameters())  # its device and dtype are everybody's
+    original, frame = to_pixels(image).to(model), to_pixels(image).to(model)
+    m = None if mask is None else torch.from_numpy(mask)[None].to(model)
 
     def draw(shape: Any) -> Tensor:
-        return torch.randn(shape, generator=generator)
+        return torch.randn(shape, generator=generator).to(model)
 
     def posterior_sample(pixels: Tensor) -> Tensor:
         posterior = vae.encode(pixels).latent_dist
@@ -66,8 +68,8 @@ def progress_official(
             if m is not None:
                 x = blend(x, z0, m, config)
             pixels = to_uint8(vae.decode(x / scaling).sample)
-            frame = torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
-            yield x.clone(), pixels
+            frame = torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None].to(model)
+            yield x.float().cpu().clone(), pixels
 
 
 def progress_engine(
@@ -80,11 +82,12 @@ def progress_engine(
     import torch
 
     vae, scaling = checkpoint.vae, checkpoint.scaling_factor
-    m = None if mask is None else torch.from_numpy(mask)[None]
+    model = next(checkpoint.unet.parameters())
+    m = None if mask is None else torch.from_numpy(mask)[None].to(model)
     with torch.inference_mode():
         context = encode_prompts(checkpoint, prompt, config)
         empty = encode_text(checkpoint, [""])
-        z0 = vae.encode(to_pixels(image)).latent_dist.mean * scaling
+        z0 = vae.encode(to_pixels(image).to(model)).latent_dist.mean * scaling
         z = z0
         for round_index in range(config.steps):
             scheduler = make_scheduler(checkpoint.scheduler_config, config.scheduler or "ddim")
@@ -94,12 +97,12 @@ def progress_engine(
             if config.inversion == "ddim":
                 eps = invert(checkpoint, z, empty, timesteps, config)
             else:
-                shape = tuple(z.shape[1:])
-                eps = item_noise(shape, config.seed, item_id, None if config.noise == "shared" else round_index)[None]
+                number = None if config.noise == "shared" else round_index
+                eps = item_noise(tuple(z.shape[1:]), config.seed, item_id, number)[None].to(model)
             x = scheduler.add_noise(z, eps, timesteps[:1])
             x = denoise(checkpoint, scheduler, timesteps, x, context, m, z0, eps, config)
             z = x if m is None else blend(x, z0, m, config)
-            yield z.clone(), to_uint8(vae.decode(z / scaling).sample)
+            yield z.float().cpu().clone(), to_uint8(vae.decode(z / scaling).sample)
 
 
 def denoise(
@@ -180,7 +183,7 @@ def encode_text(checkpoint: Checkpoint, prompts: list[str]) -> Tensor:
     tokens = checkpoint.tokenizer(
         prompts, padding="max_length", max_length=checkpoint.max_tokens, truncation=True, return_tensors="pt"
     )
-    return checkpoint.text_encoder(tokens.input_ids)[0]
+    return checkpoint.text_encoder(tokens.input_ids.to(next(checkpoint.text_encoder.parameters()).device))[0]
 
 
 def to_pixels(image: Image) -> Tensor:
@@ -192,5 +195,5 @@ def to_pixels(image: Image) -> Tensor:
 
 def to_uint8(decoded: Tensor) -> np.ndarray:
     """[1, 3, H, W] in [-1, 1] -> [H, W, 3] uint8, clamped and rounded half to even."""
-    image = (decoded[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).float().numpy()
+    image = (decoded[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).float().cpu().numpy()
     return (image * 255).round().astype(np.uint8)

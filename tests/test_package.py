@@ -34,7 +34,7 @@ def test_layers_follow_the_data_flow(tmp_path: Path) -> None:
     if importlib.util.find_spec("importlinter") is None:
         pytest.skip("import-linter is not installed; pip install 'pie-engine[lint]'")
     shutil.copytree(ROOT / "pie_engine", tmp_path / "pie_engine", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("export", "kernels"):
+    for name in ("export", "kernels", "cpp_ext"):
         shutil.copytree(ROOT / name, tmp_path / "pie_engine" / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     program = "from importlinter.cli import lint_imports_command; lint_imports_command(['--no-cache'])"
@@ -50,9 +50,18 @@ def test_layers_follow_the_data_flow(tmp_path: Path) -> None:
     assert "1 kept, 0 broken" in done.stdout
 
 
+def has_toolchain() -> bool:
+    from pie_engine.cpp_ext.build import Unavailable, find_toolchain
+
+    try:
+        return bool(find_toolchain())
+    except Unavailable:
+        return False
+
+
 def test_wheel_holds_everything_and_no_foreign_top_level(tmp_path: Path) -> None:
     source = tmp_path / "source"  # a copy: building leaves a build/ folder behind
-    wanted = ("pie_engine", "export", "kernels", "pyproject.toml", "README.md", "LICENSE")
+    wanted = ("pie_engine", "export", "kernels", "cpp_ext", "setup.py", "pyproject.toml", "README.md", "LICENSE")
     for name in wanted:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         source.mkdir(exist_ok=True)
@@ -61,9 +70,14 @@ def test_wheel_holds_everything_and_no_foreign_top_level(tmp_path: Path) -> None
     command += ["--wheel-dir", str(tmp_path), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    wheel = next(tmp_path.glob("*.whl"))
+    names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.split("/")[0].split("-")[0] for name in names} == {"pie_engine"}  # never a top-level `kernels`
     for package in ("export/graph.py", "kernels/denoise_step.py", "cli/main.py", "checkpoint/load.py", "py.typed"):
         assert f"pie_engine/{package}" in names
+    for source in ("build.py", "ops.cpp", "ops.cu", "checks.h"):
+        assert f"pie_engine/cpp_ext/{source}" in names
+    assert ("pie_engine/cpp_ext/_ops.so" in names) == has_toolchain()
+    assert wheel.name.endswith("-py3-none-any.whl") != has_toolchain()
     for data in ("checkpoint/unet/diffusion_pytorch_model.safetensors", "severity.onnx", "demo.json"):
         assert f"pie_engine/demo/{data}" in names

@@ -9,17 +9,22 @@ import numpy as np
 import pytest
 import torch
 from golden import GOLDEN
+from pie_engine.kernels.dispatch import EAGER
 
-from pie_engine import Item, PieEngine, RunConfig
+from pie_engine import Item, PieEngine, RunConfig, RuntimeConfig
 from pie_engine.backends.onnx_backend import OnnxBackend
 from pie_engine.backends.torch_backend import TorchBackend
 from pie_engine.build import model_info
 from pie_engine.bundle import Bundle
 from pie_engine.checkpoint import Checkpoint
+from pie_engine.config import COMPONENTS
 from pie_engine.errors import BackendError
 from pie_engine.imaging import fit, open_image, prepare_mask
-from pie_engine.progression import Batch, invert, noising, posterior_sample, prepare, rounds
+from pie_engine.loop import Loop
+from pie_engine.plan import Batch, Plan
+from pie_engine.progression import invert, posterior_sample
 from pie_engine.reference import progress_engine, progress_official
+from pie_engine.runtime.buffers import DENOISE, Shape
 from pie_engine.schedule import SCHEDULERS, make_scheduler
 from pie_engine.seeding import item_noise
 
@@ -169,7 +174,8 @@ def test_without_compositing_frames_are_what_was_decoded(torch_engine: PieEngine
 class ConstantEdit:
     """A backend whose U-Net moves every latent by the same edit, whatever the noise: x0 = previous latent + 1."""
 
-    name, precision, device = "fake", "fp32", torch.device("cpu")
+    name, device, stream = "fake", torch.device("cpu"), None
+    precisions = dict.fromkeys(COMPONENTS, "fp32")
 
     def __init__(self, checkpoint: Checkpoint):
         config = checkpoint.scheduler_config | {"set_alpha_to_one": True}  # so that the last step lands on x0 itself
@@ -207,9 +213,10 @@ def test_constant_edit_converges_as_the_theory_says(pndm_checkpoint: Checkpoint)
     mask[..., :8] = 1
     config = RunConfig(steps=30, num_inference_steps=8, guidance_scale=1.0, beta1=0.01, beta2=0.75, resolution=128)
     with torch.inference_mode():
-        plan = prepare(backend, Batch(torch.zeros(1, 3, 128, 128), mask, ["x"], ["0"]), config)
+        loop = Loop(Plan(backend, Shape(1, (4, 16, 16), 8, 1), config, EAGER), RuntimeConfig())
+        loop.load(Batch(torch.zeros(1, 3, 128, 128), mask, ["x"], ["0"]), config)
         inside, outside = [0.0], [0.0]
-        for result in rounds(plan):
+        for result in loop.rounds():
             backend.previous = result.latents
             inside.append(result.latents[0, 0, 0, 0].item())
             outside.append(result.latents[0, 0, 0, 15].item())
@@ -271,12 +278,12 @@ def test_inverted_noise_leads_back_to_the_latent(torch_engine: PieEngine) -> Non
     def error(total: int) -> float:
         config = RunConfig(num_inference_steps=total, inversion="ddim", guidance_scale=1.0, resolution=128)
         with torch.inference_mode():
-            plan = prepare(torch_engine.backend, batch, config)
-            assert plan.inversion is not None
-            z = plan.original_latent
-            x = noising(z, invert(plan.inversion, z), plan.sampler.schedule)
-            back = plan.sampler(x, None, None, None, lambda: None)
-            return ((back - z).norm() / z.norm()).item()
+            plan = Plan(torch_engine.backend, Shape(1, (4, 16, 16), 8, None), config, EAGER)
+            plan.load(batch, config, lambda name, compute: compute())
+            b, z = plan.buffers, plan.original_latent
+            invert(plan)
+            plan.sampler(b.x, b.x, b.eps, b.flags[DENOISE], None, lambda: None)
+            return ((b.x - z).norm() / z.norm()).item()
 
     coarse, fine = error(25), error(100)
     assert fine < 0.1
@@ -294,7 +301,7 @@ def test_values_that_are_not_finite_are_an_error(pndm_checkpoint: Checkpoint) ->
             return super().decode_latent(latent) * float("nan")
 
     engine = PieEngine(Broken(pndm_checkpoint, model_info(pndm_checkpoint)))
-    with pytest.raises(BackendError, match="round 1 gave values that are not finite in fp32 for item 0"):
+    with pytest.raises(BackendError, match="preparation gave values that are not finite in fp32 for item 0"):
         engine.run(Item(IMAGE, PROMPT, MASK), SHORT)
 
 

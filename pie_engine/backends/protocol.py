@@ -36,13 +36,15 @@ class Backend(Protocol):
         name: "torch" or "onnxruntime".
         model: what is known about the model.
         device: where its buffers live.
-        precision: "fp32", "fp16" or "bf16", of the U-Net.
+        precisions: "fp32", "fp16" or "bf16", by component (`pie_engine.config.COMPONENTS`).
+        stream: the CUDA stream that a foreign engine runs on, or None where the current stream is followed.
     """
 
     name: str
     model: ModelInfo
     device: torch.device
-    precision: str
+    precisions: dict[str, str]
+    stream: torch.cuda.Stream | None
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """Token ids [B, 77] int64 -> embeddings [B, 77, D]."""
@@ -58,4 +60,14 @@ class Backend(Protocol):
 
     def bind_unet(self, batch: int, height: int, width: int) -> UNetCall:
         """Allocate buffers for `batch` latents of height x width once, and bind the U-Net to them."""
+        ...
+
+    def raise_precision(self, component: str) -> str | None:
+        """Run a component in fp32 from here on, because its values were not finite in less.
+
+        What `bind_unet` returned before keeps its old weights: bind again.
+
+        Returns:
+            The new precision, or None if there is no higher one.
+        """
         ...

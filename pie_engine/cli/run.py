@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pie_engine.cli.build import add_checkpoint_options
-from pie_engine.config import DTYPES, INVERSIONS, NOISES, SEMANTICS, RunConfig
+from pie_engine.config import DTYPES, INVERSIONS, NOISES, SEMANTICS, STEP_KERNELS, RunConfig, RuntimeConfig
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -24,7 +24,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     model.add_argument("--engine", metavar="BUNDLE", help="bundle that pie-engine build wrote")
     add_checkpoint_options(model)
     model.add_argument("--backend", default="auto", metavar="NAME", help="auto, torch or onnxruntime (auto)")
-    model.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (torch backend; default: a GPU if any)")
+    model.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if it can be used)")
     model.add_argument("--dtype", choices=DTYPES, help="precision (default: fp32, or the bundle's own)")
     model.add_argument("--threads", type=int, help="processor threads (default: the backend's choice)")
 
@@ -75,12 +75,38 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     settings.add_argument("--seed", type=int, default=0, help="(0)")
     settings.add_argument("--resolution", type=int, metavar="PIXELS", help="side of the square (default: the model's)")
 
+    add_runtime_options(parser.add_argument_group("optimisations (the results agree up to rounding)"))
+
     output = parser.add_argument_group("output")
     output.add_argument("--output", type=Path, default=Path("pie-output"), metavar="DIR", help="folder (pie-output)")
     output.add_argument("--save-latents", action="store_true", help="write latents.safetensors too")
     output.add_argument("--json", action="store_true", help="print the result as one JSON object")
     output.add_argument("--quiet", action="store_true", help="no progress")
     return parser
+
+
+def add_runtime_options(group: Any) -> None:
+    """The options of `RuntimeConfig`."""
+    group.add_argument(
+        "--fused-step", choices=STEP_KERNELS, default="auto", help="what runs between U-Net evaluations (auto)"
+    )
+    group.add_argument("--no-fused-step", dest="fused_step", action="store_const", const="eager", help="eager PyTorch")
+    group.add_argument("--no-cuda-graph", action="store_true", help="launch every round anew instead of replaying it")
+    group.add_argument("--no-overlap", action="store_true", help="decode each frame before the next round begins")
+    group.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=False,
+        help="compile the U-Net with torch.compile, which takes minutes at full size (torch backend; off)",
+    )  # fmt: skip
+
+
+def runtime_from(arguments: argparse.Namespace) -> RuntimeConfig:
+    """The optimisations that the options leave on."""
+    return RuntimeConfig(
+        fused_step=arguments.fused_step,
+        cuda_graph=not arguments.no_cuda_graph,
+        overlap=not arguments.no_overlap,
+        compile=arguments.compile,
+    )
 
 
 def config_from(arguments: argparse.Namespace) -> RunConfig:
@@ -128,6 +154,7 @@ def main(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         dtype=arguments.dtype,
         threads=arguments.threads,
+        runtime=runtime_from(arguments),
         on_component=say,
     )
     item = Item(arguments.image, arguments.prompt, arguments.mask, arguments.item_id)

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from pie_engine import Item, PieEngine, Result, RunConfig
+from pie_engine.config import COMPONENTS
 from pie_engine.errors import OutputError
 from pie_engine.metrics import measure_change
 from pie_engine.outputs.frames import contact_sheet
@@ -62,7 +63,17 @@ def test_provenance_lets_the_run_be_repeated(result: Result, tmp_path: Path) -> 
     assert provenance["schedule"]["unet_evaluations"] == 4
     assert set(provenance["model"]["hashes"]) == {"unet", "vae", "text_encoder", "tokenizer"}
     assert len(provenance["seconds"]["rounds"]) == 2
-    assert provenance["backend"] == {"name": "torch", "precision": "fp32", "device": "cpu", "batch": 1}
+    assert provenance["backend"] == {
+        "name": "torch",
+        "precision": "fp32",
+        "precisions": dict.fromkeys(COMPONENTS, "fp32"),
+        "device": "cpu",
+        "batch": 1,
+    }
+    runtime = provenance["runtime"]
+    assert runtime["fused_step"] in ("cpp", "eager")
+    assert (runtime["cuda_graph"], runtime["cuda_graph_note"], runtime["overlap"]) == (False, "no GPU", False)
+    assert provenance["reruns"] == []
     assert provenance["versions"]["torch"]
 
 

@@ -1,0 +1,323 @@
+"""The sections of the GPU check: each writes one JSON object per line, as soon as it has it. See gpu_check.py."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import torch
+
+PACKAGES = (
+    "torch",
+    "triton",
+    "diffusers",
+    "transformers",
+    "onnx",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "tensorrt",
+    "numpy",
+)
+# Switches of RuntimeConfig, one off at a time.
+LADDER: dict[str, dict[str, Any]] = {
+    "all on": {},
+    "no CUDA graph": {"cuda_graph": False},
+    "no fused step": {"fused_step": "eager"},
+    "no overlap": {"overlap": False},
+    "none of them": {"fused_step": "eager", "cuda_graph": False, "overlap": False},
+}
+
+
+def emit(**result: Any) -> None:
+    sys.stdout.write(f"RESULT {json.dumps(result)}\n")
+    sys.stdout.flush()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("section", choices=SECTIONS)
+    parser.add_argument("--device", default="cuda")
+    arguments = parser.parse_args()
+    torch.set_grad_enabled(False)
+    return SECTIONS[arguments.section](arguments.device)
+
+
+def environment(device: str) -> int:
+    """What this machine is."""
+    if device == "cuda" and not torch.cuda.is_available():
+        sys.stdout.write("this machine shows no NVIDIA GPU\n")
+        return 2
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    described: dict[str, Any] = {
+        "device": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+    }
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        described |= {
+            "device": properties.name,
+            "capability": f"{properties.major}.{properties.minor}",
+            "memory_gib": round(properties.total_memory / 2**30, 1),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+        }
+    emit(**described, versions=versions)
+    return 0
+
+
+def kernels(device: str) -> int:
+    """Each implementation of the fused step against the eager one: microseconds and bytes per second."""
+    from pie_engine.kernels.dispatch import available, select
+    from pie_engine.kernels.table import columns
+
+    names, failed = available(device), False
+    if device == "cuda":
+        for name in ("triton", "cpp"):
+            if name not in names:
+                try:
+                    select(device, name)
+                except Exception as error:
+                    emit(implementation=name, ok=False, error=str(error))
+                    failed = True
+    for batch, io in ((1, torch.float16), (8, torch.float16), (8, torch.float32)):
+        x, z0, eps = (torch.randn(batch, 4, 64, 64, device=device) for _ in range(3))
+        history = torch.randn(1, *x.shape, device=device)
+        mask, table = torch.rand(batch, 1, 64, 64, device=device), torch.randn(2, columns(1), device=device)
+        output = torch.randn(2 * batch, 4, 64, 64, device=device, dtype=io)
+        sample, timestep = torch.empty_like(output), torch.empty(1, device=device)
+        flags = torch.zeros(batch, dtype=torch.int32, device=device)
+        guidance = torch.full((batch,), 7.5, device=device)
+        tensors = (x, x, history, history, sample, output, z0, eps, mask)  # read and written count twice
+        moved = sum(t.numel() * t.element_size() for t in tensors)
+        for name in names:
+            step = select(device, name).denoise_step
+
+            def run(step: Callable[..., None] = step) -> None:
+                step(x, history, sample, timestep, flags, output, table, 0, guidance, mask, z0, eps)
+
+            seconds = time_calls(run, device)
+            kind = str(io).removeprefix("torch.")
+            emit(implementation=name, batch=batch, io=kind, microseconds=seconds * 1e6, gb_per_s=moved / seconds / 1e9)
+    return int(failed)
+
+
+def time_calls(run: Callable[[], None], device: str, calls: int = 50) -> float:
+    """Median seconds of one call; on a GPU, of one call within a replayed graph, so that launch gaps do not count."""
+    if device == "cpu":
+        run()
+        return statistics.median(_clock(run) for _ in range(calls))
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(calls):
+            run()
+    times = []
+    for _ in range(7):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3 / calls)
+    return statistics.median(times)
+
+
+def _clock(run: Callable[[], object]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def progression(device: str) -> int:
+    """Ten rounds of the demo checkpoint: every backend, dtype and switch, in time and in distance from eager fp32."""
+    from pie_engine import Item, PieEngine, RuntimeConfig
+    from pie_engine.backends.torch_backend import torch_dtype
+    from pie_engine.checkpoint import load_checkpoint
+    from pie_engine.demo.assets import CHECKPOINT, load_defaults
+    from pie_engine.demo.data import healthy_cohort
+    from pie_engine.demo.phantom import render, roi_mask
+    from pie_engine.imaging import fit, prepare_mask, to_image
+    from pie_engine.reference import progress_engine
+
+    small = device == "cpu"
+    defaults = load_defaults()
+    config = replace(defaults.run_config(), steps=3 if small else 10, composite=False)
+    if small:
+        config = replace(config, num_inference_steps=4)
+    healthy = healthy_cohort("validation", 1)[0]
+    image, mask = to_image(render(healthy)), to_image(roi_mask(healthy))
+    item, fitted = Item(image, defaults.prompt, mask), fit(image, 128)
+    prepared = prepare_mask(mask, image.size, 128, official=False)
+
+    def eager(precision: str, where: str) -> tuple[np.ndarray, np.ndarray, float]:
+        checkpoint = load_checkpoint(CHECKPOINT)
+        for module in (checkpoint.unet, checkpoint.vae, checkpoint.text_encoder):
+            torch.nn.Module.to(module, where, torch_dtype(precision))
+        results: list[Any] = []
+
+        def run() -> None:
+            results[:] = list(progress_engine(checkpoint, fitted, prepared.latent, defaults.prompt, config))
+
+        first = _clock(run)
+        seconds = first if where == "cpu" else statistics.median(_clock(run) for _ in range(2))
+        latent, frame = results[-1]
+        return latent[0].numpy(), frame, seconds
+
+    expected, expected_frame, seconds = eager("fp32", "cpu")
+    emit(variant="eager PyTorch on the processor", dtype="fp32", seconds=seconds)
+
+    def errors(latent: np.ndarray, frame: np.ndarray) -> dict[str, float]:
+        inside = (frame.astype(float) - expected_frame)[prepared.pixels]
+        return {
+            "latent_max": float(np.abs(latent - expected).max()),
+            "latent_rmse": float(np.sqrt(((latent - expected) ** 2).mean())),
+            "roi_rmse": float(np.sqrt((inside**2).mean())),
+        }
+
+    failed = False
+    for precision in ("fp32",) if small else ("fp32", "fp16", "bf16"):
+        latent, frame, seconds = eager(precision, device)
+        baseline = errors(latent, frame)
+        emit(variant="eager PyTorch", dtype=precision, seconds=seconds, **baseline)
+        variants = [("torch", name, switches) for name, switches in LADDER.items()]
+        variants += [("torch", "C++ or CUDA C++ step", {"fused_step": "cpp"})]
+        if precision == "fp16":
+            variants += [("torch", "compiled", {"compile": True})]
+        if precision != "bf16":
+            variants += [("onnxruntime", "all on", {})]
+        for backend, name, switches in variants:
+            described = {"variant": f"{backend}, {name}", "dtype": precision}
+            try:
+                engine = PieEngine.load(
+                    checkpoint=CHECKPOINT,
+                    backend=backend,
+                    dtype=precision,
+                    device=device,
+                    runtime=RuntimeConfig(**switches),
+                )
+                engine.run(item, config)  # warm-up, and what is captured
+                times = [_clock(lambda engine=engine: engine.run(item, config)) for _ in range(1 if small else 3)]
+                result = engine.run(item, config)
+            except Exception as error:
+                # An ONNX Runtime without CUDA is missing, not broken.
+                missing = backend == "onnxruntime" and "CUDA provider" in str(error)
+                emit(**described, ok=missing, error=f"{type(error).__name__}: {str(error).splitlines()[0]}")
+                failed |= not missing
+                continue
+            found = errors(result.latents[-1], result.frames[-1])
+            if precision == "fp32":
+                ok = found["latent_max"] < 1e-4
+            else:
+                ok = all(found[key] <= 2 * baseline[key] for key in ("latent_rmse", "roi_rmse"))
+            runtime = result.provenance["runtime"]
+            if device == "cuda" and switches.get("cuda_graph", True) and backend == "torch":
+                ok = ok and runtime["cuda_graph"]
+            failed |= not ok
+            emit(**described, ok=ok, seconds=statistics.median(times), **found, runtime=runtime)
+    return int(failed)
+
+
+def full_size(device: str) -> int:
+    """Random weights of Stable Diffusion v1.4's shape at 512 x 512: milliseconds per guided step, and peak memory."""
+    from random_checkpoint import make_scheduler, make_text_encoder, make_unet, make_vae
+    from transformers import CLIPTokenizer
+
+    from pie_engine import Item, PieEngine, RunConfig, RuntimeConfig
+    from pie_engine.backends.torch_backend import TorchBackend
+    from pie_engine.build import model_info
+    from pie_engine.checkpoint import Checkpoint
+    from pie_engine.demo.assets import CHECKPOINT
+    from pie_engine.imaging import fit, prepare_mask, to_image
+    from pie_engine.reference import progress_engine
+
+    if device == "cpu":
+        emit(variant="full size", skipped="a processor takes minutes per step")
+        return 0
+
+    def make(dtype: torch.dtype) -> Checkpoint:
+        torch.manual_seed(0)
+        with torch.device(device):
+            parts = [make().to(dtype).eval() for make in (make_unet, make_vae, make_text_encoder)]
+        names = ("unet", "vae", "text_encoder", "tokenizer")
+        return Checkpoint(
+            *parts,
+            tokenizer=CLIPTokenizer.from_pretrained(CHECKPOINT / "tokenizer"),
+            scheduler_config={**make_scheduler().config, "_class_name": "PNDMScheduler"},
+            hashes=dict.fromkeys(names, "0" * 64),
+            sources=dict.fromkeys(names, "random"),
+        )
+
+    config = RunConfig(steps=4, resolution=512)
+    pixels = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
+    square = np.zeros((512, 512), np.uint8)
+    square[128:384, 128:384] = 255
+    image, items = to_image(pixels), [Item(pixels, "cardiomegaly", square, str(i)) for i in range(8)]
+    latent_mask = prepare_mask(to_image(square), image.size, 512, official=False).latent
+    per_round = config.denoising_steps
+
+    half = make(torch.float16)
+    one_round = replace(config, steps=1)
+    run = lambda: list(progress_engine(half, fit(image, 512), latent_mask, "cardiomegaly", one_round))  # noqa: E731
+    run()
+    emit(variant="eager PyTorch", dtype="fp16", batch=1, ms_per_guided_step=_clock(run) * 1e3 / per_round)
+    variants: list[tuple[str, int, dict[str, Any]]] = [
+        ("all on", 1, {}),
+        ("no CUDA graph", 1, {"cuda_graph": False}),
+        ("no fused step", 1, {"fused_step": "eager"}),
+        ("all on", 8, {}),
+        ("compiled", 1, {"compile": True}),
+    ]
+    for name, batch, switches in variants:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        runtime = RuntimeConfig(**switches)
+        backend = TorchBackend(half, model_info(half), device=device, precision="fp16", compile=runtime.compile)
+        engine = PieEngine(backend, runtime=runtime)
+        engine.run_batch(items[:batch], config)
+        result = engine.run_batch(items[:batch], config)[0]
+        rounds = result.provenance["seconds"]["rounds"][1:]
+        emit(
+            variant=f"torch, {name}",
+            dtype="fp16",
+            batch=batch,
+            ms_per_guided_step=statistics.median(rounds) * 1e3 / per_round,
+            seconds_per_round=statistics.median(rounds),
+            peak_gib=torch.cuda.max_memory_allocated() / 2**30,
+            runtime=result.provenance["runtime"],
+            reruns=result.provenance["reruns"],
+        )
+        del engine, backend
+    return 0
+
+
+SECTIONS: dict[str, Callable[[str], int]] = {
+    "environment": environment,
+    "kernels": kernels,
+    "progression": progression,
+    "full_size": full_size,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""The loop that drives the rounds: what is captured, what overlaps, and what is run again when numbers overflow."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pie_engine.errors import BackendError
+from pie_engine.plan import Batch, Plan
+from pie_engine.progression import Noises, OnStep, decode_frames, encode_frames, engine_round, official_round
+from pie_engine.runtime.buffers import DECODE, STAGE_COMPONENT
+from pie_engine.runtime.capture import Stage
+from pie_engine.runtime.timeline import CudaTimeline, Timeline
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pie_engine.backends import Backend
+    from pie_engine.config import RunConfig, RuntimeConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round yields: final latents [B, 4, h, w] float32 and decoded frames [B, H, W, 3] uint8, on the host."""
+
+    latents: Tensor
+    frames: Tensor
+
+
+@dataclass
+class _Slot:
+    """Host memory that one round's results arrive in."""
+
+    latents: Tensor
+    frames: Tensor
+    flags: Tensor
+    wait: Callable[[], None] = field(default=lambda: None)
+
+
+class Loop:
+    """Drives a plan: load a batch, then take its rounds. Captured rounds serve every batch that is loaded later.
+
+    Attributes:
+        plan: buffers and schedules.
+        reruns: what was run again because values were not finite: round (0 is the preparation), component, precisions,
+            items.
+    """
+
+    def __init__(self, plan: Plan, runtime: RuntimeConfig, *, timeline: Timeline | None = None):
+        self.plan = plan
+        self.reruns: list[dict[str, Any]] = []
+        self._runtime = runtime
+        self._timeline = timeline or make_timeline(plan.backend, runtime)
+        # A round of the published code starts from the frame before: nothing to begin early.
+        self._lag = 0 if plan.official else self._timeline.lag
+        self._slots = [self._make_slot() for _ in range(self._lag + 1)]
+        self._asynchronous = plan.backend.device.type != "cpu"
+        self._on_step: OnStep = lambda: None
+        self._batch: Batch | None = None
+        self._entered = 0
+        self._make_stages()
+
+    def load(self, batch: Batch, config: RunConfig) -> None:
+        """Encode and copy a batch in.
+
+        Raises:
+            BackendError: a prompt or an image gives values that are not finite, in the highest precision too.
+        """
+        self.reruns.clear()
+        self._batch, self._config = batch, config
+        with self._timeline.main():
+            self.plan.load(batch, config, self._checked)
+
+    def decode_original(self) -> Tensor:
+        """The originals' latents decoded, [B, H, W, 3] uint8 on the host."""
+        b = self.plan.buffers
+        with self._timeline.main():
+            b.decoding.copy_(self.plan.original_latent)
+            decode_frames(self.plan)
+            while b.decoding_flags[DECODE].any():
+                self._raise_precision(0, "vae_decoder", b.decoding_flags[DECODE].cpu())
+                decode_frames(self.plan)
+            return b.frames.cpu()
+
+    def rounds(self, on_step: OnStep = lambda: None) -> Iterator[Round]:
+        """Yield the N rounds of the loaded batch; `on_step` is called after each U-Net evaluation.
+
+        Raises:
+            BackendError: values are not finite in the highest precision either.
+        """
+        assert self._batch is not None, "load a batch first"
+        self._on_step = (lambda: None) if self._asynchronous else on_step
+        noises = Noises(self.plan, self._batch, self._config)
+        waiting: deque[int] = deque()
+        begun, last = 0, None
+        while begun < self._config.steps or waiting:
+            if begun < self._config.steps and len(waiting) <= self._lag:
+                with self._timeline.main():
+                    noises.fill(begun)
+                    self._begin(begun)
+                waiting.append(begun)
+                begun += 1
+                continue
+            index = waiting.popleft()
+            slot = self._slots[index % len(self._slots)]
+            slot.wait()
+            if slot.flags.any():
+                # Rounds that were begun since then started from this one's values: all of them are run again.
+                self._timeline.synchronize()
+                waiting.clear()
+                stage = int(slot.flags.any(1).nonzero()[0])
+                with self._timeline.main():
+                    self._raise_precision(index + 1, STAGE_COMPONENT[stage], slot.flags[stage])
+                    self.plan.buffers.x.copy_(self.plan.original_latent if last is None else last)
+                begun = index
+                continue
+            if self._asynchronous:  # told when it has happened, not when it was launched
+                for _ in range(self.plan.evaluations):
+                    on_step()
+            last = slot.latents.clone()
+            yield Round(last, slot.frames.clone())
+
+    @property
+    def captured(self) -> bool:
+        """Whether rounds are replayed from a CUDA graph."""
+        return self._round.captured
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether a frame is decoded while the next round runs."""
+        return self._lag > 0
+
+    @property
+    def note(self) -> str:
+        """Why rounds are not captured, or an empty string."""
+        return self._round.reason
+
+    def _begin(self, index: int) -> None:
+        b = self.plan.buffers
+        if b.previous_frames is not None and b.frame_moments is not None:
+            if index == 0:
+                b.frame_moments.copy_(b.moments)
+            else:
+                if index != self._entered:  # a round that is run again still has its own
+                    b.previous_frames.copy_(b.frames)
+                self._encode()
+        self._entered = index
+        slot = self._slots[index % len(self._slots)]
+        self._round()
+
+        def hand_over() -> None:
+            b.decoding.copy_(b.x)
+            b.decoding_flags[:DECODE].copy_(b.flags[:DECODE])
+
+        self._timeline.hand_over(hand_over)
+        with self._timeline.decoding():
+            self._decode()
+            slot.latents.copy_(b.decoding, non_blocking=True)
+            slot.frames.copy_(b.frames, non_blocking=True)
+            slot.flags.copy_(b.decoding_flags, non_blocking=True)
+            slot.wait = self._timeline.mark()
+
+    def _make_stages(self) -> None:
+        plan, off = self.plan, "switched off" if self._timeline.capture() else "no GPU"
+        kernel_round = official_round if plan.official else engine_round
+
+        def stage(name: str, function: Callable[[], None], *, decoding: bool = False) -> Stage:
+            capture = self._timeline.capture(decoding=decoding) if self._runtime.cuda_graph else None
+            return Stage(name, function, capture, "" if capture else off)
+
+        self._round = stage("the round", lambda: kernel_round(plan, self._on_step))
+        self._decode = stage("decoding", lambda: decode_frames(plan), decoding=True)
+        self._encode = stage("encoding", lambda: encode_frames(plan))
+
+    def _make_slot(self) -> _Slot:
+        import torch
+
+        b, pin = self.plan.buffers, self.plan.backend.device.type == "cuda"
+        latents, frames, flags = (
+            torch.empty(t.shape, dtype=t.dtype, pin_memory=pin) for t in (b.x, b.frames, b.decoding_flags)
+        )
+        return _Slot(latents, frames, flags)
+
+    def _checked(self, component: str, compute: Callable[[], Tensor]) -> Tensor:
+        """The output of a component, computed again in higher precision while it is not finite."""
+        import torch
+
+        assert self._batch is not None
+        while True:
+            output = compute()
+            bad = ~output.isfinite().flatten(1).all(1)
+            if not bad.any():
+                return output
+            # Rows of embeddings are prompts, which items share.
+            items = bad if len(bad) == len(self._batch.item_ids) else torch.ones(len(self._batch.item_ids))
+            self._raise_precision(0, component, items)
+
+    def _raise_precision(self, number: int, component: str, bad: Tensor) -> None:
+        assert self._batch is not None
+        backend = self.plan.backend
+        items = [item for item, flag in zip(self._batch.item_ids, bad.tolist(), strict=True) if flag]
+        before, after = backend.precisions[component], backend.raise_precision(component)
+        where = f"round {number}" if number else "preparation"
+        what = f"{where} gave values that are not finite in {before} for item {', '.join(items)}"
+        if after is None:
+            raise BackendError(f"{what} ({component}); check the checkpoint's weights")
+        log.warning("%s; %s runs in %s from here on", what, component, after)
+        self.reruns.append({"round": number, "component": component, "from": before, "to": after, "items": items})
+        self.plan.bind()
+        self._make_stages()
+
+
+def make_timeline(backend: Backend, runtime: RuntimeConfig) -> Timeline:
+    """The order of stages on the backend's device."""
+    if backend.device.type != "cuda":
+        return Timeline()
+    # A foreign engine has one stream for all its components, so its decoder cannot run beside its U-Net.
+    overlap = runtime.overlap and backend.stream is None
+    return CudaTimeline(backend.device, overlap=overlap, stream=backend.stream)

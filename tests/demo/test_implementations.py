@@ -1,0 +1,141 @@
+"""Ten rounds of the demo checkpoint on every backend, implementation and dtype, against the eager reference.
+
+fp32: final latents within 1e-4. Half precision: no worse than twice what eager PyTorch loses in the same dtype, in the
+latent and in the frame inside the region of interest, both against fp32.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pie_engine.kernels.dispatch import available
+from PIL.Image import Image
+
+from pie_engine import Item, PieEngine, Result, RunConfig, RuntimeConfig
+from pie_engine.backends.torch_backend import torch_dtype
+from pie_engine.checkpoint import load_checkpoint
+from pie_engine.demo.assets import CHECKPOINT, load_defaults
+from pie_engine.demo.data import healthy_cohort
+from pie_engine.demo.phantom import render, roi_mask
+from pie_engine.imaging import fit, prepare_mask, to_image
+from pie_engine.reference import progress_engine
+
+SWITCHES: dict[str, dict[str, Any]] = {
+    "all on": {},
+    "no fused step": {"fused_step": "eager"},
+    "no CUDA graph": {"cuda_graph": False},
+    "no overlap": {"overlap": False},
+    "nothing": {"fused_step": "eager", "cuda_graph": False, "overlap": False},
+}
+CPU = [("torch", "fp32"), ("torch", "fp16"), ("torch", "bf16"), ("onnxruntime", "fp32"), ("onnxruntime", "fp16")]
+
+
+def settings(device: str) -> RunConfig:
+    """The demo's own; on a processor, where half precision is slow, fewer steps per round."""
+    config = replace(load_defaults().run_config(), steps=10, composite=False)
+    return config if device == "cuda" else replace(config, num_inference_steps=8)
+
+
+@functools.cache
+def patient() -> tuple[Image, Image]:
+    healthy = healthy_cohort("validation", 1)[0]
+    return to_image(render(healthy)), to_image(roi_mask(healthy))
+
+
+@functools.cache
+def reference(precision: str, device: str, inversion: str = "noise") -> tuple[np.ndarray, np.ndarray]:
+    """Final latent [4, h, w] and frame [H, W, 3] of the eager reference in one dtype; fp32 runs on the processor."""
+    checkpoint = load_checkpoint(CHECKPOINT)
+    for module in (checkpoint.unet, checkpoint.vae, checkpoint.text_encoder):
+        torch.nn.Module.to(module, "cpu" if precision == "fp32" else device, torch_dtype(precision))
+    image, mask = patient()
+    latent_mask = prepare_mask(mask, image.size, 128, official=False).latent
+    config = replace(settings(device), inversion=inversion)
+    *_, (latent, frame) = progress_engine(checkpoint, fit(image, 128), latent_mask, load_defaults().prompt, config)
+    return latent[0].numpy(), frame
+
+
+def run(engine: PieEngine, device: str, inversion: str = "noise") -> Result:
+    image, mask = patient()
+    return engine.run(Item(image, load_defaults().prompt, mask), replace(settings(device), inversion=inversion))
+
+
+def check(result: Result, precision: str, device: str, inversion: str = "noise") -> None:
+    latent, frame = reference("fp32", device, inversion)
+    if precision == "fp32":
+        assert np.abs(result.latents[-1] - latent).max() < 1e-4
+        return
+    own_latent, own_frame = reference(precision, device, inversion)
+    assert result.mask is not None
+
+    def inside(one: np.ndarray) -> float:
+        return float(np.sqrt(((one.astype(float) - frame)[result.mask] ** 2).mean()))
+
+    def latent_error(one: np.ndarray) -> float:
+        return float(np.sqrt(((one - latent) ** 2).mean()))
+
+    assert 0 < latent_error(result.latents[-1]) <= 2 * latent_error(own_latent)
+    assert inside(result.frames[-1]) <= 2 * inside(own_frame)
+    assert result.provenance["reruns"] == []
+
+
+@pytest.mark.parametrize("fused_step", available("cpu"))
+@pytest.mark.parametrize(("backend", "precision"), CPU)
+def test_on_a_processor(backend: str, precision: str, fused_step: str) -> None:
+    runtime = RuntimeConfig(fused_step=fused_step)
+    engine = PieEngine.load(
+        checkpoint=CHECKPOINT, backend=backend, dtype=precision, device="cpu", threads=1, runtime=runtime
+    )
+    result = run(engine, "cpu")
+    assert result.provenance["runtime"]["fused_step"] == fused_step
+    check(result, precision, "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("inversion", ["noise", "ddim"])
+@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_on_a_gpu(precision: str, switch: str, inversion: str) -> None:
+    runtime = RuntimeConfig(**SWITCHES[switch])
+    engine = PieEngine.load(checkpoint=CHECKPOINT, backend="torch", dtype=precision, device="cuda", runtime=runtime)
+    for _ in range(2):  # the second run replays what the first one captured
+        result = run(engine, "cuda", inversion)
+        check(result, precision, "cuda", inversion)
+    described = result.provenance["runtime"]
+    assert described["cuda_graph"] == runtime.cuda_graph, described["cuda_graph_note"]
+    assert described["overlap"] == runtime.overlap
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fused_step", ["triton", "cpp"])
+def test_each_fused_step_on_a_gpu(fused_step: str) -> None:
+    if fused_step not in available("cuda"):
+        pytest.skip(f"the {fused_step} step does not run here")
+    runtime = RuntimeConfig(fused_step=fused_step)
+    engine = PieEngine.load(checkpoint=CHECKPOINT, backend="torch", device="cuda", runtime=runtime)
+    check(run(engine, "cuda"), "fp32", "cuda")
+
+
+@pytest.mark.gpu
+def test_compiled_on_a_gpu() -> None:
+    runtime = RuntimeConfig(compile=True)
+    engine = PieEngine.load(checkpoint=CHECKPOINT, backend="torch", dtype="fp16", device="cuda", runtime=runtime)
+    result = run(engine, "cuda")
+    check(result, "fp16", "cuda")
+    assert result.provenance["runtime"]["cuda_graph"], result.provenance["runtime"]["cuda_graph_note"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_onnxruntime_on_a_gpu(precision: str) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has no CUDA provider")
+    engine = PieEngine.load(checkpoint=CHECKPOINT, backend="onnxruntime", dtype=precision, device="cuda")
+    for _ in range(2):
+        check(run(engine, "cuda"), precision, "cuda")

@@ -2,11 +2,11 @@
 
     python benchmarks/gpu_check.py [--wheels DIR] [--seconds 540] [--output FILE]
 
-Runs the GPU tests, then times and compares every implementation and backend that it finds, and writes one JSON file with
-device, versions, parity and times to benchmarks/results/. This file needs nothing but Python: on a machine that has only
-torch, triton and transformers, give it a folder of wheels for the rest (diffusers and what it needs; onnxruntime-gpu if
-it should be tried). Each section runs in a process of its own, so that one that crashes or hangs leaves the others be; the
-file is rewritten after each, so that a run which is cut short still leaves its results.
+Runs the GPU tests, then times and compares every implementation and backend that it finds, and writes one JSON file
+with device, versions, parity and times to benchmarks/results/. This file needs nothing but Python: on a machine that
+has only torch, triton and transformers, give it a folder of wheels for the rest (diffusers and what it needs, and
+onnxruntime-gpu if it should be tried). Each section runs in a process of its own, so that one that crashes or hangs
+leaves the others be; the file is rewritten after each, so that a run which is cut short still leaves its results.
 
 Exit code: 0 if all was run and held, 1 if something failed, 2 if there is no GPU.
 """

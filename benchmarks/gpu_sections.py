@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import platform
 import statistics
@@ -106,10 +107,8 @@ def kernels(device: str) -> int:
         for name in names:
             step = select(device, name).denoise_step
 
-            def run(step: Callable[..., None] = step) -> None:
-                step(x, history, sample, timestep, flags, output, table, 0, guidance, mask, z0, eps)
-
-            seconds = time_calls(run, device)
+            arguments = (x, history, sample, timestep, flags, output, table, 0, guidance, mask, z0, eps)
+            seconds = time_calls(functools.partial(step, *arguments), device)
             kind = str(io).removeprefix("torch.")
             emit(implementation=name, batch=batch, io=kind, microseconds=seconds * 1e6, gb_per_s=moved / seconds / 1e9)
     return int(failed)
@@ -218,7 +217,7 @@ def progression(device: str) -> int:
                     runtime=RuntimeConfig(**switches),
                 )
                 engine.run(item, config)  # warm-up, and what is captured
-                times = [_clock(lambda engine=engine: engine.run(item, config)) for _ in range(1 if small else 3)]
+                times = [_clock(functools.partial(engine.run, item, config)) for _ in range(1 if small else 3)]
                 result = engine.run(item, config)
             except Exception as error:
                 # An ONNX Runtime without CUDA is missing, not broken.

@@ -6,6 +6,7 @@ It is built with the package where there are a compiler and torch's headers, els
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +25,21 @@ class Operations:
     noising: Callable[..., None]
 
 
-@functools.cache
+_lock = threading.Lock()
+
+
 def load() -> Operations:
     """Load the library into torch, once: from then on `torch.ops.pie_engine` has the operations.
 
     Raises:
         BackendError: the library is not built, or this torch cannot load it.
     """
+    with _lock:  # torch refuses to register a fake twice
+        return _load()
+
+
+@functools.cache
+def _load() -> Operations:
     import torch
 
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +19,16 @@ from pie_engine.loading import Source, open_backend
 from pie_engine.metrics import measure_change
 from pie_engine.outputs import Result
 from pie_engine.outputs.provenance import describe_run
-from pie_engine.runtime.memory import explain
+from pie_engine.runtime.memory import explain, release
 
 if TYPE_CHECKING:
     from pie_engine.backends import Backend
     from pie_engine.checkpoint import LoraSpec
     from pie_engine.loop import Loop
     from pie_engine.plan import Batch
+    from pie_engine.runtime.timeline import Timeline
 
-# Called with (evaluations done, evaluations in all) after each U-Net evaluation.
+# Called with (evaluations done, evaluations in all) after each U-Net evaluation; on a GPU, after each round of them.
 OnProgress = Callable[[int, int], None]
 
 
@@ -53,6 +55,7 @@ class PieEngine:
         self._source = source or {}
         self._kernels = select(backend.device, self.runtime.fused_step)
         self._loops: dict[object, Loop] = {}
+        self._timeline: Timeline | None = None
 
     @classmethod
     def load(
@@ -154,7 +157,7 @@ class PieEngine:
             prompts=[p.item.prompt for p in prepared],
             item_ids=[p.item.item_id for p in prepared],
         )
-        loop = self._loop(batch, config)
+        loop = self._take_loop(batch, config)
         loop.load(batch, config)
         original = loop.plan.original_latent.cpu().numpy()
         # Leakage outside a mask is measured against it; without a mask nothing is outside.
@@ -174,6 +177,7 @@ class PieEngine:
             decoded.append(result.frames.numpy())
             seconds["rounds"].append(round(time.monotonic() - last, 4))
             last = time.monotonic()
+        self._keep_loop(loop, config)
         shared = self._describe(loop, len(prepared), config) | {"seconds": seconds}
         results = []
         for i, item in enumerate(prepared):
@@ -200,9 +204,9 @@ class PieEngine:
             results.append(Result(frames, own_latents, original[i], pixels, change, config, provenance))
         return results
 
-    def _loop(self, batch: Batch, config: RunConfig) -> Loop:
-        """The loop for this kind of run, with its buffers and captured rounds, if it ran lately; else a new one."""
-        from pie_engine.loop import Loop
+    def _take_loop(self, batch: Batch, config: RunConfig) -> Loop:
+        """The loop for this kind of run, with its buffers and captured rounds, if it is kept; else a new one."""
+        from pie_engine.loop import Loop, make_timeline
         from pie_engine.plan import Plan
         from pie_engine.runtime.buffers import Shape
 
@@ -213,15 +217,22 @@ class PieEngine:
             scale=model.vae_scale,
             mask_channels=None if batch.mask is None else batch.mask.shape[1],
         )
-        # Precisions may have been raised since: the U-Net bound then is not the one that would be bound now.
-        key = (Plan.key(shape, config), tuple(self.backend.precisions.items()))
-        loop = self._loops.pop(key, None)
-        if loop is None:
-            while len(self._loops) > 1:
-                del self._loops[next(iter(self._loops))]
-            loop = Loop(Plan(self.backend, shape, config, self._kernels), self.runtime)
-        self._loops[key] = loop
-        return loop
+        # Taken out while it runs: one that is stopped by an error is not used again.
+        kept = self._loops.pop(Plan.key(shape, config), None)
+        if kept is not None:
+            return kept
+        while len(self._loops) > 1:
+            del self._loops[next(iter(self._loops))]
+        if self._timeline is None:
+            self._timeline = make_timeline(self.backend, self.runtime)
+        return Loop(Plan(self.backend, shape, config, self._kernels), self.runtime, self._timeline)
+
+    def _keep_loop(self, loop: Loop, config: RunConfig) -> None:
+        from pie_engine.plan import Plan
+
+        if loop.reruns:
+            self._loops.clear()  # the others are bound to weights in the precision before
+        self._loops[Plan.key(loop.plan.shape, config)] = loop
 
     def _describe(self, loop: Loop, batch: int, config: RunConfig) -> dict[str, Any]:
         """The part of a provenance that the items of a batch share."""
@@ -262,5 +273,8 @@ class PieEngine:
             )
             if message is None:
                 raise
-            self._loops.clear()  # their buffers are what a smaller run needs
+            # A smaller run needs the memory that this one holds: the caller may try one while handling the error.
+            self._loops.clear()
+            traceback.clear_frames(error.__traceback__)
+            release(self.backend.device)
             raise BackendError(message) from error

@@ -83,7 +83,8 @@ def _open_bundle(path: str | Path, device: str | None, dtype: str | None, thread
         raise ConfigError(
             f"dtype {dtype} is not this bundle's ({bundle.precision}); build one: pie-engine build --precision {dtype}"
         )
-    backend = OnnxBackend(bundle, device=device, threads=threads)
+    with _explaining_memory(device, bundle.precision):
+        backend = OnnxBackend(bundle, device=device, threads=threads)
     return Opened(backend, {"bundle": str(path), **bundle.manifest["sources"]})
 
 
@@ -99,7 +100,11 @@ def _export_checkpoint(
     device = _onnx_device(device)
     loaded = load_checkpoint(source.checkpoint, unet=source.unet, lora=source.lora)
     bundle = cached_bundle(loaded, BuildConfig(precision=dtype), on_component=on_component)
-    return Opened(OnnxBackend(bundle, device=device, threads=threads), loaded.sources)
+    sources = loaded.sources
+    del loaded  # ONNX Runtime reads the weights from the bundle
+    with _explaining_memory(device, dtype):
+        backend = OnnxBackend(bundle, device=device, threads=threads)
+    return Opened(backend, sources)
 
 
 def _open_checkpoint(source: Source, device: str | None, dtype: str, threads: int | None, compile: bool) -> Opened:
@@ -111,7 +116,7 @@ def _open_checkpoint(source: Source, device: str | None, dtype: str, threads: in
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda"):
-        _check_gpu(device, dtype)  # before a checkpoint of gigabytes is read
+        device = _check_gpu(device, dtype)  # before a checkpoint of gigabytes is read
     if threads is not None:
         torch.set_num_threads(threads)
 
@@ -133,19 +138,20 @@ def _onnx_device(device: str | None) -> str:
     providers = import_onnxruntime().get_available_providers()
     if device is None:
         usable = torch.cuda.is_available() and "CUDAExecutionProvider" in providers
-        return "cuda" if usable else "cpu"
+        device = "cuda" if usable else "cpu"
     if device.startswith("cuda"):
-        _check_gpu(device, "fp32")
+        device = _check_gpu(device, "fp32")
         check_cuda_provider()
     return device
 
 
-def _check_gpu(device: str, dtype: str) -> None:
+def _check_gpu(device: str, dtype: str) -> str:
+    """The device with its number, "cuda:0": engines other than PyTorch know no current device."""
     import torch
 
     if not torch.cuda.is_available():
         raise ConfigError(f"device {device!r} needs an NVIDIA GPU and this machine shows none; pass --device cpu")
-    index = int(device.partition(":")[2] or 0)
+    index = int(device.partition(":")[2] or torch.cuda.current_device())
     if index >= torch.cuda.device_count():
         raise ConfigError(f"device {device!r} is not one of {torch.cuda.device_count()} GPUs; pass --device cuda:0")
     capability = torch.cuda.get_device_capability(index)
@@ -158,6 +164,7 @@ def _check_gpu(device: str, dtype: str) -> None:
         )
     if dtype == "bf16" and capability < (8, 0):
         raise ConfigError(f"{name} has no bf16 (8.0 needed); pass --dtype fp16")
+    return f"cuda:{index}"
 
 
 def _runs_on(built: list[str], capability: tuple[int, int]) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pie_engine.config import COMPONENTS
 from pie_engine.errors import BackendError
 from pie_engine.plan import Batch, Plan
 from pie_engine.progression import Noises, OnStep, decode_frames, encode_frames, engine_round, official_round
@@ -33,6 +34,17 @@ class Round:
 
 
 @dataclass
+class _Progress:
+    """Whom to tell of an evaluation. Apart from the loop, so that the stages do not refer back to it: a loop that is
+    dropped has to free its GPU memory at once, and not when the garbage collector comes by."""
+
+    on_step: OnStep = lambda: None
+
+    def tell(self) -> None:
+        self.on_step()
+
+
+@dataclass
 class _Slot:
     """Host memory that one round's results arrive in."""
 
@@ -45,25 +57,27 @@ class _Slot:
 class Loop:
     """Drives a plan: load a batch, then take its rounds. Captured rounds serve every batch that is loaded later.
 
+    After an error a loop must not be used again.
+
     Attributes:
         plan: buffers and schedules.
         reruns: what was run again because values were not finite: round (0 is the preparation), component, precisions,
             items.
     """
 
-    def __init__(self, plan: Plan, runtime: RuntimeConfig, *, timeline: Timeline | None = None):
+    def __init__(self, plan: Plan, runtime: RuntimeConfig, timeline: Timeline):
         self.plan = plan
         self.reruns: list[dict[str, Any]] = []
         self._runtime = runtime
-        self._timeline = timeline or make_timeline(plan.backend, runtime)
+        self._timeline = timeline
         # A round of the published code starts from the frame before: nothing to begin early.
         self._lag = 0 if plan.official else self._timeline.lag
         self._slots = [self._make_slot() for _ in range(self._lag + 1)]
-        self._asynchronous = plan.backend.device.type != "cpu"
-        self._on_step: OnStep = lambda: None
+        self._progress = _Progress()
         self._batch: Batch | None = None
         self._entered = 0
-        self._make_stages()
+        for component in COMPONENTS:
+            self._make_stage(component)
 
     def load(self, batch: Batch, config: RunConfig) -> None:
         """Encode and copy a batch in.
@@ -75,6 +89,7 @@ class Loop:
         self._batch, self._config = batch, config
         with self._timeline.main():
             self.plan.load(batch, config, self._checked)
+        self._timeline.synchronize()
 
     def decode_original(self) -> Tensor:
         """The originals' latents decoded, [B, H, W, 3] uint8 on the host."""
@@ -88,13 +103,25 @@ class Loop:
             return b.frames.cpu()
 
     def rounds(self, on_step: OnStep = lambda: None) -> Iterator[Round]:
-        """Yield the N rounds of the loaded batch; `on_step` is called after each U-Net evaluation.
+        """Yield the N rounds of the loaded batch.
+
+        Args:
+            on_step: called after each U-Net evaluation; on a GPU as often, but when a round has been computed.
 
         Raises:
             BackendError: values are not finite in the highest precision either.
         """
         assert self._batch is not None, "load a batch first"
-        self._on_step = (lambda: None) if self._asynchronous else on_step
+        self._progress.on_step = (lambda: None) if self._timeline.asynchronous else on_step
+        try:
+            yield from self._rounds(on_step)
+        finally:
+            # Whoever stops in the middle leaves rounds under way, which the next run must not meet.
+            self._timeline.synchronize()
+            self._progress.on_step = lambda: None
+
+    def _rounds(self, on_step: OnStep) -> Iterator[Round]:
+        assert self._batch is not None
         noises = Noises(self.plan, self._batch, self._config)
         waiting: deque[int] = deque()
         begun, last = 0, None
@@ -119,7 +146,7 @@ class Loop:
                     self.plan.buffers.x.copy_(self.plan.original_latent if last is None else last)
                 begun = index
                 continue
-            if self._asynchronous:  # told when it has happened, not when it was launched
+            if self._timeline.asynchronous:  # told when it has happened, not when it was launched
                 for _ in range(self.plan.evaluations):
                     on_step()
             last = slot.latents.clone()
@@ -137,8 +164,14 @@ class Loop:
 
     @property
     def note(self) -> str:
-        """Why rounds are not captured, or an empty string."""
-        return self._round.reason
+        """What is not captured and why, or an empty string."""
+        stages = [self._round, self._decode, *([self._encode] if self.plan.official else [])]
+        reasons = {stage.reason: stage.name for stage in reversed(stages) if stage.reason}
+        if len(reasons) == 1 and not self._round.captured and self._round.reason:
+            return self._round.reason
+        if not reasons and not self._round.captured:
+            return "the first round is the warm-up; there was no second one to capture"
+        return "; ".join(f"{name}: {reason}" for reason, name in reasons.items())
 
     def _begin(self, index: int) -> None:
         b = self.plan.buffers
@@ -165,17 +198,19 @@ class Loop:
             slot.flags.copy_(b.decoding_flags, non_blocking=True)
             slot.wait = self._timeline.mark()
 
-    def _make_stages(self) -> None:
-        plan, off = self.plan, "switched off" if self._timeline.capture() else "no GPU"
-        kernel_round = official_round if plan.official else engine_round
-
-        def stage(name: str, function: Callable[[], None], *, decoding: bool = False) -> Stage:
-            capture = self._timeline.capture(decoding=decoding) if self._runtime.cuda_graph else None
-            return Stage(name, function, capture, "" if capture else off)
-
-        self._round = stage("the round", lambda: kernel_round(plan, self._on_step))
-        self._decode = stage("decoding", lambda: decode_frames(plan), decoding=True)
-        self._encode = stage("encoding", lambda: encode_frames(plan))
+    def _make_stage(self, component: str) -> None:
+        """The stage that a component belongs to, not captured yet: again when the component changed."""
+        plan, progress = self.plan, self._progress
+        capture = self._timeline.capture(decoding=component == "vae_decoder")
+        if not isinstance(capture, str) and not self._runtime.cuda_graph:
+            capture = "switched off"
+        if component == "unet":
+            own_round = official_round if plan.official else engine_round
+            self._round = Stage("the round", lambda: own_round(plan, progress.tell), capture)
+        elif component == "vae_decoder":
+            self._decode = Stage("decoding", lambda: decode_frames(plan), capture)
+        elif component == "vae_encoder":
+            self._encode = Stage("encoding", lambda: encode_frames(plan), capture)
 
     def _make_slot(self) -> _Slot:
         import torch
@@ -204,7 +239,11 @@ class Loop:
         assert self._batch is not None
         backend = self.plan.backend
         items = [item for item, flag in zip(self._batch.item_ids, bad.tolist(), strict=True) if flag]
-        before, after = backend.precisions[component], backend.raise_precision(component)
+        before = backend.precisions[component]
+        self._make_stage(component)  # frees what was captured, so that there is room for the new weights
+        if component == "unet":
+            self.plan.unbind()
+        after = backend.raise_precision(component)
         where = f"round {number}" if number else "preparation"
         what = f"{where} gave values that are not finite in {before} for item {', '.join(items)}"
         if after is None:
@@ -212,7 +251,6 @@ class Loop:
         log.warning("%s; %s runs in %s from here on", what, component, after)
         self.reruns.append({"round": number, "component": component, "from": before, "to": after, "items": items})
         self.plan.bind()
-        self._make_stages()
 
 
 def make_timeline(backend: Backend, runtime: RuntimeConfig) -> Timeline:
@@ -221,4 +259,4 @@ def make_timeline(backend: Backend, runtime: RuntimeConfig) -> Timeline:
         return Timeline()
     # A foreign engine has one stream for all its components, so its decoder cannot run beside its U-Net.
     overlap = runtime.overlap and backend.stream is None
-    return CudaTimeline(backend.device, overlap=overlap, stream=backend.stream)
+    return CudaTimeline(backend.device, overlap=overlap, stream=backend.stream, obstacle=backend.capture_obstacle)

@@ -41,12 +41,10 @@ class Plan:
 
     Attributes:
         buffers: every tensor that a round reads or writes.
-        sampler: the denoising steps.
         inversion: DDIM inversion, or None where a round enters by noising.
         kernels: the implementation of the fused operations.
     """
 
-    sampler: Sampler
     inversion: Sampler | None
 
     def __init__(self, backend: Backend, shape: Shape, config: RunConfig, kernels: Kernels):
@@ -67,6 +65,7 @@ class Plan:
             self._inversion = build_inversion(scheduler_config, start, config.num_inference_steps, distinct)
         self._context: Tensor | None = None
         self._empty_context: Tensor | None = None
+        self._sampler: Sampler | None = None
         self.bind()
 
     @staticmethod
@@ -77,12 +76,24 @@ class Plan:
             config.inversion, config.guided,
         )  # fmt: skip
 
+    @property
+    def sampler(self) -> Sampler:
+        """The denoising steps, with the U-Net as it was bound last."""
+        assert self._sampler is not None, "bind first"
+        return self._sampler
+
+    def unbind(self) -> None:
+        """Let go of the U-Net and its buffers."""
+        self._sampler = self.inversion = None
+
     def bind(self) -> None:
-        """Bind the U-Net's current weights and precision to buffers; again after the backend changed either."""
+        """Bind the U-Net's current weights and precision to buffers, unless it is bound."""
+        if self._sampler is not None:
+            return
         batch, (_, height, width), buffers = self.shape.batch, self.shape.latent, self.buffers
         guided = self.config.guided
         unet = self.backend.bind_unet(batch * (2 if guided else 1), height, width)
-        self.sampler = Sampler(self._schedule, unet, self.kernels, guidance=buffers.guidance if guided else None)
+        self._sampler = Sampler(self._schedule, unet, self.kernels, guidance=buffers.guidance if guided else None)
         self.inversion = None
         if self._inversion is not None:
             empty = self.backend.bind_unet(batch, height, width)
@@ -92,6 +103,7 @@ class Plan:
     def load(self, batch: Batch, config: RunConfig, checked: Checked) -> None:
         """Copy a batch in: prompts and images are encoded here, once per progression."""
         buffers, count = self.buffers, len(batch.prompts)
+        buffers.flags.zero_()
         prompts = [config.negative_prompt] * count + batch.prompts if config.guided else batch.prompts
         inverting = self._inversion is not None
         unique = list(dict.fromkeys([*prompts, ""] if inverting else prompts))  # a cohort shares few prompts

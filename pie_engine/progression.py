@@ -72,12 +72,17 @@ def posterior_sample(moments: Tensor, draw: Tensor) -> Tensor:
 
 
 class Noises:
-    """The noises of one run, drawn on the host and copied into the buffers round by round."""
+    """The noises of one run, drawn on the host and copied into the buffers round by round.
+
+    They pass through pinned memory of their own, so that the host does not wait for the rounds before: two blocks,
+    since at most two rounds are under way.
+    """
 
     def __init__(self, plan: Plan, batch: Batch, config: RunConfig):
         self._plan, self._ids, self._config = plan, batch.item_ids, config
         self._generators = [official_generator(config.seed) for _ in self._ids] if plan.official else []
         self._filled: int | None = None
+        self._blocks: list[list[Tensor]] = [[], []]
 
     def fill(self, index: int) -> None:
         """Make the buffers hold round `index`'s noises; once more for a round that is run again."""
@@ -94,7 +99,7 @@ class Noises:
 
         shape = self._plan.shape.latent
         noises = [item_noise(shape, self._config.seed, item, round_index) for item in self._ids]
-        self._plan.buffers.eps.copy_(torch.stack(noises))
+        self._copy([(self._plan.buffers.eps, torch.stack(noises))])
 
     def _draw_official(self) -> None:
         import torch
@@ -104,6 +109,13 @@ class Noises:
         draws = [[torch.randn(shape, generator=g) for _ in range(6)] for g in self._generators]
         first, eps, second, _, third, eps_background = (torch.stack(draw) for draw in zip(*draws, strict=True))
         assert b.draws is not None
-        b.draws.copy_(torch.stack([first, second, third]))
-        b.eps.copy_(eps)
-        b.eps_background.copy_(eps_background)
+        posteriors = torch.stack([first, second, third])
+        self._copy([(b.draws, posteriors), (b.eps, eps), (b.eps_background, eps_background)])
+
+    def _copy(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        """Copy each (target, source). The sources stay until the round after the next is filled."""
+        if self._plan.backend.device.type == "cuda":
+            pairs = [(target, source.pin_memory()) for target, source in pairs]
+        for target, source in pairs:
+            target.copy_(source, non_blocking=True)
+        self._blocks = [self._blocks[1], [source for _, source in pairs]]

@@ -2,8 +2,8 @@
 
 Written to be read beside the paper (arXiv 2309.11745, algorithm 1) and to share as little as possible with the fast
 path: it drives the diffusers scheduler itself, one item at a time, and keeps no buffers. Only input preparation and the
-noise's seeding are shared. It runs on the checkpoint's own device and in its dtype: everything in half precision is what
-a user of diffusers would run in half precision. Notation: z0 = latent of the original, z = latent of the previous frame, m = mask.
+noise's seeding are shared. It runs on the checkpoint's own device and in its dtype: everything in half precision is
+what a user of diffusers would run. Notation: z0 = latent of the original, z = latent of the previous frame, m = mask.
 """
 
 from __future__ import annotations

@@ -17,6 +17,14 @@ from pie_engine.runtime.capture import Capture
 from pie_engine.runtime.timeline import Timeline
 
 
+_ATEN = torch.ops.aten
+_HOST_READS = {
+    # Composite operations reach a mode as themselves in inference mode, and taken apart outside of it.
+    *(_ATEN._local_scalar_dense.default, _ATEN.item.default, _ATEN.is_nonzero.default, _ATEN.equal.default),
+    *(_ATEN.nonzero.default, _ATEN.allclose.default),
+}
+
+
 class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +34,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func in _HOST_READS:
             raise RuntimeError("operation not permitted when stream is capturing")
         for argument, value in zip(func._schema.arguments, args, strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write:
@@ -83,12 +91,14 @@ class EmulatedTimeline(Timeline):
         captures: how many stages were captured.
     """
 
+    asynchronous = True
+
     def __init__(self, *, lag: int = 1, graph: Capture = emulated_graph):
         self.lag = lag
         self._graph = graph
         self.captures = 0
 
-    def capture(self, *, decoding: bool = False) -> Capture | None:
+    def capture(self, *, decoding: bool = False) -> Capture | str:
         def counted(function: Callable[[], None]) -> Callable[[], None]:
             replay = self._graph(function)
             self.captures += 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +22,7 @@ from pie_engine.build import model_info
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import COMPONENTS
 from pie_engine.errors import BackendError
+from pie_engine.runtime.buffers import Buffers
 
 IMAGE, MASK, PROMPT = GOLDEN / "image.png", GOLDEN / "mask.png", "the heart lung"
 SHORT = RunConfig(steps=4, num_inference_steps=6, resolution=128)
@@ -117,13 +120,67 @@ def test_each_optimisation_switches_off(
     assert timelines[1].captures == (0 if "cuda_graph" in switch else 2)
 
 
-def test_loops_are_kept_and_bounded(ddim_checkpoint: Checkpoint, timelines: list[EmulatedTimeline]) -> None:
+def test_loops_are_kept_and_bounded(
+    ddim_checkpoint: Checkpoint, timelines: list[EmulatedTimeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[object] = []
+    allocate = Buffers.allocate
+    monkeypatch.setattr(Buffers, "allocate", lambda *a, **k: plans.append(a) or allocate(*a, **k))
     engine = PieEngine(backend_of(ddim_checkpoint))
     sizes = (128, 192, 128, 192, 256, 192, 128)
     for size in sizes:
         engine.run(ITEM, replace(SHORT, steps=1, num_inference_steps=2, resolution=size))
     # Two are kept: 128 and 192 are reused, 256 pushes 128 out.
-    assert len(timelines) == 4
+    assert len(plans) == 4
+    assert len(timelines) == 1  # and with it one pair of streams
+
+
+def test_a_dropped_loop_frees_its_memory_at_once(
+    ddim_checkpoint: Checkpoint, timelines: list[EmulatedTimeline]
+) -> None:
+    """Without the garbage collector, which nothing on a GPU triggers."""
+    engine = PieEngine(backend_of(ddim_checkpoint))
+    engine.run(ITEM, replace(SHORT, steps=3))
+    (loop,) = engine._loops.values()
+    watched = [weakref.ref(loop), weakref.ref(loop.plan), weakref.ref(loop.plan.buffers.x)]
+    del loop
+    gc.disable()
+    try:
+        engine._loops.clear()
+        assert [reference() for reference in watched] == [None, None, None]
+    finally:
+        gc.enable()
+
+
+def test_an_error_leaves_no_loop_behind(ddim_checkpoint: Checkpoint, timelines: list[EmulatedTimeline]) -> None:
+    engine = PieEngine(backend_of(ddim_checkpoint))
+    expected = engine.run(ITEM, SHORT)
+
+    def stop(done: int, total: int) -> None:
+        if done == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(ITEM, SHORT, on_progress=stop)
+    assert not engine._loops
+    assert np.array_equal(engine.run(ITEM, SHORT).latents, expected.latents)
+
+
+def test_a_frame_that_broke_once_does_not_break_later_runs(ddim_checkpoint: Checkpoint) -> None:
+    """The flags of the re-encoding are its own: the first round of a run has none."""
+
+    class Once(TorchBackend):
+        calls = 0
+
+        def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return super().encode_image(pixels) * (float("nan") if self.calls == 3 else 1.0)
+
+    engine = PieEngine(Once(copy.deepcopy(ddim_checkpoint), model_info(ddim_checkpoint)))
+    config = replace(SHORT, semantics="official", noise=None, composite=None)
+    with pytest.raises(BackendError, match="round 3 gave values that are not finite in fp32 for item 0"):
+        engine.run(ITEM, config)
+    assert np.isfinite(engine.run(ITEM, config).latents).all()
 
 
 def test_progress_counts_every_evaluation(ddim_checkpoint: Checkpoint) -> None:
@@ -267,3 +324,53 @@ def test_a_lack_of_memory_is_one_line(ddim_checkpoint: Checkpoint) -> None:
     engine = PieEngine(Large(copy.deepcopy(ddim_checkpoint), model_info(ddim_checkpoint)))
     with pytest.raises(BackendError, match=r"out of memory: one item at 128 in fp32 needed \d+\.00 GiB more; lower"):
         engine.run(ITEM, SHORT)
+
+
+def test_what_cannot_be_captured_says_why(ddim_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Foreign(EmulatedTimeline):
+        def capture(self, *, decoding: bool = False) -> Any:
+            return "its work cannot be recorded"
+
+    monkeypatch.setattr(loop_module, "make_timeline", lambda backend, runtime: Foreign())
+    runtime = PieEngine(backend_of(ddim_checkpoint)).run(ITEM, SHORT).provenance["runtime"]
+    assert (runtime["cuda_graph"], runtime["cuda_graph_note"]) == (False, "its work cannot be recorded")
+
+
+def test_one_round_is_the_warm_up(ddim_checkpoint: Checkpoint, timelines: list[EmulatedTimeline]) -> None:
+    engine = PieEngine(backend_of(ddim_checkpoint))
+    runtime = engine.run(ITEM, replace(SHORT, steps=1)).provenance["runtime"]
+    assert (runtime["cuda_graph"], timelines[0].captures) == (False, 0)
+    assert runtime["cuda_graph_note"] == "the first round is the warm-up; there was no second one to capture"
+
+
+def test_a_stage_that_fails_to_be_captured_is_in_provenance(
+    ddim_checkpoint: Checkpoint, timelines: list[EmulatedTimeline]
+) -> None:
+    class ReadsTheHost(TorchBackend):
+        def decode_latent(self, latent: torch.Tensor) -> torch.Tensor:
+            assert latent.abs().max().item() < 1e6
+            return super().decode_latent(latent)
+
+    engine = PieEngine(ReadsTheHost(copy.deepcopy(ddim_checkpoint), model_info(ddim_checkpoint)))
+    runtime = engine.run(ITEM, SHORT).provenance["runtime"]
+    assert runtime["cuda_graph"]
+    assert runtime["cuda_graph_note"] == "decoding: operation not permitted when stream is capturing"
+
+
+def test_too_little_memory_for_higher_precision_leaves_the_engine_usable(
+    ddim_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = PieEngine(backend_of(overflowing(ddim_checkpoint, "unet"), "fp16"))
+    place = TorchBackend._place
+
+    def fails(self: TorchBackend, module: torch.nn.Module, precision: str) -> None:
+        if precision == "fp32":
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        place(self, module, precision)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchBackend, "_place", fails)
+        with pytest.raises(BackendError, match=r"out of memory: one item at 128 in fp16 needed 2\.00 GiB more"):
+            engine.run(ITEM, SHORT)
+    assert engine.backend.precisions["unet"] == "fp16"
+    assert engine.run(ITEM, SHORT).provenance["backend"]["precisions"]["unet"] == "fp32"

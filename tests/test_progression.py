@@ -25,6 +25,7 @@ from pie_engine.plan import Batch, Plan
 from pie_engine.progression import invert, posterior_sample
 from pie_engine.reference import progress_engine, progress_official
 from pie_engine.runtime.buffers import DENOISE, Shape
+from pie_engine.runtime.timeline import Timeline
 from pie_engine.schedule import SCHEDULERS, make_scheduler
 from pie_engine.seeding import item_noise
 
@@ -174,7 +175,7 @@ def test_without_compositing_frames_are_what_was_decoded(torch_engine: PieEngine
 class ConstantEdit:
     """A backend whose U-Net moves every latent by the same edit, whatever the noise: x0 = previous latent + 1."""
 
-    name, device, stream = "fake", torch.device("cpu"), None
+    name, device, stream, capture_obstacle = "fake", torch.device("cpu"), None, ""
     precisions = dict.fromkeys(COMPONENTS, "fp32")
 
     def __init__(self, checkpoint: Checkpoint):
@@ -213,7 +214,7 @@ def test_constant_edit_converges_as_the_theory_says(pndm_checkpoint: Checkpoint)
     mask[..., :8] = 1
     config = RunConfig(steps=30, num_inference_steps=8, guidance_scale=1.0, beta1=0.01, beta2=0.75, resolution=128)
     with torch.inference_mode():
-        loop = Loop(Plan(backend, Shape(1, (4, 16, 16), 8, 1), config, EAGER), RuntimeConfig())
+        loop = Loop(Plan(backend, Shape(1, (4, 16, 16), 8, 1), config, EAGER), RuntimeConfig(), Timeline())
         loop.load(Batch(torch.zeros(1, 3, 128, 128), mask, ["x"], ["0"]), config)
         inside, outside = [0.0], [0.0]
         for result in loop.rounds():

@@ -23,6 +23,9 @@ class OnnxBackend:
     """
 
     name = "onnxruntime"
+    # Some of its operators stage sizes in pinned memory that a captured run would free again at every replay
+    # (onnxruntime issue 26887, pull request 32081): the process aborts.
+    capture_obstacle = "onnxruntime's work cannot be recorded into another library's graph"
 
     def __init__(self, bundle: Bundle, *, device: str = "cpu", threads: int | None = None):
         import torch

@@ -52,7 +52,8 @@ def open_session(
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
-        session = ort.InferenceSession(path, options, providers=_providers(ort, device, stream))
+        # Without the fallback, an error of the GPU is reported as it is and not as a missing library.
+        session = ort.InferenceSession(path, options, providers=_providers(ort, device, stream), enable_fallback=0)
     except BackendError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no other base
@@ -109,7 +110,7 @@ class BoundGraph:
         self._session, self._binding = session, session.io_binding()
         self._options = import_onnxruntime().RunOptions()
         if device.type == "cuda":
-            # The loop orders work by its stream; waiting for the device would also break capture.
+            # The loop orders work by its stream and waits where it reads.
             self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         nodes = {
             node.name: torch.zeros(shapes[node.name], dtype=getattr(torch, _TORCH[node.type]), device=device)

@@ -38,6 +38,7 @@ class Backend(Protocol):
         device: where its buffers live.
         precisions: "fp32", "fp16" or "bf16", by component (`pie_engine.config.COMPONENTS`).
         stream: the CUDA stream that a foreign engine runs on, or None where the current stream is followed.
+        capture_obstacle: why its calls cannot be captured in a CUDA graph, or an empty string.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Backend(Protocol):
     device: torch.device
     precisions: dict[str, str]
     stream: torch.cuda.Stream | None
+    capture_obstacle: str
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """Token ids [B, 77] int64 -> embeddings [B, 77, D]."""

@@ -37,7 +37,8 @@ class TorchBackend:
     """
 
     name = "torch"
-    stream = None
+    stream: torch.cuda.Stream | None = None
+    capture_obstacle = ""
 
     def __init__(
         self,
@@ -57,11 +58,13 @@ class TorchBackend:
         self._reload = reload
         self.precisions: dict[str, str] = {}
         self._vae, self._unet, self._text_encoder = checkpoint.vae, checkpoint.unet, checkpoint.text_encoder
-        if self.device.type == "cuda" and precision == "fp32":
-            torch.backends.cudnn.allow_tf32 = False  # on by default: convolutions would keep 10 bits of mantissa
-        self._fuse(checkpoint)
+        if self.device.type == "cuda":
+            fuse_projections(self._unet)
+            fuse_projections(self._vae)
         for component in COMPONENTS:
-            self._move(component, precision)
+            for module in self._parts(component).values():
+                self._place(module, precision)
+            self.precisions[component] = precision
 
     def encode_text(self, ids: Tensor) -> Tensor:
         return self._text_encoder(ids.to(self.device))[0]
@@ -86,47 +89,73 @@ class TorchBackend:
         )
 
     def raise_precision(self, component: str) -> str | None:
-        if self.precisions[component] == "fp32":
+        before = self.precisions[component]
+        if before == "fp32":
             return None
-        if self._reload is not None:
-            fresh = self._reload()
-            self._fuse(fresh)
-            if component == "unet":
-                self._unet = fresh.unet
-            elif component == "text_encoder":
-                self._text_encoder = fresh.text_encoder
+        parts = self._parts(component)
+        fresh = parts if self._reload is None else self._fresh_parts(component, self._reload())
+        try:
+            for module in fresh.values():
+                self._place(module, "fp32")
+        except BaseException:  # memory ran out: the component stays usable as it was
+            for module in parts.values():
+                self._place(module, before)
+            raise
+        for name, module in fresh.items():
+            if component in _VAE_PARTS:
+                setattr(self._vae, name, module)
             else:
-                for name in _VAE_PARTS[component]:
-                    setattr(self._vae, name, getattr(fresh.vae, name))
-        self._move(component, "fp32")
+                setattr(self, f"_{name}", module)
+        self.precisions[component] = "fp32"
         return "fp32"
 
-    def _fuse(self, checkpoint: Checkpoint) -> None:
-        if self.device.type == "cuda":
-            checkpoint.unet.fuse_qkv_projections()
-            checkpoint.vae.fuse_qkv_projections()
-
-    def _modules(self, component: str) -> list[torch.nn.Module]:
+    def _parts(self, component: str) -> dict[str, torch.nn.Module]:
         if component in _VAE_PARTS:
-            parts = (getattr(self._vae, name) for name in _VAE_PARTS[component])
-            return [part for part in parts if part is not None]
-        return [self._unet if component == "unet" else self._text_encoder]
+            return _vae_parts(self._vae, component)
+        return {component: self._unet if component == "unet" else self._text_encoder}
 
-    def _move(self, component: str, precision: str) -> None:
+    def _fresh_parts(self, component: str, checkpoint: Checkpoint) -> dict[str, torch.nn.Module]:
+        model = checkpoint.vae if component in _VAE_PARTS else getattr(checkpoint, component)
+        if self.device.type == "cuda" and component != "text_encoder":
+            fuse_projections(model)
+        return _vae_parts(model, component) if component in _VAE_PARTS else {component: model}
+
+    def _place(self, module: torch.nn.Module, precision: str) -> None:
         import torch
 
-        tiled = self.device.type == "cuda" and precision != "fp32"
-        for module in self._modules(component):
-            # nn.Module.to, not the diffusers override: that one warns about an empty list of modules to keep in fp32.
-            torch.nn.Module.to(module, self.device, torch_dtype(precision))
-            torch.nn.Module.to(module, memory_format=torch.channels_last if tiled else torch.contiguous_format)
-        self.precisions[component] = precision
+        on_gpu = self.device.type == "cuda"
+        if on_gpu and precision == "fp32":
+            torch.backends.cudnn.allow_tf32 = False  # on by default: convolutions would keep 10 bits of mantissa
+        layout = torch.channels_last if on_gpu and precision != "fp32" else torch.contiguous_format
+        # nn.Module.to, not the diffusers override: that one warns about an empty list of modules to keep in fp32.
+        torch.nn.Module.to(module, self.device, torch_dtype(precision))
+        torch.nn.Module.to(module, memory_format=layout)  # type: ignore[call-overload]
 
     def _compile(self) -> Any:
         import torch
 
-        # Shapes are static: every bound U-Net has its own, and the graph is captured by the loop, not by the compiler.
+        # Shapes are static: each has code of its own, and a cohort may have many. The graph is captured by the loop.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         return torch.compile(self._unet, fullgraph=True, dynamic=False)
+
+
+def fuse_projections(model: Any) -> None:
+    """One matrix for query, key and value (cross-attention: key and value) in each attention of a U-Net or VAE.
+
+    diffusers keeps the separate ones beside it; they are dropped here, 113 MB of a full-size U-Net in fp16.
+    """
+    from diffusers.models.attention_processor import Attention
+
+    model.fuse_qkv_projections()
+    for module in model.modules():
+        if isinstance(module, Attention):
+            for name in ("to_q", "to_k", "to_v") if hasattr(module, "to_qkv") else ("to_k", "to_v"):
+                delattr(module, name)
+
+
+def _vae_parts(vae: Any, component: str) -> dict[str, torch.nn.Module]:
+    parts = {name: getattr(vae, name) for name in _VAE_PARTS[component]}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 class _BoundUNet:

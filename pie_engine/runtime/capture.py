@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -22,14 +23,16 @@ class Stage:
     it is the progression's first round. Where capture fails the function keeps running as it is; `reason` says why.
 
     Attributes:
+        name: for messages.
         reason: why the stage is not captured, or an empty string.
     """
 
-    def __init__(self, name: str, function: Callable[[], None], capture: Capture | None, reason: str = ""):
-        self._name, self._function, self._capture = name, function, capture
+    def __init__(self, name: str, function: Callable[[], None], capture: Capture | str):
+        self.name, self._function = name, function
+        self._capture = None if isinstance(capture, str) else capture
         self._replay: Callable[[], None] | None = None
         self._warm = False
-        self.reason = reason
+        self.reason = capture if isinstance(capture, str) else ""
 
     @property
     def captured(self) -> bool:
@@ -40,22 +43,44 @@ class Stage:
             try:
                 self._replay = self._capture(self._function)
             except Exception as error:  # drivers and foreign engines share no other base
-                self.reason = (str(error).splitlines() or [type(error).__name__])[0]
+                self.reason = _first_cause(error)
                 self._capture = None
-                log.warning("no CUDA graph for %s (%s); it runs uncaptured, which is slower", self._name, self.reason)
+                log.warning("no CUDA graph for %s (%s); it runs uncaptured, which is slower", self.name, self.reason)
         self._warm = True
         (self._replay or self._function)()
 
 
 def cuda_graph(stream: torch.cuda.Stream) -> Capture:
-    """Capture on `stream`. Each graph has a memory pool of its own, since two of them may run at once."""
+    """Capture on `stream`. Each graph has a memory pool of its own, since two of them may run at once.
+
+    Stages that overlap need streams of their own, too: PyTorch keeps one cuBLAS workspace for each stream.
+    """
     import torch
 
     def capture(function: Callable[[], None]) -> Callable[[], None]:
-        graph = torch.cuda.CUDAGraph()
-        # A stream per graph also keeps cuBLAS's workspaces apart: PyTorch has one for each stream.
-        with torch.cuda.graph(graph, stream=stream):
-            function()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        try:
+            # Another thread of the user's process may allocate meanwhile: that is no reason to fail.
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                function()
+        except BaseException:
+            # An operation that cannot be captured makes the end of the capture fail too, and then PyTorch's allocator
+            # still takes this capture for one under way and refuses to free memory for the rest of the process.
+            _FAILED.append(graph)
+            with contextlib.suppress(RuntimeError):
+                torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+            raise
         return graph.replay
 
     return capture
+
+
+# Graphs whose capture failed: the allocator may keep their addresses.
+_FAILED: list[object] = []
+
+
+def _first_cause(error: BaseException) -> str:
+    """The first line of what went wrong first: what follows it only says that the capture is broken."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

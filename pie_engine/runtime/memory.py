@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from typing import TYPE_CHECKING
 
@@ -45,8 +46,18 @@ def explain_weights(error: BaseException, device: torch.device, precision: str) 
     needed = _needed(error, device)
     if needed is None:
         return None
-    remedy = "pass --dtype fp16" if precision == "fp32" else "pass --device cpu"
+    remedy = "use fp16 (--dtype or --precision)" if precision == "fp32" else "pass --device cpu"
     return f"out of memory: the weights in {precision} needed {needed}; {remedy}"
+
+
+def release(device: torch.device) -> None:
+    """Give memory that nothing refers to any more back to the device."""
+    gc.collect()
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
 
 
 def _needed(error: BaseException, device: torch.device) -> str | None:

@@ -18,9 +18,11 @@ class Timeline:
 
     Attributes:
         lag: rounds that are begun before an earlier one's frames are read.
+        asynchronous: whether a round has only been launched when its call returns.
     """
 
     lag = 0
+    asynchronous = False
 
     def main(self) -> AbstractContextManager[Any]:
         """Where rounds run."""
@@ -38,22 +40,31 @@ class Timeline:
         """Called within `decoding`: a function that waits until all of it so far has happened."""
         return lambda: None
 
-    def capture(self, *, decoding: bool = False) -> Capture | None:
-        """How a stage is captured, or None where nothing can be."""
-        return None
+    def capture(self, *, decoding: bool = False) -> Capture | str:
+        """How a stage is captured, or why it cannot be."""
+        return "no GPU"
 
     def synchronize(self) -> None:
         """Wait for everything."""
 
 
 class CudaTimeline(Timeline):
-    """A GPU's: rounds on one stream; with `overlap`, frames on a second one while the next round runs."""
+    """A GPU's: rounds on one stream; with `overlap`, frames on a second one while the next round runs.
 
-    def __init__(self, device: torch.device, *, overlap: bool, stream: torch.cuda.Stream | None = None):
+    Args:
+        stream: the one that a foreign engine runs on; None makes a new one.
+        obstacle: why the engine's work cannot be captured, or an empty string.
+    """
+
+    asynchronous = True
+
+    def __init__(
+        self, device: torch.device, *, overlap: bool, stream: torch.cuda.Stream | None = None, obstacle: str = ""
+    ):
         import torch
 
         self.lag = 1 if overlap else 0
-        self._device = device
+        self._device, self._obstacle = device, obstacle
         # A foreign engine runs on the stream that it was made with: rounds have to run on that one.
         self._main = stream or torch.cuda.Stream(device)
         self._side = torch.cuda.Stream(device) if overlap else self._main
@@ -76,8 +87,10 @@ class CudaTimeline(Timeline):
 
         with torch.cuda.stream(self._side):
             self._side.wait_event(self._ready)
-            yield
-            self._read.record(self._side)
+            try:
+                yield
+            finally:
+                self._read.record(self._side)
 
     def mark(self) -> Callable[[], None]:
         import torch
@@ -86,8 +99,8 @@ class CudaTimeline(Timeline):
         event.record(self._side)
         return event.synchronize
 
-    def capture(self, *, decoding: bool = False) -> Capture | None:
-        return cuda_graph(self._side if decoding else self._main)
+    def capture(self, *, decoding: bool = False) -> Capture | str:
+        return self._obstacle or cuda_graph(self._side if decoding else self._main)
 
     def synchronize(self) -> None:
         self._main.synchronize()

@@ -37,7 +37,7 @@ def test_first_run_is_the_warm_up_and_counts() -> None:
 
 def test_without_capture_it_just_runs() -> None:
     x = torch.zeros(1)
-    stage = Stage("test", lambda: x.add_(1) and None, None, "no GPU")
+    stage = Stage("test", lambda: x.add_(1) and None, "no GPU")
     for _ in range(3):
         stage()
     assert x.item() == 3
@@ -62,6 +62,45 @@ def test_failed_capture_falls_back_and_says_why(caplog: pytest.LogCaptureFixture
         "no CUDA graph for the round (operation not permitted when stream is capturing); "
         "it runs uncaptured, which is slower"
     ]
+
+
+def test_the_first_cause_is_reported() -> None:
+    def fails(function: object) -> None:
+        try:
+            raise ValueError("\nread on the host")
+        finally:
+            raise RuntimeError("the capture is broken by an earlier error")
+
+    stage = Stage("the round", lambda: None, fails)
+    stage()
+    stage()
+    assert stage.reason == "read on the host"
+
+
+@pytest.mark.gpu
+def test_a_failed_capture_leaves_the_allocator_usable() -> None:
+    from pie_engine.runtime.capture import cuda_graph
+
+    x = torch.zeros(4, device="cuda")
+    stream = torch.cuda.Stream()
+
+    def reads_the_host() -> None:
+        x.add_(torch.ones(4, device="cuda"))
+        assert x[0].item() >= 0
+
+    stage = Stage("the round", reads_the_host, cuda_graph(stream))
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            stage()
+    assert x[0].item() == 3
+    assert "captur" in stage.reason
+    torch.cuda.empty_cache()
+    second = Stage("test", lambda: x.add_(1) and None, cuda_graph(stream))
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            second()
+    assert second.captured
+    assert x[0].item() == 6
 
 
 @pytest.mark.gpu

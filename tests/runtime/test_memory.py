@@ -44,4 +44,4 @@ def test_a_run_names_what_lowers_it() -> None:
 
 def test_weights() -> None:
     line = explain_weights(RuntimeError(ORT_TEXT), CPU, "fp32")
-    assert line == "out of memory: the weights in fp32 needed 1.00 GiB more; pass --dtype fp16"
+    assert line == "out of memory: the weights in fp32 needed 1.00 GiB more; use fp16 (--dtype or --precision)"

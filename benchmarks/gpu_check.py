@@ -71,7 +71,7 @@ def main() -> int:
 
 def prepare(folder: Path, wheels: Path | None) -> dict[str, str]:
     """The environment for the sections: wheels unpacked, and the package laid out if it is not installed."""
-    paths = []
+    paths = [str(ROOT / "benchmarks")]
     if wheels is not None:
         site = folder / "site"
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", str(site)]
@@ -84,7 +84,14 @@ def prepare(folder: Path, wheels: Path | None) -> dict[str, str]:
             (package / source.name).symlink_to(source)
         paths.append(str(package.parent))
     search = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
-    return {**os.environ, "PYTHONPATH": search, "PYTHONUNBUFFERED": "1", "PIE_ENGINE_CACHE": str(folder / "cache")}
+    # The safe path leaves the working directory out of the search, where half of the package would be found first.
+    return {
+        **os.environ,
+        "PYTHONPATH": search,
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PIE_ENGINE_CACHE": str(folder / "cache"),
+    }
 
 
 def revision() -> str | None:

@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_leaves
 from pie_engine.runtime.capture import Capture
 from pie_engine.runtime.timeline import Timeline
 
-
 _ATEN = torch.ops.aten
 _HOST_READS = {
     # Composite operations reach a mode as themselves in inference mode, and taken apart outside of it.

@@ -374,3 +374,21 @@ def test_too_little_memory_for_higher_precision_leaves_the_engine_usable(
             engine.run(ITEM, SHORT)
     assert engine.backend.precisions["unet"] == "fp16"
     assert engine.run(ITEM, SHORT).provenance["backend"]["precisions"]["unet"] == "fp32"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", [SHORT, replace(SHORT, inversion="ddim")], ids=["noise", "inversion"])
+def test_a_round_never_waits_for_the_host(ddim_checkpoint: Checkpoint, config: RunConfig) -> None:
+    backend = TorchBackend(copy.deepcopy(ddim_checkpoint), model_info(ddim_checkpoint), device="cuda", precision="fp16")
+    engine = PieEngine(backend)
+    result = engine.run(ITEM, config)
+    assert result.provenance["runtime"]["cuda_graph"], result.provenance["runtime"]["cuda_graph_note"]
+    (loop,) = engine._loops.values()
+    with torch.inference_mode(), loop._timeline.main():
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            for stage in (loop._round, loop._decode):
+                stage()  # replayed
+                stage._function()  # as it runs uncaptured
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

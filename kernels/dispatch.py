@@ -53,11 +53,15 @@ def select(device: torch.device | str, name: str = "auto") -> Kernels:
         try:
             return _try_out(_LOADERS[candidate](device), device, "; ".join(reasons))
         except Exception as error:  # compilers, drivers and loaders share no other base
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             if name != "auto":
-                raise BackendError(f"fused step {name!r} does not run on {device} ({reason})") from error
+                raise BackendError(
+                    f"fused step {name!r} does not run on {device} ({reason}); pass --fused-step auto"
+                ) from error
+            # What is not installed is not missed; what is installed and fails is.
+            level = logging.INFO if isinstance(error, BackendError) else logging.WARNING
+            log.log(level, "the %s step does not run on %s (%s); another one does", candidate, device, reason)
             reasons.append(f"{candidate}: {reason}")
-    log.info("the eager step runs: %s", "; ".join(reasons))
     return Kernels(EAGER.name, EAGER.denoise_step, EAGER.noising, "; ".join(reasons))
 
 
@@ -77,7 +81,7 @@ def _triton(device: torch.device) -> Kernels:
     from pie_engine.kernels.noising import noising_triton
 
     if device.type != "cuda":
-        raise BackendError("Triton needs an NVIDIA GPU; pass --fused-step auto")
+        raise BackendError("Triton needs an NVIDIA GPU")
     return Kernels("triton", denoise_step_triton, noising_triton)
 
 
@@ -115,5 +119,5 @@ def _try_out(kernels: Kernels, device: torch.device, note: str) -> Kernels:
     for got, expected in zip(compute(kernels), compute(EAGER), strict=True):
         # A few float32 operations on values of order 10.
         if not torch.allclose(got, expected, rtol=1e-4, atol=1e-4):
-            raise BackendError(f"it computes something else than the eager step (by {(got - expected).abs().max():g})")
+            raise RuntimeError(f"it computes something else than the eager step, by {(got - expected).abs().max():g}")
     return Kernels(kernels.name, kernels.denoise_step, kernels.noising, note)

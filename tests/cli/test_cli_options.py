@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 RANGES = [
     (["--strength", "0"], "strength 0.0 is outside (0, 1]; pass --strength 0.5"),
@@ -168,3 +170,19 @@ def test_debug_shows_where(pie: Any, image: Path) -> None:
 
     with pytest.raises(ConfigError, match="steps 0"):
         pie("run", "--image", image, "--prompt", "x", "--steps", "0", "--debug")
+
+
+def test_every_optimisation_switches_off(simulate: Any, checkpoint: Path, tmp_path: Path) -> None:
+    frames, described = [], []
+    for number, words in enumerate(
+        ([], ["--no-fused-step"], ["--no-cuda-graph"], ["--no-overlap"], ["--no-compile"], ["--fused-step", "eager"])
+    ):
+        output = tmp_path / str(number)
+        settings = ["--checkpoint", checkpoint, "--backend", "torch", "--device", "cpu", "--steps", "2"]
+        assert simulate(*settings, "--output", output, *words).code == 0
+        with Image.open(output / "frames" / "002.png") as frame:
+            frames.append(np.asarray(frame).astype(int))
+        described.append(json.loads((output / "provenance.json").read_text())["runtime"])
+    assert all(np.abs(frame - frames[0]).max() <= 1 for frame in frames)  # a pixel on a rounding edge
+    chosen = described[0]["fused_step"]
+    assert [runtime["fused_step"] for runtime in described] == [chosen, "eager", chosen, chosen, chosen, "eager"]

@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pie_engine.kernels import dispatch, triton_launch
+from pie_engine.kernels.denoise_step import denoise_step_triton
 from pie_engine.kernels.dispatch import available
+from pie_engine.kernels.noising import noising_triton
 from PIL.Image import Image
 
 from pie_engine import Item, PieEngine, Result, RunConfig, RuntimeConfig
@@ -94,6 +97,25 @@ def test_on_a_processor(backend: str, precision: str, fused_step: str) -> None:
     result = run(engine, "cpu")
     assert result.provenance["runtime"]["fused_step"] == fused_step
     check(result, precision, "cpu")
+
+
+def test_triton_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Triton kernels in a whole progression, element by element on the processor."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter", reason="triton is not installed")
+    compiled = triton_launch.jitted
+
+    def interpreted(kernel: Any) -> Any:
+        compiled(kernel)  # binds triton.language in the kernel's module
+        return interpreter.InterpretedFunction(kernel)
+
+    monkeypatch.setattr(triton_launch, "jitted", interpreted)
+    monkeypatch.setitem(
+        dispatch._LOADERS, "cpp", lambda device: dispatch.Kernels("triton", denoise_step_triton, noising_triton)
+    )
+    engine = PieEngine.load(checkpoint=CHECKPOINT, backend="torch", device="cpu", threads=1)
+    result = run(engine, "cpu")
+    assert result.provenance["runtime"]["fused_step"] == "triton"
+    check(result, "fp32", "cpu")
 
 
 @pytest.mark.gpu

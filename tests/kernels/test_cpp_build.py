@@ -29,16 +29,16 @@ def available() -> build.Toolchain:
 def test_library_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cpp_ext, "LIBRARY", tmp_path / "_ops.so")
     with pytest.raises(BackendError, match=r"not built \(_ops.so\); run python -m pie_engine.cpp_ext"):
-        cpp_ext.load.__wrapped__()
+        cpp_ext._load.__wrapped__()
     (tmp_path / "_ops.so").write_text("no library")
     with pytest.raises(BackendError, match=r"_ops.so: .*; build it for this torch with python -m pie_engine.cpp_ext"):
-        cpp_ext.load.__wrapped__()
+        cpp_ext._load.__wrapped__()
 
 
 def test_torch_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "__version__", "2.9.1")
     with pytest.raises(BackendError, match=r"torch 2.9.1 is too old .* pip install 'torch>=2.11'"):
-        cpp_ext.load.__wrapped__()
+        cpp_ext._load.__wrapped__()
 
 
 def test_no_compiler(tmp_path: Path) -> None:

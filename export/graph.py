@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Weights above this go beside the graph: a protobuf file cannot hold 2 GB.
-_EXTERNAL_BYTES = 1 << 30
+EXTERNAL_BYTES = 1 << 30
 # Relative error allowed against fp32 PyTorch: ||onnx - torch|| / ||torch||. fp32: unit roundoff 6e-8, times the square
 # root of a dot product's length (up to 11,520 terms), times the square root of some hundred layers. fp16: activations
 # are stored with unit roundoff 4.9e-4 and accumulated in fp32: times the square root of about 1,000 roundings.
@@ -88,7 +88,7 @@ def export_component(component: Component, folder: Path, *, precision: str, opse
         )
         assert program is not None
         _strip_stack_traces(program.model)
-        program.save(path, external_data=weights > _EXTERNAL_BYTES)
+        program.save(path, external_data=weights > EXTERNAL_BYTES)
     return path
 
 

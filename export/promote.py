@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pie_engine.export.graph import EXTERNAL_BYTES
+
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto
-
-# Weights above this go beside the graph: a protobuf file cannot hold 2 GB.
-_EXTERNAL_BYTES = 1 << 30
 
 
 def to_single_precision(path: Path, folder: Path) -> Path:
@@ -28,7 +27,7 @@ def to_single_precision(path: Path, folder: Path) -> Path:
     for function in model.functions:
         _convert_nodes(function.node)
     target = folder / "model.onnx"
-    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > _EXTERNAL_BYTES
+    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > EXTERNAL_BYTES
     onnx.save(model, target, save_as_external_data=large, location="model.onnx.data")
     return target
 

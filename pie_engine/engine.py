@@ -55,6 +55,7 @@ class PieEngine:
         self._source = source or {}
         self._kernels = select(backend.device, self.runtime.fused_step)
         self._loops: dict[object, Loop] = {}
+        self._bound_precisions = dict(backend.precisions)  # of the weights that the kept loops are bound to
         self._timeline: Timeline | None = None
 
     @classmethod
@@ -217,6 +218,7 @@ class PieEngine:
             scale=model.vae_scale,
             mask_channels=None if batch.mask is None else batch.mask.shape[1],
         )
+        self._drop_stale_loops()
         # Taken out while it runs: one that is stopped by an error is not used again.
         kept = self._loops.pop(Plan.key(shape, config), None)
         if kept is not None:
@@ -228,11 +230,14 @@ class PieEngine:
         return Loop(Plan(self.backend, shape, config, self._kernels), self.runtime, self._timeline)
 
     def _keep_loop(self, loop: Loop, config: RunConfig) -> None:
-        from pie_engine.plan import Plan
+        self._drop_stale_loops()  # this one was bound anew when a precision was raised, the others were not
+        self._loops[loop.plan.key(loop.plan.shape, config)] = loop
 
-        if loop.reruns:
-            self._loops.clear()  # the others are bound to weights in the precision before
-        self._loops[Plan.key(loop.plan.shape, config)] = loop
+    def _drop_stale_loops(self) -> None:
+        """Drop loops that are bound to weights in an earlier precision, also if the run that raised it failed later."""
+        if self._bound_precisions != self.backend.precisions:
+            self._loops.clear()
+            self._bound_precisions = dict(self.backend.precisions)
 
     def _describe(self, loop: Loop, batch: int, config: RunConfig) -> dict[str, Any]:
         """The part of a provenance that the items of a batch share."""

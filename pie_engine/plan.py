@@ -48,7 +48,8 @@ class Plan:
     inversion: Sampler | None
 
     def __init__(self, backend: Backend, shape: Shape, config: RunConfig, kernels: Kernels):
-        self.backend, self.shape, self.config, self.kernels = backend, shape, config, kernels
+        self.backend, self.shape, self.kernels = backend, shape, kernels
+        self._guided = config.guided
         self.official = config.semantics == "official"
         self.buffers = Buffers.allocate(shape, backend.device, official=self.official)
         scheduler_config = backend.model.scheduler_config
@@ -91,9 +92,8 @@ class Plan:
         if self._sampler is not None:
             return
         batch, (_, height, width), buffers = self.shape.batch, self.shape.latent, self.buffers
-        guided = self.config.guided
-        unet = self.backend.bind_unet(batch * (2 if guided else 1), height, width)
-        self._sampler = Sampler(self._schedule, unet, self.kernels, guidance=buffers.guidance if guided else None)
+        unet = self.backend.bind_unet(batch * (2 if self._guided else 1), height, width)
+        self._sampler = Sampler(self._schedule, unet, self.kernels, guidance=buffers.guidance if self._guided else None)
         self.inversion = None
         if self._inversion is not None:
             empty = self.backend.bind_unet(batch, height, width)

@@ -74,15 +74,14 @@ def posterior_sample(moments: Tensor, draw: Tensor) -> Tensor:
 class Noises:
     """The noises of one run, drawn on the host and copied into the buffers round by round.
 
-    They pass through pinned memory of their own, so that the host does not wait for the rounds before: two blocks,
-    since at most two rounds are under way.
+    On a GPU they pass through pinned memory, so that the host does not wait for the rounds before; PyTorch's allocator
+    keeps such memory until the copy has happened.
     """
 
     def __init__(self, plan: Plan, batch: Batch, config: RunConfig):
         self._plan, self._ids, self._config = plan, batch.item_ids, config
         self._generators = [official_generator(config.seed) for _ in self._ids] if plan.official else []
         self._filled: int | None = None
-        self._blocks: list[list[Tensor]] = [[], []]
 
     def fill(self, index: int) -> None:
         """Make the buffers hold round `index`'s noises; once more for a round that is run again."""
@@ -113,9 +112,7 @@ class Noises:
         self._copy([(b.draws, posteriors), (b.eps, eps), (b.eps_background, eps_background)])
 
     def _copy(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
-        """Copy each (target, source). The sources stay until the round after the next is filled."""
-        if self._plan.backend.device.type == "cuda":
-            pairs = [(target, source.pin_memory()) for target, source in pairs]
+        """Copy each (target, source)."""
+        pin = self._plan.backend.device.type == "cuda"
         for target, source in pairs:
-            target.copy_(source, non_blocking=True)
-        self._blocks = [self._blocks[1], [source for _, source in pairs]]
+            target.copy_(source.pin_memory() if pin else source, non_blocking=True)

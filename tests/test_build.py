@@ -159,7 +159,7 @@ def test_large_weights_go_beside_the_graph(
 ) -> None:
     from pie_engine.export.components import component
 
-    monkeypatch.setattr(graph, "_EXTERNAL_BYTES", 1000)
+    monkeypatch.setattr(graph, "EXTERNAL_BYTES", 1000)
     part = component(ddim_checkpoint, "text_encoder")
     path = graph.export_component(part, tmp_path, precision="fp32", opset=20)
     assert (tmp_path / "model.onnx.data").stat().st_size > 50_000

@@ -181,6 +181,23 @@ def test_a_frame_that_broke_once_does_not_break_later_runs(ddim_checkpoint: Chec
     assert np.isfinite(engine.run(ITEM, config).latents).all()
 
 
+def test_a_failed_run_that_raised_a_precision_leaves_no_stale_loop(ddim_checkpoint: Checkpoint) -> None:
+    """Another kind of run was kept with the old weights; bound to them it would overflow with nothing higher left."""
+    engine = PieEngine(backend_of(ddim_checkpoint, "fp16"))
+    bare = replace(ITEM, mask=None)
+    engine.run(bare, SHORT)
+
+    def stop(done: int, total: int) -> None:
+        engine.backend.raise_precision("unet")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(ITEM, SHORT, on_progress=stop)
+    result = engine.run(bare, SHORT)
+    assert next(iter(engine._loops.values())).plan.sampler.unet.sample.dtype == torch.float32
+    assert result.provenance["reruns"] == []
+
+
 def test_progress_counts_every_evaluation(ddim_checkpoint: Checkpoint) -> None:
     seen: list[tuple[int, int]] = []
     PieEngine(backend_of(ddim_checkpoint)).run(ITEM, SHORT, on_progress=lambda *counts: seen.append(counts))

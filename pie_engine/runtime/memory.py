@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-_UNITS = {"bytes": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-# PyTorch on a GPU, PyTorch on a processor, ONNX Runtime: none has a type of its own for all of its allocators.
+_UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+# PyTorch (on a GPU and on a processor) and ONNX Runtime: neither has a type of its own for all of its allocators.
 _PATTERNS = (
     r"[Tt]ried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)",
-    r"allocate memory: you tried to allocate (\d+) (bytes)",
     r"Failed to allocate memory for requested buffer of size (\d+)()",
 )
 

@@ -62,7 +62,7 @@ def test_an_overflow_is_run_again(half: Bundle, monkeypatch: pytest.MonkeyPatch)
 def test_a_promoted_graph_with_weights_beside_it(half: Bundle, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from pie_engine.export import promote
 
-    monkeypatch.setattr(promote, "_EXTERNAL_BYTES", 1000)
+    monkeypatch.setattr(promote, "EXTERNAL_BYTES", 1000)
     path = to_single_precision(half.graph("unet"), tmp_path)
     assert (tmp_path / "model.onnx.data").stat().st_size > 50_000
     device = torch.device("cpu")

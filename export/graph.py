@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pie_engine.errors import BackendError
+from pie_engine.errors import BackendError, BuildError
 
 if TYPE_CHECKING:
     import torch
@@ -83,10 +83,11 @@ def export_component(component: Component, folder: Path, *, precision: str, opse
             input_names=list(inputs),
             output_names=[component.output],
             dynamic_shapes=tuple(component.dynamic.get(name, {}) for name in inputs),
-            optimize=True,
+            optimize=False,
             verbose=False,
         )
         assert program is not None
+        _optimize(program, {name for name, _ in module.named_parameters()})
         _strip_stack_traces(program.model)
         program.save(path, external_data=weights > EXTERNAL_BYTES)
     return path
@@ -118,6 +119,61 @@ def check_parity(component: Component, path: Path, reference: np.ndarray, *, pre
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     feeds = {name: tensor.numpy() for name, tensor in cast_inputs(component, precision).items()}
     return relative_error(session.run(None, feeds)[0], reference)
+
+
+def _optimize(program: Any, parameters: set[str]) -> None:
+    """Optimise the graph as the exporter would, but never by what a weight happens to be.
+
+    The exporter merges parameters of equal values (zero biases, norms of one) and drops zero biases: right for these
+    weights, but then no other weights fit into the graph. So such parameters are random numbers while it optimises.
+
+    Raises:
+        BuildError: the optimiser computed something from such a parameter, so that it cannot be put back.
+    """
+    import onnx_ir as ir
+
+    values = program.model.graph.initializers
+    before = set(values)
+    originals = {name: values[name].const_value for name in _coinciding(values, parameters)}
+    generator = np.random.default_rng(0)
+    stand_ins = {}
+    for name, tensor in originals.items():
+        stand_ins[name] = generator.standard_normal(tuple(tensor.shape)).astype(tensor.numpy().dtype)
+        values[name].const_value = ir.tensor(stand_ins[name], name=name)
+    program.optimize()
+    values = program.model.graph.initializers
+    for name in originals.keys() & values.keys():
+        values[name].const_value = originals.pop(name)
+    # What remains was transposed or given axes of length 1, under a new name: found again by its random numbers.
+    for name in values.keys() - before:
+        array = values[name].const_value.numpy()
+        for original in [original for original in originals if stand_ins[original].size == array.size]:
+            random, weight = stand_ins[original], originals[original].numpy()
+            if not np.array_equal(random.ravel(), array.ravel()):
+                random, weight = random.T, weight.T
+            if np.array_equal(random.ravel(), array.ravel()):
+                values[name].const_value = ir.tensor(weight.reshape(array.shape), name=name)
+                del originals[original]
+                break
+    if originals:
+        raise BuildError(f"{min(originals)} was folded into another constant of the graph; report this checkpoint")
+
+
+def _coinciding(values: Any, parameters: set[str]) -> list[str]:
+    """Parameters in use whose first values are all equal, or equal to those of another parameter.
+
+    The first ones decide quickly, and taking a parameter too many does no harm.
+    """
+    heads: dict[tuple[int, bytes], list[str]] = {}
+    found = []
+    for name in parameters & values.keys():
+        if values[name].uses():
+            head = values[name].const_value.numpy().flat[:64]
+            if (head == head[:1]).all():
+                found.append(name)
+            heads.setdefault((values[name].const_value.size, head.tobytes()), []).append(name)
+    found += [name for names in heads.values() if len(names) > 1 for name in names]
+    return sorted(set(found))  # sorted, so that the same weights always give the same graph
 
 
 def _strip_stack_traces(model: Any) -> None:

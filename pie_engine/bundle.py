@@ -2,6 +2,7 @@
 
     BUNDLE/manifest.json                    what it is, and the size and SHA-256 of every other file
     BUNDLE/unet/model.onnx[.data] ...       vae_encoder, vae_decoder, text_encoder
+    BUNDLE/engines/tensorrt/unet.plan ...   the same four, compiled, if they were asked for
     BUNDLE/tokenizer/                       vocab.json, merges.txt, ...
 
 Nothing in a bundle is loaded before its hash matches the manifest.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from pie_engine import __version__
-from pie_engine.config import COMPONENTS, PRECISIONS
+from pie_engine.config import COMPONENTS, FLAVOURS, PRECISIONS
 from pie_engine.errors import BundleError
 from pie_engine.files import sha256_file
 from pie_engine.model import ModelInfo
 
 MANIFEST = "manifest.json"
+# Whose weights each component holds, as `Checkpoint.hashes` names them.
+WEIGHTS = {"text_encoder": "text_encoder", "vae_encoder": "vae", "unet": "unet", "vae_decoder": "vae"}
 # Raised when bundles of earlier versions can no longer be run.
 FORMAT = 1
 
@@ -41,6 +45,19 @@ class Bundle:
     def precision(self) -> str:
         """Precision of the U-Net; single components may be kept in fp32 (see `manifest["components"]`)."""
         return self.manifest["precision"]
+
+    def engines(self, flavour: str | None = None) -> list[dict[str, Any]]:
+        """The fingerprints of the compiled engines, of one flavour ("tensorrt", "tensorrt-rtx") or of all."""
+        return [entry for entry in self.manifest.get("engines", []) if flavour in (None, entry["flavour"])]
+
+    def weights_hash(self, component: str) -> str:
+        """SHA-256 of the weights that a component's graph holds."""
+        return self.manifest["hashes"][WEIGHTS[component]]
+
+    def build_command(self, **options: str) -> str:
+        """The command that builds this bundle, with options put last, where they win."""
+        extra = "".join(f" --{name} {shlex.quote(value)}" for name, value in options.items())
+        return self.manifest["build_command"] + extra
 
     def graph(self, component: str) -> Path:
         """Path of a component's ONNX graph."""
@@ -99,12 +116,29 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
             raise KeyError(missing[0])
         if manifest["precision"] not in PRECISIONS or not isinstance(manifest["sources"], dict):
             raise ValueError("precision or sources")
+        _check_engines(manifest)
         if verify:
             _verify(path, manifest["files"], rebuild)
         model = ModelInfo(**info, hashes=manifest["hashes"], tokenizer=_load_tokenizer(path / "tokenizer"))
     except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
         raise BundleError(f"bundle {path} has an incomplete {MANIFEST} ({error}); {rebuild}") from None
     return Bundle(path, manifest, model)
+
+
+_ENGINE_FIELDS = {
+    "component": str, "file": str, "flavour": str, "version": str, "capabilities": list, "hardware_compatibility": str,
+    "resolutions": list, "batches": list, "precision": str, "weights": str, "profiles": list, "attention": dict,
+}  # fmt: skip
+
+
+def _check_engines(manifest: dict[str, Any]) -> None:
+    """Raises KeyError or ValueError for an entry that what reads it later would trip over."""
+    for entry in manifest.get("engines", []):
+        for name, kind in _ENGINE_FIELDS.items():
+            if not isinstance(entry[name], kind):
+                raise ValueError(f"engine's {name}")
+        if entry["flavour"] not in FLAVOURS or entry["file"] not in manifest["files"]:
+            raise ValueError("engine's flavour or file")
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from pie_engine.config import RunConfig, RuntimeConfig, check_resolution
 from pie_engine.errors import BackendError
-from pie_engine.items import Item, PreparedItem, check_text, composite, prepare_item
+from pie_engine.items import Item, PreparedItem, check_text, composite, prepare_item, split_group
 from pie_engine.loading import Source, open_backend
 from pie_engine.metrics import measure_change
 from pie_engine.outputs import Result
@@ -41,18 +41,27 @@ class PieEngine:
     Args:
         backend: any object with the calls of `pie_engine.backends.Backend`.
         source: what provenance says of the model's origin.
+        chosen: what provenance says of why this backend was taken.
         runtime: which optimisations run.
 
     Raises:
         BackendError: the implementation of the fused step that `runtime` names does not run here.
     """
 
-    def __init__(self, backend: Backend, *, source: dict[str, Any] | None = None, runtime: RuntimeConfig | None = None):
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        source: dict[str, Any] | None = None,
+        chosen: str | None = None,
+        runtime: RuntimeConfig | None = None,
+    ):
         from pie_engine.kernels.dispatch import select
 
         self.backend = backend
         self.runtime = runtime or RuntimeConfig()
         self._source = source or {}
+        self.chosen = chosen
         self._kernels = select(backend.device, self.runtime.fused_step)
         self._loops: dict[object, Loop] = {}
         self._bound_precisions = dict(backend.precisions)  # of the weights that the kept loops are bound to
@@ -76,8 +85,9 @@ class PieEngine:
         """Load a bundle (`engine`) or a checkpoint (with `unet` over it and `lora` fused into it).
 
         Args:
-            backend: "onnxruntime" runs a bundle; for a checkpoint it builds one in the cache first. "torch" runs a
-                checkpoint as it is. "auto" takes onnxruntime for a bundle and torch for a checkpoint.
+            backend: "tensorrt" and "tensorrt-rtx" run a bundle's engines, "onnxruntime" its graphs; for a checkpoint
+                they build a bundle in the cache first. "torch" runs a checkpoint as it is. "auto" takes the first of
+                tensorrt, tensorrt-rtx, torch on a GPU, onnxruntime that can run what was given, and compiles nothing.
             device: "cpu", "cuda", "cuda:1", ...; None takes a GPU if the backend finds one.
             dtype: "fp32", "fp16" or "bf16" (torch only); None means fp32 for a checkpoint and a bundle's own precision.
             threads: processor threads of the model; None leaves it to the backend.
@@ -97,7 +107,7 @@ class PieEngine:
             compile=runtime.compile,
             on_component=on_component,
         )
-        return cls(opened.backend, source=opened.provenance, runtime=runtime)
+        return cls(opened.backend, source=opened.provenance, chosen=opened.why, runtime=runtime)
 
     def run(self, item: Item, config: RunConfig | None = None, *, on_progress: OnProgress | None = None) -> Result:
         """Simulate one progression; see `run_batch`."""
@@ -126,11 +136,12 @@ class PieEngine:
         if config.resolution is None:
             config = replace(config, resolution=self.backend.model.default_resolution)
         check_resolution(config.resolution or 0, self.backend.model.resolution_multiple)
+        sizes = self.backend.batch_sizes(config.resolution or 0)
         check_text("negative-prompt", config.negative_prompt)
         prepared = [prepare_item(item, config, self.backend.model.vae_scale) for item in items]
         masked = [i for i, p in enumerate(prepared) if p.mask is not None]
         bare = [i for i, p in enumerate(prepared) if p.mask is None]
-        groups = [group for group in (masked, bare) if group]
+        groups = [part for group in (masked, bare) for part in split_group(group, sizes)]
         results: dict[int, Result] = {}
         with torch.inference_mode():
             for number, group in enumerate(groups):
@@ -251,6 +262,7 @@ class PieEngine:
             "model": {"hashes": self.backend.model.hashes, "source": self._source},
             "backend": {
                 "name": self.backend.name,
+                "chosen": self.chosen,
                 "precision": self.backend.precisions["unet"],
                 "precisions": dict(self.backend.precisions),
                 "device": str(self.backend.device),

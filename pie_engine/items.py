@@ -94,3 +94,19 @@ def _hash(source: str | Path | Image | np.ndarray) -> str:
         return hashlib.sha256(Path(source).read_bytes()).hexdigest()
     array = np.asarray(source)
     return hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + array.tobytes()).hexdigest()
+
+
+def split_group(group: list[int], sizes: tuple[int, ...] | None) -> list[list[int]]:
+    """Cut a group into parts of the sizes that a backend runs, largest first; None leaves it whole.
+
+    A rest smaller than every size is filled up by repeating its last member, whose result is then the same twice.
+    """
+    if sizes is None or not group:
+        return [group] if group else []
+    parts, rest = [], group
+    while rest:
+        fitting = [size for size in sizes if size <= len(rest)]
+        size = max(fitting) if fitting else min(sizes)
+        parts.append((rest + [rest[-1]] * size)[:size])
+        rest = rest[size:]
+    return parts

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pie_engine.config import DTYPES, BuildConfig
+from pie_engine.config import DTYPES, FLAVOURS, BuildConfig, EngineConfig
 from pie_engine.errors import BackendError, ConfigError
+from pie_engine.selection import BACKENDS, Choice, choose_for_bundle, choose_for_checkpoint
 
 if TYPE_CHECKING:
     from pie_engine.backends import Backend
+    from pie_engine.bundle import Bundle
     from pie_engine.checkpoint import Checkpoint, LoraSpec
-
-BACKENDS = ("auto", "torch", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Opened:
-    """A backend, and what provenance says of its model's origin."""
+    """A backend, what provenance says of its model's origin, and why this backend was taken."""
 
     backend: Backend
     provenance: dict[str, Any]
+    why: str
 
 
 def open_backend(
@@ -61,53 +62,90 @@ def open_backend(
         found = "both" if given else "neither"
         raise ConfigError(f"one of a bundle and a checkpoint is needed ({found} given); pass --engine or --checkpoint")
     if source.engine is None:
-        if backend == "onnxruntime":
-            _refuse_compile(compile)
-            return _export_checkpoint(source, device, dtype or "fp32", threads, on_component)
-        return _open_checkpoint(source, device, dtype or "fp32", threads, compile)
+        choice = choose_for_checkpoint(device, dtype, compile) if backend == "auto" else _asked(backend)
+        if choice.name == "torch":
+            return _open_checkpoint(source, device, dtype or "fp32", threads, compile, choice)
+        _refuse_compile(compile)
+        return _build_checkpoint(source, device, dtype, threads, choice, on_component)
     if source.lora:
-        raise ConfigError("a LoRA cannot be fused into a bundle; build one with it: pie-engine build --lora FILE")
+        raise ConfigError(
+            "a LoRA cannot be fused into a bundle as it runs; make one: pie-engine refit BUNDLE --unet X --lora FILE"
+        )
     if backend == "torch":
         raise ConfigError("backend torch runs checkpoints, not bundles; pass --checkpoint, or --backend onnxruntime")
     _refuse_compile(compile)
-    return _open_bundle(source.engine, device, dtype, threads)
+    return _open_bundle(source.engine, device, dtype, threads, backend)
 
 
-def _open_bundle(path: str | Path, device: str | None, dtype: str | None, threads: int | None) -> Opened:
-    from pie_engine.backends.onnx_backend import OnnxBackend
+def _asked(backend: str) -> Choice:
+    return Choice(backend, f"{backend}, as asked")
+
+
+def _open_bundle(path: str | Path, device: str | None, dtype: str | None, threads: int | None, backend: str) -> Opened:
     from pie_engine.bundle import open_bundle
 
-    device = _onnx_device(device)
     bundle = open_bundle(path)
     if dtype not in (None, bundle.precision):
         raise ConfigError(
             f"dtype {dtype} is not this bundle's ({bundle.precision}); build one: pie-engine build --precision {dtype}"
         )
-    with _explaining_memory(device, bundle.precision):
-        backend = OnnxBackend(bundle, device=device, threads=threads)
-    return Opened(backend, {"bundle": str(path), **bundle.manifest["sources"]})
+    choice = choose_for_bundle(bundle, device) if backend == "auto" else _asked(backend)
+    sources = {"bundle": str(path), **bundle.manifest["sources"]}
+    return Opened(_run_bundle(bundle, choice.name, device, threads), sources, choice.why)
 
 
-def _export_checkpoint(
-    source: Source, device: str | None, dtype: str, threads: int | None, on_component: Callable[[str], None]
-) -> Opened:
+def _run_bundle(bundle: Bundle, backend: str, device: str | None, threads: int | None) -> Backend:
+    """A bundle's graphs in ONNX Runtime, or its engines in TensorRT."""
+    if backend in FLAVOURS:
+        from pie_engine.backends.tensorrt.backend import TensorRTBackend, check_engines
+
+        if device == "cpu":
+            raise ConfigError(f"backend {backend} runs on an NVIDIA GPU, not on cpu; pass --backend onnxruntime")
+        check_engines(bundle, backend, int((device or "").partition(":")[2] or 0))
+        device = _check_gpu(device or "cuda:0", bundle.precision)
+        with _explaining_memory(device, bundle.precision):
+            return TensorRTBackend(bundle, backend, device=device)
     from pie_engine.backends.onnx_backend import OnnxBackend
+
+    device = _onnx_device(device)
+    with _explaining_memory(device, bundle.precision):
+        return OnnxBackend(bundle, device=device, threads=threads)
+
+
+def _build_checkpoint(
+    source: Source,
+    device: str | None,
+    dtype: str | None,
+    threads: int | None,
+    choice: Choice,
+    on_component: Callable[[str], None],
+) -> Opened:
+    """A checkpoint through a bundle in the cache: exported, and compiled if a compiled backend was asked for."""
     from pie_engine.build import cached_bundle
     from pie_engine.checkpoint import load_checkpoint
 
+    compiled = choice.name in FLAVOURS
     if dtype == "bf16":
-        raise ConfigError("backend onnxruntime has no bf16; pass --dtype fp32 or fp16, or --backend torch")
-    device = _onnx_device(device)
+        raise ConfigError(f"backend {choice.name} has no bf16; pass --dtype fp32 or fp16, or --backend torch")
+    if compiled:
+        from pie_engine.backends.tensorrt.library import import_library, require_gpu
+
+        import_library(choice.name)  # before a checkpoint of gigabytes is read
+        require_gpu(choice.name)
+        config = BuildConfig(precision=dtype or "fp16", engines=EngineConfig(choice.name))
+    else:
+        device = _onnx_device(device)
+        config = BuildConfig(precision=dtype or "fp32")
     loaded = load_checkpoint(source.checkpoint, unet=source.unet, lora=source.lora)
-    bundle = cached_bundle(loaded, BuildConfig(precision=dtype), on_component=on_component)
+    bundle = cached_bundle(loaded, config, on_component=on_component)
     sources = loaded.sources
-    del loaded  # ONNX Runtime reads the weights from the bundle
-    with _explaining_memory(device, dtype):
-        backend = OnnxBackend(bundle, device=device, threads=threads)
-    return Opened(backend, sources)
+    del loaded  # the weights are read from the bundle
+    return Opened(_run_bundle(bundle, choice.name, device, threads), sources, choice.why)
 
 
-def _open_checkpoint(source: Source, device: str | None, dtype: str, threads: int | None, compile: bool) -> Opened:
+def _open_checkpoint(
+    source: Source, device: str | None, dtype: str, threads: int | None, compile: bool, choice: Choice
+) -> Opened:
     import torch
 
     from pie_engine.backends.torch_backend import TorchBackend
@@ -126,7 +164,7 @@ def _open_checkpoint(source: Source, device: str | None, dtype: str, threads: in
     loaded = load()
     with _explaining_memory(device, dtype):
         backend = TorchBackend(loaded, model_info(loaded), device=device, precision=dtype, compile=compile, reload=load)
-    return Opened(backend, loaded.sources)
+    return Opened(backend, loaded.sources, choice.why)
 
 
 def _onnx_device(device: str | None) -> str:

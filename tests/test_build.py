@@ -15,14 +15,15 @@ import torch
 from golden import GOLDEN
 from pie_engine.export import graph
 
-import pie_engine.build as build_module
 from pie_engine import Item, PieEngine, RunConfig
 from pie_engine.backends.onnx_backend import OnnxBackend
 from pie_engine.build import build_bundle, cached_bundle
+from pie_engine.build.components import cached_component
 from pie_engine.bundle import MANIFEST, Bundle, open_bundle
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import COMPONENTS, BuildConfig
 from pie_engine.errors import BuildError
+from pie_engine.files import cache_root
 
 RUN = RunConfig(steps=2, num_inference_steps=8, resolution=128)
 ITEM = Item(GOLDEN / "image.png", "the heart lung", GOLDEN / "mask.png")
@@ -76,7 +77,7 @@ def test_a_new_unet_rebuilds_only_the_unet(ddim_checkpoint: Checkpoint, bundle: 
 def test_a_damaged_cache_is_not_used(ddim_checkpoint: Checkpoint, bundle: Bundle, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     # Copies, so that the session's bundle stays whole; without what other workers are writing just now.
-    shutil.copytree(build_module.cache_root(), cache, ignore=shutil.ignore_patterns(".*"))
+    shutil.copytree(cache_root(), cache, ignore=shutil.ignore_patterns(".*"))
     config = BuildConfig(cache_dir=cache)
     first = build_bundle(ddim_checkpoint, tmp_path / "first.pie", config)
     # Hard links: whoever damages the bundle damages the cache.
@@ -92,8 +93,10 @@ def test_a_damaged_cache_is_not_used(ddim_checkpoint: Checkpoint, bundle: Bundle
 
 def test_cached_bundle_is_built_once(ddim_checkpoint: Checkpoint, tmp_path: Path) -> None:
     lines: list[str] = []
-    first = cached_bundle(ddim_checkpoint, on_component=lines.append)
-    again = cached_bundle(ddim_checkpoint, on_component=lines.append)
+    # Another scheduler is another bundle of the same components, which no other test builds.
+    own = replace(ddim_checkpoint, scheduler_config=ddim_checkpoint.scheduler_config | {"steps_offset": 0})
+    first = cached_bundle(own, on_component=lines.append)
+    again = cached_bundle(own, on_component=lines.append)
     assert first.path == again.path
     assert len(lines) == len(COMPONENTS)
 
@@ -106,7 +109,7 @@ def test_builds_at_the_same_time_share_the_work(ddim_checkpoint: Checkpoint, bun
 
     def build(number: int) -> None:
         try:
-            build_module._cached_component(changed, "text_encoder", BuildConfig(), lines.append)
+            cached_component(changed, "text_encoder", BuildConfig(), lines.append)
         except BaseException as error:
             errors.append(error)
 
@@ -123,7 +126,7 @@ def test_failure_leaves_nothing_and_keeps_the_earlier_bundle(
     ddim_checkpoint: Checkpoint, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output, cache = tmp_path / "bundle.pie", tmp_path / "cache"
-    shutil.copytree(build_module.cache_root(), cache, ignore=shutil.ignore_patterns(".*"))
+    shutil.copytree(cache_root(), cache, ignore=shutil.ignore_patterns(".*"))
     config = BuildConfig(cache_dir=cache)
     build_bundle(ddim_checkpoint, output, config)
     before = (output / MANIFEST).read_text()

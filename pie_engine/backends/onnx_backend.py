@@ -61,6 +61,9 @@ class OnnxBackend:
         shapes = {"sample": latent, "timestep": (1,), "context": context, "prediction": latent}
         return _BoundUNet(BoundGraph(self._sessions["unet"], shapes, self.device))
 
+    def batch_sizes(self, resolution: int) -> tuple[int, ...] | None:
+        return None
+
     def raise_precision(self, component: str) -> str | None:
         from pie_engine.export.promote import to_single_precision
 

@@ -33,7 +33,7 @@ class Backend(Protocol):
     """The four components of a model on one device. What a call returns may be overwritten by its next call.
 
     Attributes:
-        name: "torch" or "onnxruntime".
+        name: "torch", "onnxruntime", "tensorrt" or "tensorrt-rtx".
         model: what is known about the model.
         device: where its buffers live.
         precisions: "fp32", "fp16" or "bf16", by component (`pie_engine.config.COMPONENTS`).
@@ -62,6 +62,14 @@ class Backend(Protocol):
 
     def bind_unet(self, batch: int, height: int, width: int) -> UNetCall:
         """Allocate buffers for `batch` latents of height x width once, and bind the U-Net to them."""
+        ...
+
+    def batch_sizes(self, resolution: int) -> tuple[int, ...] | None:
+        """The numbers of items that can run at once at this side in pixels, ascending; None for any.
+
+        Raises:
+            ConfigError: nothing runs at this resolution.
+        """
         ...
 
     def raise_precision(self, component: str) -> str | None:

@@ -88,6 +88,9 @@ class TorchBackend:
             context=torch.empty((batch, info.max_tokens, info.text_width), device=self.device, dtype=dtype),
         )
 
+    def batch_sizes(self, resolution: int) -> tuple[int, ...] | None:
+        return None
+
     def raise_precision(self, component: str) -> str | None:
         before = self.precisions[component]
         if before == "fp32":

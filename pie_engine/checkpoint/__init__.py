@@ -5,12 +5,16 @@ Importing this package is cheap: torch, diffusers and transformers are imported 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pie_engine.checkpoint.spec import Checkpoint, LoraSpec
 
-__all__ = ["Checkpoint", "LoraSpec", "load_checkpoint"]
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+__all__ = ["Checkpoint", "LoraSpec", "load_checkpoint", "load_unet_alone"]
 
 
 def load_checkpoint(
@@ -29,3 +33,19 @@ def load_checkpoint(
     from pie_engine.checkpoint.load import load
 
     return load(base, unet, tuple(lora))
+
+
+def load_unet_alone(
+    unet: str | Path, *, config: Mapping[str, Any], lora: Sequence[LoraSpec] = ()
+) -> tuple[UNet2DConditionModel, str, str]:
+    """Load a U-Net without a base, in float32 on the CPU.
+
+    unet: as in `load_checkpoint`.
+    config: the U-Net's architecture, for a file that has no config.json beside it.
+    lora: fused in this order; layers of the text encoder are refused, since there is none.
+
+    Returns the model, the sha256 of what was loaded, and where it came from. Raises CheckpointError.
+    """
+    from pie_engine.checkpoint.load import load_unet
+
+    return load_unet(unet, config, tuple(lora))

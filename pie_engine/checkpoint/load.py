@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pie_engine.checkpoint import components, hashing, lora, single_file
 from pie_engine.checkpoint.components import Part, read_part
@@ -31,6 +31,9 @@ from pie_engine.checkpoint.locate import (
 from pie_engine.checkpoint.spec import Checkpoint, LoraSpec
 from pie_engine.checkpoint.weights import read_tensors
 from pie_engine.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
 
 # Where SD v1's tokenizer may be cached, for single files, which have none. All of them hold the same one.
 _TOKENIZER_IDS = (
@@ -232,3 +235,35 @@ def _config_for(unet: Place, base: Place, tensors: Mapping[str, Tensor]) -> dict
         if key.startswith(single_file.UNET_PREFIX)
     }
     return single_file.infer_unet(bare, base.label)
+
+
+def load_unet(
+    unet: str | Path, config: Mapping[str, Any], loras: tuple[LoraSpec, ...]
+) -> tuple[UNet2DConditionModel, str, str]:
+    """`load_unet_alone` without its defaults. Raises CheckpointError."""
+    try:
+        with components.quiet():
+            place = resolve(unet)
+            part = _unet_alone(place, config)
+            components.check_unet_config(part)
+            model, source = components.build_unet(part), part.source
+            for spec in loras:
+                layers = lora.fuse(model, nn.Module(), spec)["unet"]
+                source += f" + LoRA {spec.path} x {spec.scale:g} ({layers} layers)"
+            return model, hashing.hash_unet(model), source
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or unet} cannot be read ({error.strerror or type(error).__name__}); check the path and "
+            "its permissions"
+        ) from error
+
+
+def _unet_alone(place: Place, config: Mapping[str, Any]) -> Part:
+    if place.path.is_dir():
+        folder = unet_folder(place)
+        return read_part(folder, place.label if folder == place.path else f"{place.label}/{folder.name}")
+    tensors = read_tensors(place.path)
+    kind = single_file.identify(tensors, place.label)
+    beside = place.path.parent
+    own = read_json(beside / "config.json") if class_of(beside) == UNET_CLASS else dict(config)
+    return Part(own, tensors, place.label) if kind == "unet" else single_file.unet_part(tensors, place.label, own)

@@ -7,28 +7,92 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pie_engine.config import PRECISIONS
+from pie_engine.config import ENGINE_WEIGHTS, FLAVOURS, HARDWARE_COMPATIBILITIES, PRECISIONS, BuildConfig, EngineConfig
+from pie_engine.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pie_engine.bundle import Bundle
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "build",
         help="export a checkpoint and write an engine bundle",
-        description="Export a Stable Diffusion v1.x checkpoint to ONNX and write an engine bundle. "
-        "Components are cached by content: a new --unet exports only the U-Net.",
+        description="Export a Stable Diffusion v1.x checkpoint to ONNX, compile it if a backend is named, and write an "
+        "engine bundle. Components and engines are cached by content: a new --unet exports only the U-Net.",
         allow_abbrev=False,
     )
     add_checkpoint_options(parser)
     parser.add_argument("--output", type=Path, help="bundle folder to write (default: NAME.pie in this folder)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of weights and activations (fp32)")
-    parser.add_argument("--opset", type=int, default=20, help="ONNX opset (20)")
+    parser.add_argument("--precision", choices=PRECISIONS, help="of weights and activations (fp32; TensorRT: fp16)")
+    parser.add_argument("--opset", type=int, help="ONNX opset (20; TensorRT: 23, which keeps attention whole)")
     parser.add_argument(
         "--cache-dir", type=Path, help="component cache (default: $PIE_ENGINE_CACHE or ~/.cache/pie-engine)"
     )
+    parser.add_argument("--refit", metavar="BUNDLE", help="put the new weights into this bundle's graphs and engines")
+    add_engine_options(parser)
+    parser.add_argument("--show-commands", action="store_true", help="print the trtexec and polygraphy equivalents")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return parser
+
+
+def add_engine_options(parser: Any) -> None:
+    """Options that say which engines are compiled."""
+    engines = parser.add_argument_group("engines")
+    engines.add_argument(
+        "--backend", choices=("onnxruntime", *FLAVOURS), default="onnxruntime", help="what to compile for (onnxruntime)"
+    )
+    engines.add_argument("--resolution", metavar="LIST", help="sides in pixels, such as 512,768 (default: the model's)")
+    engines.add_argument("--batch", metavar="LIST", help="items that run at once, such as 1,4 (1)")
+    engines.add_argument(
+        "--compute-capability", metavar="LIST",
+        help="GPUs to compile for, such as 8.6,8.9,12.0 (tensorrt-rtx; default: the GPU at hand)",
+    )  # fmt: skip
+    engines.add_argument(
+        "--hardware-compatibility", choices=HARDWARE_COMPATIBILITIES, default="none",
+        help="GPUs that may run the engines (tensorrt; none: only the one at hand)",
+    )  # fmt: skip
+    engines.add_argument(
+        "--weights", choices=ENGINE_WEIGHTS,
+        help="fixed, refittable, or stripped from the file (default: refittable where the GPU is at hand, else fixed)",
+    )  # fmt: skip
+    engines.add_argument("--optimisation-level", type=int, metavar="0-5", help="longer builds, faster engines")
+    engines.add_argument("--workspace", type=float, metavar="GIB", help="most scratch memory on the GPU (all)")
+
+
+def engine_config(arguments: argparse.Namespace) -> EngineConfig | None:
+    """The engines that the options ask for, validated; None for none."""
+    if arguments.backend == "onnxruntime":
+        for option, value in (
+            ("resolution", arguments.resolution), ("batch", arguments.batch), ("weights", arguments.weights),
+            ("compute-capability", arguments.compute_capability), ("workspace", arguments.workspace),
+            ("optimisation-level", arguments.optimisation_level),
+        ):  # fmt: skip
+            if value is not None:
+                raise ConfigError(
+                    f"--{option} is for compiled engines, and ONNX Runtime takes every size; leave it out, or pass "
+                    "--backend tensorrt or tensorrt-rtx"
+                )
+        return None
+    return EngineConfig(
+        arguments.backend,
+        resolutions=_numbers("resolution", arguments.resolution, "512,768"),
+        batches=_numbers("batch", arguments.batch, "1,4") or (1,),
+        capabilities=tuple(part.strip() for part in (arguments.compute_capability or "").split(",") if part.strip()),
+        hardware_compatibility=arguments.hardware_compatibility,
+        weights=arguments.weights,
+        optimisation_level=arguments.optimisation_level,
+        workspace=arguments.workspace,
+    )
+
+
+def _numbers(option: str, text: str | None, example: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",")) if text is not None else ()
+    except ValueError:
+        raise ConfigError(f"{option} {text!r} is not a list of whole numbers; pass --{option} {example}") from None
 
 
 def add_checkpoint_options(parser: Any) -> None:
@@ -47,15 +111,26 @@ def main(arguments: argparse.Namespace) -> int:
     from pie_engine.bundle import MANIFEST
     from pie_engine.checkpoint import LoraSpec, load_checkpoint
     from pie_engine.cli.progress import say
-    from pie_engine.config import BuildConfig
-    from pie_engine.errors import ConfigError
     from pie_engine.files import check_folder
 
+    if arguments.refit is not None:
+        from pie_engine.cli import refit
+
+        return refit.from_build(arguments)
     if arguments.checkpoint is None and arguments.unet is None:
         raise ConfigError("nothing to build from; pass --checkpoint DIR, or --unet CKPT")
-    config = BuildConfig(precision=arguments.precision, opset=arguments.opset, cache_dir=arguments.cache_dir)
+    config = BuildConfig(
+        precision=arguments.precision or "",
+        opset=0 if arguments.opset is None else arguments.opset,
+        cache_dir=arguments.cache_dir,
+        engines=engine_config(arguments),
+    )
     output = arguments.output or Path(f"{Path(arguments.unet or arguments.checkpoint).stem}.pie")
     check_folder(output, replaceable=MANIFEST)
+    if config.engines is not None:
+        from pie_engine.backends.tensorrt.library import import_library
+
+        import_library(config.engines.flavour)  # before a checkpoint of gigabytes is read
     loras = [LoraSpec.parse(text) for text in arguments.lora]
     say("loading the checkpoint")
     checkpoint = load_checkpoint(arguments.checkpoint, unet=arguments.unet, lora=loras)
@@ -67,26 +142,45 @@ def main(arguments: argparse.Namespace) -> int:
         checkpoint,
         output,
         config,
-        build_command=_command(arguments, output),
+        build_command=_command(arguments, config, output),
         on_component=lambda line: say(f"  {line}"),
     )
-    size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
-    if arguments.json:
-        result = {"bundle": str(output), "bytes": size, "components": bundle.manifest["components"]}
-        sys.stdout.write(json.dumps(result) + "\n")
-    else:
-        sys.stdout.write(f"{output}: {size / 1e6:.1f} MB, {config.precision}\n")
+    report(bundle, arguments)
     return 0
 
 
-def _command(arguments: argparse.Namespace, output: Path) -> str:
+def report(bundle: Bundle, arguments: argparse.Namespace) -> None:
+    """Print what was written, on stdout."""
+    size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
+    if arguments.json:
+        components, engines = bundle.manifest["components"], bundle.engines()
+        result = {"bundle": str(bundle.path), "bytes": size, "components": components, "engines": engines}
+        sys.stdout.write(json.dumps(result) + "\n")
+        return
+    sys.stdout.write(f"{bundle.path}: {size / 1e6:.1f} MB, {bundle.precision}\n")
+    if arguments.show_commands:
+        from pie_engine.backends.tensorrt.commands import equivalent_commands
+
+        sys.stdout.write("\n".join(equivalent_commands(bundle)) + "\n")
+
+
+def _command(arguments: argparse.Namespace, config: BuildConfig, output: Path) -> str:
     words = ["pie-engine", "build"]
     for option in ("checkpoint", "unet"):
         if getattr(arguments, option) is not None:
             words += [f"--{option}", getattr(arguments, option)]
     for lora in arguments.lora:
         words += ["--lora", lora]
-    words += ["--precision", arguments.precision, "--opset", str(arguments.opset)]
+    words += ["--precision", config.precision, "--opset", str(config.opset)]
+    if config.engines is not None:
+        words += ["--backend", arguments.backend]
+        for option in (
+            "resolution", "batch", "compute_capability", "weights", "optimisation_level", "workspace"
+        ):  # fmt: skip
+            if getattr(arguments, option) is not None:
+                words += ["--" + option.replace("_", "-"), str(getattr(arguments, option))]
+        if arguments.hardware_compatibility != "none":
+            words += ["--hardware-compatibility", arguments.hardware_compatibility]
     if arguments.cache_dir is not None:
         words += ["--cache-dir", str(arguments.cache_dir)]
     return shlex.join([*words, "--output", str(output)])

@@ -23,7 +23,10 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     model = parser.add_argument_group("model")
     model.add_argument("--engine", metavar="BUNDLE", help="bundle that pie-engine build wrote")
     add_checkpoint_options(model)
-    model.add_argument("--backend", default="auto", metavar="NAME", help="auto, torch or onnxruntime (auto)")
+    model.add_argument(
+        "--backend", default="auto", metavar="NAME",
+        help="auto, tensorrt, tensorrt-rtx, torch or onnxruntime (auto)",
+    )  # fmt: skip
     model.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if it can be used)")
     model.add_argument("--dtype", choices=DTYPES, help="precision (default: fp32, or the bundle's own)")
     model.add_argument("--threads", type=int, help="processor threads (default: the backend's choice)")
@@ -155,8 +158,10 @@ def main(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         threads=arguments.threads,
         runtime=runtime_from(arguments),
-        on_component=say,
+        on_component=(lambda line: None) if arguments.quiet else say,
     )
+    if not arguments.quiet:
+        say(f"backend: {engine.chosen}")
     item = Item(arguments.image, arguments.prompt, arguments.mask, arguments.item_id)
     result = engine.run(item, config, on_progress=Progress(config.steps, quiet=arguments.quiet))
     written = result.save(arguments.output, save_latents=arguments.save_latents)

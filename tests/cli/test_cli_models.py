@@ -149,6 +149,10 @@ def test_without_onnxruntime(refuse: Any, monkeypatch: pytest.MonkeyPatch) -> No
     assert "pip install 'pie-engine[cpu]', or pass --backend torch" in refuse("--seed", "0")
 
 
-def test_checkpoint_runs_as_it_is(simulate: Any, checkpoint: Path, tmp_path: Path) -> None:
-    assert simulate("--checkpoint", checkpoint, "--device", "cpu").code == 0
-    assert json.loads((tmp_path / "result" / "provenance.json").read_text())["backend"]["name"] == "torch"
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_checkpoint_runs_without_a_build(simulate: Any, checkpoint: Path, tmp_path: Path, backend: str) -> None:
+    outcome = simulate("--checkpoint", checkpoint, "--device", "cpu", "--backend", backend)
+    assert outcome.code == 0
+    found = json.loads((tmp_path / "result" / "provenance.json").read_text())["backend"]
+    assert found["name"] == {"auto": "onnxruntime", "torch": "torch"}[backend]
+    assert found["chosen"].startswith(found["name"])

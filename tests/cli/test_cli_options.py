@@ -45,7 +45,7 @@ RANGES = [
         "EulerAncestralDiscreteScheduler is stochastic with this configuration; pass --scheduler ddim",
     ),
     (["--scheduler", "DDPMScheduler"], "DDPMScheduler is stochastic with this configuration; pass --scheduler ddim"),
-    (["--backend", "tpu"], "backend 'tpu' is unknown (one of auto, torch, onnxruntime)"),
+    (["--backend", "tpu"], "backend 'tpu' is unknown (one of auto, tensorrt, tensorrt-rtx, torch, onnxruntime)"),
     (["--dtype", "int8"], "--dtype: invalid choice: 'int8' (choose from 'fp32', 'fp16', 'bf16')"),
     (["--semantics", "paper"], "--semantics: invalid choice: 'paper'"),
     (["--device", "tpu"], "device 'tpu' is unknown (cpu, cuda or cuda:N); pass --device cpu"),
@@ -97,7 +97,7 @@ def test_contradictions(refuse: Any, checkpoint: Path, words: list[str], line: s
 def test_nothing_to_run(pie: Any, image: Path) -> None:
     for words, line in (
         ((), "the following arguments are required: COMMAND; see pie-engine --help"),
-        (("runn",), "invalid choice: 'runn' (choose from 'build', 'run'"),
+        (("runn",), "invalid choice: 'runn' (choose from 'build', 'refit'"),
         (("run",), "the following arguments are required: --image, --prompt; see pie-engine run --help"),
         (("run", "--image", image, "--prompt", "x"), "is needed (neither given); pass --engine or --checkpoint"),
         (("build",), "nothing to build from; pass --checkpoint DIR"),

@@ -144,7 +144,7 @@ def test_interrupted_run_and_build(
         assert (outcome.code, outcome.out, outcome.err.splitlines()[-1]) == interrupted
         assert not list(tmp_path.iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr("pie_engine.build._save_tokenizer", interrupt)
+        patch.setattr("pie_engine.build.assemble.link_files", interrupt)
         outcome = pie("build", "--checkpoint", checkpoint, "--output", output)
     assert (outcome.code, outcome.out, outcome.err.splitlines()[-1]) == interrupted
     assert not list(tmp_path.iterdir())
@@ -173,6 +173,7 @@ def test_signals_reach_a_running_process(bundle: Any, image: Path, tmp_path: Pat
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert process.stderr is not None
+    assert process.stderr.readline().startswith("backend: onnxruntime")
     assert process.stderr.readline().startswith("round 1/10000, evaluation 1/")
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
@@ -206,8 +207,8 @@ def test_json_is_all_of_stdout(
     result = json.loads(outcome.out, parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
     assert outcome.out.count("\n") == 1
     assert all(Path(path).is_file() for path in [*result["frames"], *(result[n] for n in ("gif", "sheet", "latents"))])
-    assert all(line.startswith("round ") for line in outcome.err.splitlines())
-    assert len(outcome.err.splitlines()) == 2
+    assert all(line.startswith(("backend: ", "round ")) for line in outcome.err.splitlines())
+    assert len(outcome.err.splitlines()) == 3
 
     refused = simulate("--json", "--steps", "0")
     assert (refused.code, refused.out) == (2, "")

@@ -1,0 +1,98 @@
+"""One shim over `tensorrt` and `tensorrt_rtx`: installed or not, which version, imported only when it is needed.
+
+Written to TensorRT 11 (strongly typed networks: precision lies in the ONNX graph); 10.9 and later are accepted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from importlib.metadata import PackageNotFoundError, distributions, version
+from typing import Any
+
+from pie_engine.errors import BackendError
+from pie_engine.gpu import Gpu, probe
+
+_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_OLDEST = {"tensorrt": (10, 9), "tensorrt-rtx": (1, 4)}
+# What tensorrt-rtx 1.7 builds for; its enumeration holds more names than these on some platforms.
+RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+
+
+def install_command(flavour: str) -> str:
+    return f"pip install 'pie-engine[{flavour}]'"
+
+
+def installed_version(flavour: str) -> str | None:
+    """The version that is installed, without importing it; None if it is not."""
+    if importlib.util.find_spec(_MODULES[flavour]) is None:
+        return None
+    try:
+        return version(_MODULES[flavour])
+    except PackageNotFoundError:  # from a system package, which carries no metadata
+        return str(importlib.import_module(_MODULES[flavour]).__version__)
+
+
+def import_library(flavour: str) -> Any:
+    """The module of a flavour.
+
+    Raises:
+        BackendError: not installed, its libraries do not load, or too old; with the command that installs it.
+    """
+    try:
+        library = importlib.import_module(_MODULES[flavour])
+    except ImportError as error:
+        reason = "is not installed" if error.name == _MODULES[flavour] else f"does not load ({_first_line(error)})"
+        raise BackendError(
+            f"backend '{flavour}' {reason}; {install_command(flavour)}, or pass --backend onnxruntime"
+        ) from None
+    found = tuple(int(part) for part in re.findall(r"\d+", library.__version__)[:2])
+    if found < _OLDEST[flavour]:
+        oldest = ".".join(map(str, _OLDEST[flavour]))
+        raise BackendError(
+            f"{flavour} {library.__version__} is too old ({oldest} or later needed); {install_command(flavour)}"
+        )
+    return library
+
+
+def require_gpu(flavour: str, index: int = 0) -> Gpu:
+    """The GPU that an engine is to run on. Without a driver, touching the library's runtime can kill the process.
+
+    Raises:
+        BackendError: this machine shows no GPU, or not that one.
+    """
+    machine = probe()
+    if not machine.gpus:
+        raise BackendError(
+            f"backend '{flavour}' runs on an NVIDIA GPU and this machine shows none ({machine.reason}); "
+            "pass --backend onnxruntime"
+        )
+    if index >= len(machine.gpus):
+        raise BackendError(f"device 'cuda:{index}' is not one of {len(machine.gpus)} GPUs; pass --device cuda:0")
+    return machine.gpus[index]
+
+
+def driver_floor(flavour: str) -> str | None:
+    """The oldest CUDA version that a driver must serve, "13.0" for a build against CUDA 13; None if not known."""
+    pattern = re.compile(rf"{_MODULES[flavour]}[-_]cu(\d+)", re.IGNORECASE)
+    majors = [found[1] for dist in distributions() if (found := pattern.match(dist.metadata["Name"] or ""))]
+    return f"{max(map(int, majors))}.0" if majors else None
+
+
+def make_logger(library: Any, lines: list[tuple[str, str]]) -> Any:
+    """A logger that collects ("error" | "warning" | "info" | "verbose", text); it must outlive what is made with it."""
+
+    class Collector(library.ILogger):
+        def __init__(self) -> None:
+            library.ILogger.__init__(self)
+
+        def log(self, severity: Any, text: str) -> None:
+            names = {"INTERNAL_ERROR": "error", "ERROR": "error", "WARNING": "warning", "INFO": "info"}
+            lines.append((names.get(severity.name, "verbose"), text))
+
+    return Collector()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,163 @@
+"""Components, engines and tokenizer -> one bundle."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pie_engine.build.components import (
+    RECORD,
+    OnComponent,
+    cache_folder,
+    cache_key,
+    cached_component,
+    exporter_versions,
+)
+from pie_engine.build.engines import Target, cached_engine, needs_decomposing, resolve_target
+from pie_engine.bundle import FORMAT, MANIFEST, WEIGHTS, Bundle, open_bundle, write_manifest
+from pie_engine.config import COMPONENTS, BuildConfig
+from pie_engine.errors import BuildError, BundleError
+from pie_engine.files import link_or_copy, locked, new_folder
+
+if TYPE_CHECKING:
+    from pie_engine.checkpoint import Checkpoint
+
+log = logging.getLogger(__name__)
+# The newest opset whose graphs hold no attention as a whole.
+_DECOMPOSED_OPSET = 20
+
+
+def build_bundle(
+    checkpoint: Checkpoint,
+    output: str | Path,
+    config: BuildConfig | None = None,
+    *,
+    build_command: str | None = None,
+    on_component: OnComponent = lambda line: None,
+) -> Bundle:
+    """Export a checkpoint, compile its engines and write a bundle; `output` appears whole or not at all.
+
+    Args:
+        build_command: what the manifest tells users to run if the bundle has to be rebuilt.
+        on_component: called with one line of progress per component.
+
+    Raises:
+        BuildError: an exported component does not compute what PyTorch computes, or cannot be compiled.
+        BackendError: the library that compiles, or the GPU that it compiles on, is missing.
+        OutputError: `output` cannot be written.
+    """
+    config = config or BuildConfig()
+    output = Path(output)
+    facts = model_facts(checkpoint)
+    target = None if config.engines is None else resolve_target(config.engines, facts)  # refused before it exports
+    with new_folder(output, replaceable=MANIFEST) as folder:
+        components, engines = {}, []
+        for name in COMPONENTS:
+            record, engine = _add_component(checkpoint, name, config, target, facts, folder, on_component)
+            components[name] = record
+            engines += [] if engine is None else [engine]
+            gc.collect()  # an exported full-size graph is gigabytes, held in reference cycles
+        checkpoint.tokenizer.save_pretrained(folder / "tokenizer")
+        write_manifest(
+            folder,
+            {
+                "precision": config.precision,
+                "opset": config.opset,
+                "model": facts,
+                "architecture": {"unet": unet_architecture(checkpoint)},
+                "hashes": checkpoint.hashes,
+                "sources": checkpoint.sources,
+                "components": components,
+                "engines": engines,
+                "versions": exporter_versions(),
+                "build_command": build_command or f"pie-engine build --checkpoint DIR --output {output}",
+            },
+        )
+    return open_bundle(output, verify=False)  # every hash was computed a moment ago
+
+
+def cached_bundle(
+    checkpoint: Checkpoint, config: BuildConfig | None = None, *, on_component: OnComponent = lambda line: None
+) -> Bundle:
+    """The bundle of a checkpoint in the cache folder, built at its first use."""
+    config = config or BuildConfig()
+    target = None if config.engines is None else resolve_target(config.engines, model_facts(checkpoint))
+    keys = [cache_key(checkpoint, name, config) for name in COMPONENTS]
+    facts = [FORMAT, keys, checkpoint.hashes["tokenizer"], checkpoint.scheduler_config]
+    facts += [] if target is None else [target.to_dict()]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    path = cache_folder(config) / "bundles" / digest
+    with locked(path):
+        if path.is_dir():
+            try:
+                return open_bundle(path)
+            except BundleError as error:
+                log.warning("the cached bundle is rebuilt: %s", error)
+                shutil.rmtree(path, ignore_errors=True)
+        return build_bundle(checkpoint, path, config, on_component=on_component)
+
+
+def _add_component(
+    checkpoint: Checkpoint,
+    name: str,
+    config: BuildConfig,
+    target: Target | None,
+    facts: dict[str, Any],
+    folder: Path,
+    on_component: OnComponent,
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Put one component, and its engine, into `folder`. Returns what the manifest says of both."""
+    cached, engine = cached_component(checkpoint, name, config, on_component), None
+    if target is not None:
+        try:
+            engine = cached_engine(name, cached, target, facts, cache_folder(config), on_component)
+        except BuildError as error:
+            if not needs_decomposing(error) or config.opset <= _DECOMPOSED_OPSET:
+                raise
+            on_component(f"{name}: no kernel for a whole attention of this size and precision; taken apart")
+            cached = cached_component(checkpoint, name, replace(config, opset=_DECOMPOSED_OPSET), on_component)
+            engine = cached_engine(name, cached, target, facts, cache_folder(config), on_component)
+    link_files(cached, folder / name)
+    record = json.loads((cached / RECORD).read_text())["component"]
+    if engine is None:
+        return record, None
+    return record, engine.place(folder, checkpoint.hashes[WEIGHTS[name]], record["precision"])
+
+
+def link_files(source: Path, folder: Path) -> None:
+    """Give a cached folder's files, without its record, a second name in `folder`."""
+    folder.mkdir()
+    for file in (path for path in sorted(source.iterdir()) if path.name != RECORD):
+        link_or_copy(file, folder / file.name)
+
+
+def model_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The fields of `ModelInfo` that JSON can hold."""
+    return {
+        "scheduler_config": {k: v for k, v in checkpoint.scheduler_config.items() if k != "_use_default_values"},
+        "scaling_factor": checkpoint.scaling_factor,
+        "latent_channels": checkpoint.latent_channels,
+        "text_width": int(checkpoint.unet.config.cross_attention_dim),
+        "max_tokens": checkpoint.max_tokens,
+        "vae_scale": checkpoint.vae_scale,
+        "resolution_multiple": checkpoint.resolution_multiple,
+        "default_resolution": checkpoint.default_resolution,
+    }
+
+
+def model_info(checkpoint: Checkpoint) -> Any:
+    """A checkpoint's `ModelInfo`, as its bundle would give it."""
+    from pie_engine.model import ModelInfo
+
+    return ModelInfo(**model_facts(checkpoint), hashes=checkpoint.hashes, tokenizer=checkpoint.tokenizer)
+
+
+def unet_architecture(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The U-Net's config without a library's bookkeeping: what another checkpoint must share to be refitted."""
+    return {key: value for key, value in dict(checkpoint.unet.config).items() if not key.startswith("_")}

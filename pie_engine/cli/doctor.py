@@ -1,0 +1,117 @@
+"""`pie-engine doctor`: what runs on this machine, and what the rest lacks."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+from collections.abc import Iterable
+from typing import Any
+
+WIDTH = 100
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "doctor",
+        help="show what runs and builds on this machine, and what is missing for the rest",
+        description="Show versions, GPUs, and for every backend whether it runs here and what it lacks. It changes "
+        "nothing. Exit code 2 if nothing can run.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as one JSON object")
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> int:
+    from pie_engine.doctor import diagnose
+
+    found = diagnose()
+    sys.stdout.write((json.dumps(found) if arguments.json else plain("\n".join(_report(found)))) + "\n")
+    return 0 if any(backend["runs"] for backend in found["backends"]) else 2
+
+
+def fields(rows: Iterable[tuple[str, object]], *, indent: int = 2, column: int = 22) -> list[str]:
+    """Names and values in two columns; values that are too long go on below themselves."""
+    lines: list[str] = []
+    for name, value in rows:
+        start = " " * indent + name
+        start = start.ljust(column) if len(start) < column else start + " "
+        lines += textwrap.wrap(
+            str(value), WIDTH, initial_indent=start, subsequent_indent=" " * column,
+            break_long_words=False, break_on_hyphens=False,
+        ) or [start.rstrip()]  # fmt: skip
+    return lines
+
+
+def plain(text: str) -> str:
+    """The text without what a terminal would take for a command: names in manifests may hold anything."""
+    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+
+
+def size(number: float | None) -> str:
+    """Bytes in the unit that suits them."""
+    if number is None:
+        return "not known"
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
+
+
+def _report(found: dict[str, Any]) -> list[str]:
+    machine, cache, auto = found["machine"], found["cache"], found["auto"]
+    gpus = [
+        (f"cuda:{gpu['index']}", f"{gpu['name']}, compute capability {gpu['capability']}, {size(gpu['memory'])}")
+        for gpu in machine["gpus"]
+    ]
+    lines = ["Versions", *fields((name, _version(found, name)) for name in found["versions"])]
+    lines += ["", "Machine", *fields(gpus or [("GPU", f"none: {machine['no_gpu_because']}")])]
+    lines += fields(
+        [
+            ("driver", f"serves CUDA {machine['driver_cuda']}" if machine["driver_cuda"] else "none found"),
+            ("processor", f"{machine['cores']} cores, {size(machine['free_memory_bytes'])} of memory free"),
+            ("cache", cache["folder"]),
+            ("", f"{size(cache['free_bytes'])} free" + ("" if cache["writable"] else ", CANNOT BE WRITTEN")),
+        ]
+    )
+    lines += ["", "Backends", *_backends(found["backends"]), ""]
+    if found["fused_steps"]:
+        lines += ["Fused step", *fields(_step(step) for step in found["fused_steps"]), ""]
+    lines += ["Chosen by --backend auto, for a checkpoint", *fields([(auto["backend"] or "none", auto["why"])])]
+    if found["problems"]:
+        lines += ["", "Problems"]
+        for problem in found["problems"]:
+            lines += [*fields([("-", problem["what"])], column=4), f"    -> {problem['remedy']}"]
+    return lines
+
+
+def _version(found: dict[str, Any], name: str) -> str:
+    version = found["versions"][name]
+    if version is None:
+        return "not installed"
+    if name == "torch":
+        return f"{version} ({'CUDA ' + found['torch_cuda'] if found['torch_cuda'] else 'built without CUDA'})"
+    if name == "onnxruntime":
+        packages, providers = found["onnxruntime"]["packages"], found["onnxruntime"]["providers"]
+        return f"{version} ({' and '.join(packages)}: {', '.join(providers) or 'does not load'})"
+    return version
+
+
+def _backends(backends: list[dict[str, Any]]) -> list[str]:
+    """Each backend, what it lacks, and the remedies: a remedy that several backends share is given once."""
+    lines: list[str] = []
+    given: set[str] = set()
+    for backend in backends:
+        lines += fields([(backend["name"], "runs" if backend["runs"] else "DOES NOT RUN")])
+        for lack in backend["lacks"]:
+            lines += fields([("lacks", lack["what"])], indent=4, column=11)
+            if lack["remedy"] not in given:
+                lines.append(f"{'':11}-> {lack['remedy']}")  # on one line, so that it can be copied
+                given.add(lack["remedy"])
+        if backend["builds"] is not None:
+            builds = f"{'yes' if backend['builds'] else 'no'}, {backend['build_note']}"
+            lines += fields([("builds", builds)], indent=4, column=11)
+    return lines
+
+
+def _step(step: dict[str, Any]) -> tuple[str, str]:
+    return f"{step['name']} on {step['device']}", "yes" if step["runs"] else f"no: {step['reason']}"

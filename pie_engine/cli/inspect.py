@@ -1,0 +1,160 @@
+"""`pie-engine inspect`: what a bundle holds, and whether its engines load here."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from pie_engine.cli.doctor import fields, plain, size
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "inspect",
+        help="show what a bundle holds, and whether its engines load here",
+        description="Verify a bundle and show its sources, components and engines, whether the engines load on this "
+        "machine, and the command that rebuilds those that do not.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder that pie-engine build wrote")
+    parser.add_argument("--json", action="store_true", help="print the findings as one JSON object")
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> int:
+    from pie_engine.inspection import inspect_bundle
+
+    with _quiet():
+        found = inspect_bundle(arguments.bundle)
+    sys.stdout.write((json.dumps(found) if arguments.json else plain("\n".join(_report(found)))) + "\n")
+    return 0
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of the selection, which the report repeats."""
+    log = logging.getLogger("pie_engine.selection")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _report(found: dict[str, Any]) -> list[str]:
+    lines = [
+        found["bundle"],
+        *fields(
+            [
+                ("bundle", f"format {found['format']}, written by pie-engine {found['pie_engine'] or '(not known)'}"),
+                ("graphs", f"{found['precision']}, opset {found['opset']}"),
+                ("size", f"{size(found['bytes'])}; every file matches its hash"),
+            ]
+        ),
+        "",
+        "Sources, and their weights (SHA-256)",
+        *fields(
+            (name, f"{found['hashes'].get(name, '-')[:12]:12}  {found['sources'].get(name, 'not named')}")
+            for name in {**found["sources"], **found["hashes"]}
+        ),
+        "",
+        "Components             precision        size   error against PyTorch       nodes   attentions",
+    ]
+    for name, part in found["components"].items():
+        error = "not known" if part["relative_error"] is None else f"{part['relative_error']:.1e}"
+        most = "" if part["tolerance"] is None else f" (at most {part['tolerance']:.1e})"
+        lines.append(
+            f"  {name:<20} {part['precision'] or '-':<10} {size(part['bytes']):>10}   {error + most:<25} "
+            f"{part['nodes']:>6} {part['attentions']:>12}"
+        )
+    if not found["engines"]:
+        lines += ["", "Engines", "  none; ONNX Runtime runs the graphs"]
+    for flavour in found["engines"]:
+        lines += ["", *_engines(flavour)]
+    auto = found["auto"]
+    lines += ["", "Chosen by --backend auto, here", *fields([(auto["backend"], auto["why"])])]
+    if found["defects"]:
+        lines += ["", "Defects", *(line for text in found["defects"] for line in fields([("-", text)], column=4))]
+    return lines
+
+
+def _engines(flavour: dict[str, Any]) -> list[str]:
+    driver = f"for CUDA {flavour['driver_floor']} or later" if flavour["driver_floor"] else "not known"
+    inspector = list(dict.fromkeys(plan["inspector"].get("error") for plan in flavour["plans"]))
+    lines = [
+        f"Engines of {flavour['flavour']} {flavour['version']}",
+        *fields(
+            [
+                ("loads here", "yes" if flavour["loads_here"] else f"no: {flavour['reason']}"),
+                *([] if flavour["remedy"] is None else [("remedy", flavour["remedy"])]),
+            ]
+        ),
+        # On one line, so that it can be copied.
+        *([] if flavour["rebuild"] is None else [f"{'  rebuild':<22}{flavour['rebuild']}"]),
+        *fields(
+            [
+                ("compiled for", flavour["target"]),
+                ("driver", driver),
+                ("shapes", flavour["buckets"]),
+                ("size", f"{size(flavour['bytes'])}, built in {flavour['seconds']:.1f} s"),
+                *(("layers", error) for error in inspector if error),
+            ]
+        ),
+    ]
+    for plan in flavour["plans"]:
+        lines += [
+            f"  {plan['component']}",
+            *fields(
+                [
+                    ("plan", f"{plan['precision']}, {size(plan['bytes'])}, {_seconds(plan['seconds'])}"),
+                    ("weights", _weights(plan)),
+                    ("attention", _attention(plan)),
+                    *([] if plan["layers"] is None else [("layers", _layers(plan))]),
+                    *((f"profile {index}", _profile(profile)) for index, profile in enumerate(plan["profiles"])),
+                ],
+                indent=4,
+            ),
+        ]
+    return lines
+
+
+def _seconds(value: float | None) -> str:
+    return "time of the build not known" if value is None else f"built in {value:.1f} s"
+
+
+def _weights(plan: dict[str, Any]) -> str:
+    if plan["own_weights"] is None:
+        return f"{plan['weights']}: taken from the graph when it is loaded"
+    if plan["own_weights"]:
+        return f"{plan['weights']}, the component's own"
+    if plan["weights"] == "fixed":
+        return f"fixed, ANOTHER CHECKPOINT'S ({plan['weights_hash'][:12]})"
+    return f"{plan['weights']}, another checkpoint's ({plan['weights_hash'][:12]}): exchanged when it is loaded"
+
+
+def _attention(plan: dict[str, Any]) -> str:
+    fused, total, seen_by = (plan["attention"].get(key) for key in ("fused", "graph", "seen_by"))
+    if fused is None:
+        return f"{total} in the graph; how many are fused is not known"
+    defect = ", DEFECT: slow" if plan["component"] == "unet" and fused < (total or 0) else ""
+    return f"{fused} of {total} fused ({seen_by}){defect}"
+
+
+def _layers(plan: dict[str, Any]) -> str:
+    kinds = ", ".join(f"{count} {kind}" for kind, count in plan["inspector"].get("kinds", {}).items())
+    memory = max(plan["inspector"].get("device_memory_bytes", [0]), default=0)
+    return f"{plan['layers']}" + (f": {kinds}" if kinds else "") + (f"; {size(memory)} of memory" if memory else "")
+
+
+def _profile(profile: dict[str, list[list[int]]]) -> str:
+    words = []
+    for name, shapes in profile.items():
+        low, _, high = ("x".join(map(str, shape)) for shape in shapes)
+        words.append(f"{name} {low}" if low == high else f"{name} {low} to {high}")
+    return ", ".join(words)

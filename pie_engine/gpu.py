@@ -1,0 +1,91 @@
+"""Which NVIDIA GPUs this machine shows, asked without touching a library that needs one."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU.
+
+    Attributes:
+        index: its number, as in "cuda:0".
+        name: as its driver gives it.
+        capability: compute capability, such as "8.6".
+        memory: bytes.
+    """
+
+    index: int
+    name: str
+    capability: str
+    memory: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a machine shows of its GPUs.
+
+    Attributes:
+        gpus: in the driver's order.
+        driver: newest CUDA version that the driver serves, such as "13.0", or an empty string.
+        reason: why there is no GPU, or an empty string.
+    """
+
+    gpus: tuple[Gpu, ...]
+    driver: str
+    reason: str
+
+
+@functools.cache
+def probe() -> Machine:
+    """Ask the CUDA runtime (cuda-python), or PyTorch where cuda-python is not installed."""
+    if importlib.util.find_spec("cuda") is not None:
+        try:
+            return _ask_runtime()
+        except ImportError:
+            pass  # an older cuda-python, or one that is broken
+    return _ask_torch()
+
+
+def version_of(number: int) -> str:
+    """CUDA's way of writing a version, 13020, as "13.2"."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _ask_runtime() -> Machine:
+    from cuda.bindings import runtime
+
+    def ask(result: tuple) -> int:
+        error, *values = result
+        return int(values[0]) if int(error) == 0 and values else 0
+
+    driver = ask(runtime.cudaDriverGetVersion())
+    count = ask(runtime.cudaGetDeviceCount())
+    if not count:
+        return Machine((), version_of(driver) if driver else "", "no GPU" if driver else "no NVIDIA driver")
+    attribute = runtime.cudaDeviceAttr
+    gpus = []
+    for index in range(count):
+        major = ask(runtime.cudaDeviceGetAttribute(attribute.cudaDevAttrComputeCapabilityMajor, index))
+        minor = ask(runtime.cudaDeviceGetAttribute(attribute.cudaDevAttrComputeCapabilityMinor, index))
+        properties = runtime.cudaGetDeviceProperties(index)[1]
+        name = properties.name.decode(errors="replace").rstrip("\0")
+        gpus.append(Gpu(index, name, f"{major}.{minor}", int(properties.totalGlobalMem)))
+    return Machine(tuple(gpus), version_of(driver), "")
+
+
+def _ask_torch() -> Machine:
+    import torch
+
+    if torch.version.cuda is None:
+        return Machine((), "", "cuda-python is not installed and this torch was built without CUDA")
+    if not torch.cuda.is_available():
+        return Machine((), "", "no GPU that torch can use")
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        gpus.append(Gpu(index, found.name, f"{found.major}.{found.minor}", found.total_memory))
+    return Machine(tuple(gpus), torch.version.cuda, "")  # the driver serves at least what torch was built for

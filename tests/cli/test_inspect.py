@@ -1,0 +1,288 @@
+"""`pie-engine inspect`: bundles with engines that were never compiled, on machines that are pretended."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from machines import A5000, ADA, H100, pretend, pretend_installed
+
+from pie_engine import inspection
+from pie_engine.bundle import Bundle, write_manifest
+from pie_engine.config import COMPONENTS
+from pie_engine.errors import BuildError
+
+BUILD = "pie-engine build --checkpoint 'some where' --output copy.pie"
+MakeBundle = Callable[..., Path]
+
+
+@pytest.fixture
+def make(bundle: Bundle, tmp_path: Path) -> MakeBundle:
+    """The golden bundle with engines of one flavour; options change their entries, `only` those of one component."""
+
+    def run(flavour: str = "tensorrt-rtx", *, only: str | None = None, build: str = BUILD, **options: Any) -> Path:
+        folder = Path(shutil.copytree(bundle.path, tmp_path / f"{len(list(tmp_path.iterdir()))}.pie"))
+        entries = []
+        for name in COMPONENTS:
+            file = f"engines/{flavour}/{name}.plan"
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_bytes(b"no plan at all")
+            entry = {
+                "component": name, "file": file, "flavour": flavour, "version": "1.7.1.116", "gpu": None,
+                "capabilities": ["8.6", "12.0"], "hardware_compatibility": "none", "driver_floor": "13.0",
+                "resolutions": [64], "batches": [1, 2], "weights": "fixed", "optimisation_level": None,
+                "precision": "fp16", "weights_hash": bundle.weights_hash(name), "bytes": 14, "seconds": 1.5,
+                "profiles": [{"sample": [[2, 4, 8, 8]] * 3}, {"ids": [[1, 77], [2, 77], [5, 77]]}], "layers": None,
+                "attention": {"graph": 8, "fused": 8, "seen_by": "kernel names in the plan"},
+            }  # fmt: skip
+            entries.append({**entry, **(options if only in (None, name) else {})})
+        write_manifest(folder, {**bundle.manifest, "engines": entries, "build_command": build})
+        return folder
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def a_gpu_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An A5000 with the release that compiled the plans, and an inspector that can read them."""
+    pretend(monkeypatch, A5000)
+    pretend_installed(monkeypatch, "tensorrt", "1.7.1.116")
+    pretend_installed(monkeypatch, "tensorrt-rtx", "1.7.1.116")
+    seen = {"layers": 40, "fused_attention_layers": 8, "kinds": {"kgen": 30, "gemm": 10}, "device_memory_bytes": [5e6]}
+    monkeypatch.setattr(inspection, "inspect_plan", lambda flavour, plan, name: seen)
+
+
+def inspect(pie: Any, folder: Path) -> dict[str, Any]:
+    outcome = pie("inspect", folder, "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    return json.loads(outcome.out)
+
+
+def test_a_bundle_without_engines(pie: Any, bundle: Bundle) -> None:
+    found = inspect(pie, bundle.path)
+    assert (found["format"], found["precision"], found["opset"]) == (1, "fp32", 20)
+    assert found["bytes"] == sum(file.stat().st_size for file in bundle.path.rglob("*") if file.is_file()) - len(
+        (bundle.path / "manifest.json").read_bytes()
+    )
+    assert found["hashes"] == bundle.manifest["hashes"] and found["sources"] == bundle.manifest["sources"]
+    unet = found["components"]["unet"]
+    files = (bundle.path / "unet").iterdir()
+    assert unet["bytes"] == sum(file.stat().st_size for file in files)
+    assert unet["nodes"] > 100 and unet["attentions"] > 0
+    assert 0 < unet["relative_error"] <= unet["tolerance"]
+    assert found["engines"] == [] and found["defects"] == []
+    assert found["auto"]["backend"] == "onnxruntime"
+    text = pie("inspect", bundle.path).out
+    assert "\nEngines\n  none; ONNX Runtime runs the graphs\n" in text
+    assert f"  unet                {bundle.manifest['hashes']['unet'][:12]}  " in text
+    assert "Defects" not in text
+
+
+def test_engines_that_load(pie: Any, make: MakeBundle) -> None:
+    folder = make()
+    found = inspect(pie, folder)
+    assert (
+        found["auto"]
+        == {
+            "backend": "tensorrt-rtx",
+            "why": "tensorrt-rtx engines for this GPU are in the bundle; no tensorrt engines in the bundle",
+        }
+        or found["auto"]["backend"] == "tensorrt-rtx"
+    )
+    (flavour,) = found["engines"]
+    assert flavour["loads_here"] is True
+    assert (flavour["reason"], flavour["remedy"], flavour["rebuild"]) == (None, None, None)
+    assert (flavour["bytes"], flavour["seconds"]) == (4 * 14, 6.0)
+    assert flavour["buckets"] == "64 pixels, batch 1, 2"
+    assert [plan["component"] for plan in flavour["plans"]] == list(COMPONENTS)
+    assert all(plan["own_weights"] and plan["layers"] == 40 for plan in flavour["plans"])
+    assert flavour["plans"][0]["attention"] == {"graph": 8, "fused": 8, "seen_by": "engine inspector"}
+    lines = pie("inspect", folder).out.splitlines()
+    for line in (
+        "Engines of tensorrt-rtx 1.7.1.116",
+        "  loads here          yes",
+        "  compiled for        compute capability 8.6, 12.0",
+        "  driver              for CUDA 13.0 or later",
+        "  shapes              64 pixels, batch 1, 2",
+        "  size                0.0 MB, built in 6.0 s",
+        "    weights           fixed, the component's own",
+        "    attention         8 of 8 fused (engine inspector)",
+        "    layers            40: 30 kgen, 10 gemm; 5.0 MB of memory",
+        "    profile 0         sample 2x4x8x8",
+        "    profile 1         ids 1x77 to 5x77",
+    ):
+        assert line in lines
+    assert not any("rebuild" in line for line in lines)
+    assert max(len(line) for line in lines if str(folder) not in line) <= 100
+
+
+def test_without_a_gpu(pie: Any, make: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    monkeypatch.setattr(inspection, "inspect_plan", lambda *given: pytest.fail("a plan was loaded without a GPU"))
+    folder = make()
+    found = inspect(pie, folder)
+    (flavour,) = found["engines"]
+    assert flavour["reason"] == "this machine shows no GPU (no NVIDIA driver)"
+    assert flavour["remedy"].startswith("open it on a machine with a GPU (compute capability 8.6, 12.0)")
+    assert flavour["rebuild"] == f"{BUILD} --backend tensorrt-rtx"
+    assert flavour["plans"][0]["attention"]["seen_by"] == "kernel names in the plan"
+    assert flavour["plans"][0]["inspector"] == {"error": "the engine inspector needs a GPU"}
+    assert found["auto"]["backend"] == "onnxruntime" and "no GPU (no NVIDIA driver)" in found["auto"]["why"]
+    outcome = pie("inspect", folder)
+    assert outcome.err == ""  # what the selection warns of is in the report
+    lines = outcome.out.splitlines()
+    assert "  loads here          no: this machine shows no GPU (no NVIDIA driver)" in lines
+    assert f"  rebuild             {BUILD} --backend tensorrt-rtx" in lines  # whole, so that it can be copied
+    assert lines.count("  layers              the engine inspector needs a GPU") == 1
+    assert "    attention         8 of 8 fused (kernel names in the plan)" in lines
+
+
+def refused(pie: Any, folder: Path) -> dict[str, Any]:
+    """The one flavour, which does not load; what auto takes then."""
+    found = inspect(pie, folder)
+    (flavour,) = found["engines"]
+    assert flavour["loads_here"] is False and flavour["plans"][0]["layers"] is None
+    assert found["auto"]["backend"] == "onnxruntime"
+    assert f"loads here          no: {flavour['reason']}"[:60] in pie("inspect", folder).out
+    return flavour
+
+
+def test_another_gpu(pie: Any, make: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, ADA)
+    flavour = refused(pie, make())
+    assert flavour["reason"] == (
+        "it was compiled for compute capability 8.6, 12.0, and NVIDIA RTX 6000 Ada Generation has 8.9"
+    )
+    assert flavour["rebuild"] == f"{BUILD} --backend tensorrt-rtx --compute-capability 8.9"
+    options = {"gpu": "NVIDIA A10", "capabilities": ["8.6"]}
+    flavour = refused(pie, make("tensorrt", **options))
+    assert flavour["target"] == "NVIDIA A10 (compute capability 8.6)"
+    assert flavour["rebuild"] == f"{BUILD} --backend tensorrt"
+
+
+def test_tensorrt_rtx_on_an_h100_is_rebuilt_with_tensorrt(
+    pie: Any, make: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pie_engine.cli.build import engine_config
+    from pie_engine.cli.main import _parser
+
+    pretend(monkeypatch, H100)
+    flavour = refused(pie, make(build=f"{BUILD} --backend tensorrt-rtx --compute-capability 8.6"))
+    assert flavour["reason"].endswith("and NVIDIA H100 80GB HBM3 has 9.0")
+    # tensorrt accepts no compute capabilities, so the command has to take back those that the bundle was built for.
+    config = engine_config(_parser().parse_args(shlex.split(flavour["rebuild"])[1:]))
+    assert config is not None and (config.flavour, config.capabilities) == ("tensorrt", ())
+
+
+def test_another_release_or_none(pie: Any, make: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make()
+    pretend_installed(monkeypatch, "tensorrt-rtx", "1.8.0.1")
+    flavour = refused(pie, folder)
+    assert flavour["reason"] == "it was compiled by tensorrt-rtx 1.7.1.116, and 1.8.0.1 is installed"
+    assert flavour["remedy"] == "rebuild it on this machine, or pass --backend onnxruntime"
+    pretend_installed(monkeypatch, "tensorrt-rtx", None)
+    flavour = refused(pie, folder)
+    assert flavour["reason"].startswith("tensorrt-rtx is not installed")
+    assert flavour["remedy"] == "pip install 'pie-engine[tensorrt-rtx]'"
+
+
+def test_a_driver_that_is_too_old(pie: Any, make: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, A5000, driver="12.8")
+    flavour = refused(pie, make())
+    assert flavour["reason"] == "it needs a driver for CUDA 13.0 or later, and this one serves 12.8"
+    assert flavour["remedy"] == "update NVIDIA's driver, or pass --backend onnxruntime"
+
+
+def test_a_torch_without_cuda(pie: Any, make: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, A5000, torch_cuda=None)
+    (flavour,) = inspect(pie, make())["engines"]
+    assert flavour["reason"] == f"torch {torch.__version__} cannot use the GPU (pie-engine doctor says why)"
+
+
+def test_weights_of_another_checkpoint(pie: Any, make: MakeBundle) -> None:
+    folder = make(only="unet", weights="refittable", weights_hash="f" * 64)
+    found = inspect(pie, folder)
+    plans = {plan["component"]: plan for plan in found["engines"][0]["plans"]}
+    assert (plans["unet"]["own_weights"], plans["vae_decoder"]["own_weights"]) == (False, True)
+    assert found["defects"] == []
+    assert (
+        "refittable, another checkpoint's (ffffffffffff): exchanged when it is loaded\n" in pie("inspect", folder).out
+    )
+
+    folder = make(only="unet", weights_hash="f" * 64)
+    defects = inspect(pie, folder)["defects"]
+    assert defects == ["unet (tensorrt-rtx): its weights are fixed and not those of unet; rebuild it"]
+    assert "    weights           fixed, ANOTHER CHECKPOINT'S (ffffffffffff)\n" in pie("inspect", folder).out
+
+    folder = make(weights="stripped", weights_hash=None)
+    plan = inspect(pie, folder)["engines"][0]["plans"][0]
+    assert plan["own_weights"] is None
+    assert plan["inspector"] == {"error": "the engine inspector needs a plan with weights"}
+    assert "    weights           stripped: taken from the graph when it is loaded\n" in pie("inspect", folder).out
+
+
+@pytest.mark.parametrize(
+    ("precision", "remedy"), [("fp32", "build with --precision fp16"), ("fp16", "report this checkpoint's head sizes")]
+)
+def test_attention_that_is_not_fused(
+    pie: Any, make: MakeBundle, monkeypatch: pytest.MonkeyPatch, precision: str, remedy: str
+) -> None:
+    pretend(monkeypatch)
+    folder = make(precision=precision, attention={"graph": 8, "fused": 3, "seen_by": "kernel names in the plan"})
+    line = f"unet (tensorrt-rtx): 5 of 8 attentions are not fused, which is slow; {remedy}"
+    assert inspect(pie, folder)["defects"] == [line]  # the VAE's one attention is no loss
+    text = pie("inspect", folder).out
+    assert text.count("3 of 8 fused (kernel names in the plan), DEFECT: slow\n") == 1
+    assert f"\nDefects\n  - {line}\n" in text.replace("\n    head sizes", " head sizes")
+
+
+def test_attention_that_nobody_counted(pie: Any, make: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: Any) -> None:
+        raise BuildError("unet cannot be inspected: no reason given")
+
+    monkeypatch.setattr(inspection, "inspect_plan", refuse)
+    folder = make("tensorrt", gpu=A5000.name, capabilities=["8.6"], attention={"graph": 8, "fused": None})
+    found = inspect(pie, folder)
+    assert found["defects"] == [] and found["auto"]["backend"] == "tensorrt"
+    text = pie("inspect", folder).out
+    assert "    attention         8 in the graph; how many are fused is not known\n" in text
+    assert "  layers              unet cannot be inspected: no reason given\n" in text
+
+
+def test_engines_of_some_components_only(pie: Any, make: MakeBundle) -> None:
+    folder = make()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["engines"] = [entry for entry in manifest["engines"] if entry["component"] != "unet"]
+    (folder / "engines/tensorrt-rtx/unet.plan").unlink()
+    write_manifest(folder, manifest)
+    assert refused(pie, folder)["reason"] == "there is no engine of unet"
+
+
+def test_errors_are_one_line(pie: Any, make: MakeBundle, tmp_path: Path) -> None:
+    outcome = pie("inspect", tmp_path / "nowhere")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith(f"pie-engine: error: bundle {tmp_path / 'nowhere'} does not exist; build it: ")
+    folder = make()
+    (folder / "engines/tensorrt-rtx/unet.plan").write_bytes(b"another plan!!")
+    outcome = pie("inspect", folder, "--json")
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+    assert "unet.plan does not match its manifest (SHA-256" in outcome.err
+    folder = make()
+    (folder / "unet" / "model.onnx").write_bytes(b"no graph at all")
+    write_manifest(folder, json.loads((folder / "manifest.json").read_text()))
+    outcome = pie("inspect", folder)
+    assert outcome.code == 2 and "model.onnx is no ONNX graph (" in outcome.err
+
+
+def test_names_cannot_command_the_terminal(pie: Any, make: MakeBundle) -> None:
+    folder = make()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sources"]["unet"] = "some\x1b[2Jwhere"
+    write_manifest(folder, manifest)
+    assert "some\\x1b[2Jwhere" in pie("inspect", folder).out

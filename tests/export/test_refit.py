@@ -1,0 +1,337 @@
+"""Other weights in an exported graph: every parameter reaches its place, and what has no certain place is refused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from onnx import numpy_helper
+from pie_engine.export import graph
+from pie_engine.export.components import component
+from pie_engine.export.graph import Component, check_parity, export_component, relative_error
+from pie_engine.export.refit import Source, named_weights, replace_weights, weight_map
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from pie_engine.checkpoint import Checkpoint
+from pie_engine.config import COMPONENTS
+from pie_engine.errors import BuildError
+
+# As graph.TOLERANCE for models of this size: unit roundoff 6e-8, times the square root of a dot product's length
+# (up to 216 terms), times the square root of about 100 layers.
+TOLERANCE = 1e-5
+# A change counts as seen when it is a hundred times what rounding can do.
+VISIBLE = 100 * TOLERANCE
+# Softmax does not see what is added to all scores of one query, and a key's bias adds query * bias to all of them.
+INVISIBLE = ("to_k.bias", "k_proj.bias")
+
+Exported = Callable[[str, int, str], Path]
+
+
+def text_config(**changes: int) -> CLIPTextConfig:
+    sizes = {"hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2} | changes
+    tokens = {"vocab_size": 120, "bos_token_id": 118, "eos_token_id": 119}
+    return CLIPTextConfig(hidden_act="quick_gelu", **tokens, **sizes)
+
+
+@pytest.fixture(scope="module")
+def blank(ddim_checkpoint: Checkpoint) -> Checkpoint:
+    """The hardest weights to export for others: all norms one, all else zero.
+
+    Every kind of layer, and no more: exports are slow. More channels than norm groups, so that a norm does not cancel
+    the bias before it.
+    """
+    with torch.random.fork_rng():
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(12,),
+            layers_per_block=1,
+            norm_num_groups=6,
+            cross_attention_dim=12,
+            attention_head_dim=2,
+            down_block_types=("CrossAttnDownBlock2D",),
+            mid_block_type=None,
+            up_block_types=("UpBlock2D",),
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(12, 12),
+            layers_per_block=1,
+            norm_num_groups=6,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+        )
+        text_encoder = CLIPTextModel(text_config())
+    for module in (unet, vae, text_encoder):
+        for name, parameter in module.eval().requires_grad_(False).named_parameters():
+            parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+    return replace(ddim_checkpoint, unet=unet, vae=vae, text_encoder=text_encoder)
+
+
+@pytest.fixture(scope="module")
+def other(blank: Checkpoint) -> Checkpoint:
+    """The same architecture with random weights, no two alike."""
+    generator = torch.Generator().manual_seed(1)
+    parts = {name: copy.deepcopy(getattr(blank, name)) for name in ("unet", "vae", "text_encoder")}
+    for module in parts.values():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(draw(name, parameter, generator))
+    return replace(blank, **parts)
+
+
+@pytest.fixture(scope="module")
+def exported(blank: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The blank checkpoint's graphs, each exported once."""
+    paths: dict[tuple[str, int, str], Path] = {}
+
+    def export(name: str, opset: int, precision: str = "fp32") -> Path:
+        key = (name, opset, precision)
+        if key not in paths:
+            folder = tmp_path_factory.mktemp(f"{name}-{opset}-{precision}")
+            paths[key] = export_component(component(blank, name), folder, precision=precision, opset=opset)
+        return paths[key]
+
+    return export
+
+
+def draw(name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Values that keep activations near one: weights by their fan-in, norms about one, biases about zero."""
+    values = torch.randn(parameter.shape, generator=generator)
+    if parameter.ndim == 1:
+        return 0.5 * values + (1.0 if name.endswith("weight") else 0.0)
+    return values if "embedding.weight" in name else values / parameter[0].numel() ** 0.5
+
+
+def evaluate(part: Component) -> np.ndarray:
+    with torch.no_grad():
+        return part.module(*part.inputs.values()).numpy()
+
+
+def open_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def stored(parameter: torch.Tensor, source: Source, tensor: onnx.TensorProto) -> np.ndarray:
+    array = parameter.numpy()
+    return (array.T if source.transposed else array).reshape(tensor.dims).copy()
+
+
+@pytest.mark.parametrize("opset", [20, 23])
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_every_parameter_reaches_its_place(
+    exported: Exported, other: Checkpoint, name: str, opset: int, tmp_path: Path
+) -> None:
+    """First all weights at once through the written file, then one at a time: the graph follows each."""
+    part = component(other, name)
+    reference = evaluate(part)
+    path = exported(name, opset, "fp32")
+    written = replace_weights(path, part.module, tmp_path, precision="fp32")
+    assert check_parity(part, path, reference, precision="fp32") > 0.1  # A is not B
+    assert check_parity(part, written, reference, precision="fp32") <= TOLERANCE
+
+    model = onnx.load(written)
+    sources = weight_map(ir.from_proto(model), part.module)
+    places = {source.parameter: (place, source) for place, source in sources.items()}
+    parameters = dict(part.module.named_parameters())
+    assert places.keys() == parameters.keys()
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for place in sources:  # an initialiser that is also an input can be overridden per run
+        tensor = tensors[place]
+        model.graph.input.append(onnx.helper.make_tensor_value_info(place, tensor.data_type, tensor.dims))
+    session = open_session(model)
+    feeds = {key: tensor.numpy() for key, tensor in part.inputs.items()}
+    generator = torch.Generator().manual_seed(2)
+    for key, parameter in parameters.items():
+        place, source = places[key]
+        before = parameter.clone()
+        parameter.copy_(draw(key, parameter, generator))
+        expected = evaluate(part)
+        output = session.run(None, feeds | {place: stored(parameter, source, tensors[place])})[0]
+        parameter.copy_(before)
+        assert relative_error(output, expected) <= TOLERANCE, key
+        seen = relative_error(reference, expected)
+        assert seen <= TOLERANCE if key.endswith(INVISIBLE) else seen >= VISIBLE, (key, seen)
+
+
+@pytest.mark.parametrize(("name", "opset"), [("vae_encoder", 20), ("text_encoder", 23)])
+def test_half_precision_within_its_tolerance(
+    exported: Exported, other: Checkpoint, name: str, opset: int, tmp_path: Path
+) -> None:
+    part = component(other, name)
+    written = replace_weights(exported(name, opset, "fp16"), part.module, tmp_path, precision="fp16")
+    assert check_parity(part, written, evaluate(part), precision="fp16") <= graph.TOLERANCE["fp16"]
+    assert {parameter.dtype for parameter in part.module.parameters()} == {torch.float32}
+    with pytest.raises(BuildError, match="is FLOAT16, not fp32"):
+        replace_weights(exported(name, opset, "fp16"), part.module, tmp_path / "none", precision="fp32")
+
+
+def test_the_file_is_what_an_export_would_have_written(exported: Exported, other: Checkpoint, tmp_path: Path) -> None:
+    """To the byte: the shape of a graph does not depend on the weights that it was exported with."""
+    part = component(other, "text_encoder")
+    expected = export_component(part, tmp_path, precision="fp32", opset=20).read_bytes()
+    written = replace_weights(exported("text_encoder", 20, "fp32"), part.module, tmp_path, precision="fp32")
+    assert written.read_bytes() == expected
+
+
+def test_weights_beside_the_graph(
+    exported: Exported, blank: Checkpoint, other: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [tmp_path / name for name in ("blank", "expected", "written", "inline")]
+    for folder in folders:
+        folder.mkdir()
+    part = component(other, "text_encoder")
+    inline = replace_weights(exported("text_encoder", 20, "fp32"), part.module, folders[3], precision="fp32")
+    monkeypatch.setattr(graph, "EXTERNAL_BYTES", 1000)
+    path = export_component(component(blank, "text_encoder"), folders[0], precision="fp32", opset=20)
+    export_component(part, folders[1], precision="fp32", opset=20)
+    written = replace_weights(path, part.module, folders[2], precision="fp32")
+    for file in ("model.onnx", "model.onnx.data"):
+        assert (folders[2] / file).read_bytes() == (folders[1] / file).read_bytes()
+    assert (folders[2] / "model.onnx.data").stat().st_size > 10_000
+    assert check_parity(part, written, evaluate(part), precision="fp32") <= TOLERANCE
+    weights = dict(named_weights(written))
+    floating = [t for t in onnx.load(inline).graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
+    assert weights.keys() == {tensor.name for tensor in floating} == dict(named_weights(inline)).keys()
+    for tensor in floating:
+        assert weights[tensor.name].dtype == np.float32
+        assert np.array_equal(weights[tensor.name], numpy_helper.to_array(tensor))
+
+
+def test_a_plain_export_merges_equal_weights_and_drops_zeros(
+    blank: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Why the exporter must not see such weights, and that a graph where it did is refused."""
+    monkeypatch.setattr(graph, "_coinciding", lambda values, parameters: [])
+    part = component(blank, "text_encoder")
+    path = export_component(part, tmp_path, precision="fp32", opset=23)
+    merged = {tensor.name for tensor in onnx.load(path).graph.initializer}
+    assert len({name for name, _ in part.module.named_parameters()} & merged) < 10
+    with pytest.raises(BuildError, match="serves"):
+        weight_map(ir.load(path), part.module)
+
+
+def test_exported_weights_are_the_checkpoints(exported: Exported, blank: Checkpoint) -> None:
+    """The stand-ins of the export are gone, also from group norms taken apart and linear layers."""
+    part = component(blank, "vae_decoder")
+    path = exported("vae_decoder", 20, "fp32")
+    model = onnx.load(path)
+    parameters = dict(part.module.named_parameters())
+    sources = weight_map(ir.from_proto(model), part.module)
+    for tensor in model.graph.initializer:
+        if tensor.name in sources:
+            source = sources[tensor.name]
+            assert np.array_equal(numpy_helper.to_array(tensor), stored(parameters[source.parameter], source, tensor))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 16}, "has shape"),
+        ({"intermediate_size": 24}, "has shape"),
+        ({"num_hidden_layers": 2}, r"layers.1\S+ has 0 places in the graph, not one; build this checkpoint"),
+        ({"num_hidden_layers": 0}, r"constant \S+ \[\d+\] may depend on the weights"),
+    ],
+)
+def test_another_architecture_is_refused(
+    exported: Exported, blank: Checkpoint, changes: dict[str, int], message: str, tmp_path: Path
+) -> None:
+    path = exported("text_encoder", 23, "fp32")
+    deviating = replace(blank, text_encoder=CLIPTextModel(text_config(**changes)))
+    with pytest.raises(BuildError, match=message):
+        replace_weights(path, component(deviating, "text_encoder").module, tmp_path, precision="fp32")
+    assert not list(tmp_path.iterdir())
+
+
+def drop(model: onnx.ModelProto, name: str) -> None:
+    model.graph.initializer.remove(next(tensor for tensor in model.graph.initializer if tensor.name == name))
+
+
+def node_of(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if name in node.input)
+
+
+def came_from(node: onnx.NodeProto, *layers: str) -> bool:
+    return any(f".{layer}'" in prop.value for prop in node.metadata_props for layer in layers)
+
+
+def without_a_bias(model: onnx.ModelProto) -> None:
+    node_of(model, "post_quant_conv.bias").input.pop()
+    drop(model, "post_quant_conv.bias")
+
+
+def with_a_shared_bias(model: onnx.ModelProto) -> None:
+    first, second = (f"decoder.mid_block.resnets.0.conv{number}.bias" for number in (1, 2))
+    node_of(model, second).input[2] = first
+    drop(model, second)
+
+
+def with_a_shared_matrix(model: onnx.ModelProto) -> None:
+    first, second = (node for node in model.graph.node if node.op_type == "MatMul" and came_from(node, "to_q", "to_k"))
+    drop(model, second.input[1])
+    second.input[1] = first.input[1]
+
+
+def with_a_matrix_twice(model: onnx.ModelProto) -> None:
+    node = next(node for node in model.graph.node if node.op_type == "MatMul" and came_from(node, "to_q"))
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
+    model.graph.initializer.add().CopyFrom(tensor)
+    model.graph.initializer[-1].name = "again"
+    model.graph.node.add().CopyFrom(node)
+    model.graph.node[-1].input[1], model.graph.node[-1].output[0] = "again", "unused"
+
+
+def with_an_unknown_constant(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(8, np.float32), "unknown"))
+
+
+def with_a_constant_in_a_node(model: onnx.ModelProto) -> None:
+    value = numpy_helper.from_array(np.ones(8, np.float32))
+    model.graph.node.append(onnx.helper.make_node("Constant", [], ["unknown"], name="held", value=value))
+
+
+def with_another_norm(model: onnx.ModelProto) -> None:
+    node = next(node for node in model.graph.node if node.op_type == "InstanceNormalization")
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
+    tensor.CopyFrom(numpy_helper.from_array(np.array([1, 1, 1, 1, 1, 2], np.float32), tensor.name))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_a_bias, "post_quant_conv.bias has 0 places"),
+        (with_a_shared_bias, r"conv1.bias also serves decoder.mid_block.resnets.0.conv2 in the graph"),
+        (with_a_shared_matrix, r"serves more than one place: \S+to_k, \S+to_q;"),
+        (with_a_matrix_twice, "to_q.weight has 2 places"),
+        (with_an_unknown_constant, r"constant unknown \[8\] may depend on the weights"),
+        (with_a_constant_in_a_node, "node held holds a constant of 8 numbers"),
+        (with_another_norm, r"\[6\] may depend on the weights"),
+    ],
+)
+def test_a_graph_that_leaves_doubt_is_refused(
+    exported: Exported, other: Checkpoint, damage: Callable[[onnx.ModelProto], None], message: str
+) -> None:
+    model = onnx.load(exported("vae_decoder", 20, "fp32"))
+    damage(model)
+    with pytest.raises(BuildError, match=message) as caught:
+        weight_map(ir.from_proto(model), component(other, "vae_decoder").module)
+    assert "\n" not in str(caught.value)
+    assert "pie-engine build" in str(caught.value)
+
+
+def test_another_table_of_frequencies_is_refused(exported: Exported, other: Checkpoint) -> None:
+    model = onnx.load(exported("unet", 23, "fp32"))
+    table = next(node.input[1] for node in model.graph.node if node.op_type == "Mul" and came_from(node, "time_proj"))
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == table)
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.001), table))
+    with pytest.raises(BuildError, match="may depend on the weights"):
+        weight_map(ir.from_proto(model), component(other, "unet").module)

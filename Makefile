@@ -47,7 +47,7 @@ $(VENV)/.demo: $(BUILT_FROM) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: $(BUILT_FROM) | $(BIN)/python
-	$(INSTALL) '.[cpu,test,lint]'
+	$(INSTALL) '.[cpu,test,test-bindings,lint]'
 	$(OPERATIONS)
 	@touch $@ $(VENV)/.demo
 

@@ -8,7 +8,6 @@ import json
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -26,6 +25,7 @@ PACKAGES = (
     "onnxruntime-gpu",
     "onnxruntime",
     "tensorrt",
+    "tensorrt-rtx",
     "numpy",
 )
 # Switches of RuntimeConfig, one off at a time.
@@ -118,7 +118,9 @@ def time_calls(run: Callable[[], None], device: str, calls: int = 50) -> float:
     """Median seconds of one call; on a GPU, of one call within a replayed graph, so that launch gaps do not count."""
     if device == "cpu":
         run()
-        return statistics.median(_clock(run) for _ in range(calls))
+        from gpu_parity import clock
+
+        return statistics.median(clock(run) for _ in range(calls))
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
@@ -139,66 +141,19 @@ def time_calls(run: Callable[[], None], device: str, calls: int = 50) -> float:
     return statistics.median(times)
 
 
-def _clock(run: Callable[[], object]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def progression(device: str) -> int:
     """Ten rounds of the demo checkpoint: every backend, dtype and switch, in time and in distance from eager fp32."""
-    from pie_engine import Item, PieEngine, RuntimeConfig
-    from pie_engine.backends.torch_backend import torch_dtype
-    from pie_engine.checkpoint import load_checkpoint
-    from pie_engine.demo.assets import CHECKPOINT, load_defaults
-    from pie_engine.demo.data import healthy_cohort
-    from pie_engine.demo.phantom import render, roi_mask
-    from pie_engine.imaging import fit, prepare_mask, to_image
-    from pie_engine.reference import progress_engine
+    from gpu_parity import CHECKPOINT, Case, clock, holds
+
+    from pie_engine import PieEngine, RuntimeConfig
 
     small = device == "cpu"
-    defaults = load_defaults()
-    config = replace(defaults.run_config(), steps=3 if small else 10, composite=False)
-    if small:
-        config = replace(config, num_inference_steps=4)
-    healthy = healthy_cohort("validation", 1)[0]
-    image, mask = to_image(render(healthy)), to_image(roi_mask(healthy))
-    item, fitted = Item(image, defaults.prompt, mask), fit(image, 128)
-    prepared = prepare_mask(mask, image.size, 128, official=False)
-
-    def eager(precision: str, where: str) -> tuple[np.ndarray, np.ndarray, float]:
-        checkpoint = load_checkpoint(CHECKPOINT)
-        for module in (checkpoint.unet, checkpoint.vae, checkpoint.text_encoder):
-            torch.nn.Module.to(module, where, torch_dtype(precision))
-        results: list[Any] = []
-
-        def run() -> None:
-            results[:] = list(progress_engine(checkpoint, fitted, prepared.latent, defaults.prompt, config))
-
-        first = _clock(run)
-        seconds = first if where == "cpu" else statistics.median(_clock(run) for _ in range(2))
-        latent, frame = results[-1]
-        return latent[0].numpy(), frame, seconds
-
-    expected, expected_frame, seconds = eager("fp32", "cpu")
-    emit(variant="eager PyTorch on the processor", dtype="fp32", seconds=seconds)
-
-    def errors(latent: np.ndarray, frame: np.ndarray) -> dict[str, float]:
-        inside = (frame.astype(float) - expected_frame)[prepared.pixels]
-        return {
-            "latent_max": float(np.abs(latent - expected).max()),
-            "latent_rmse": float(np.sqrt(((latent - expected) ** 2).mean())),
-            "roi_rmse": float(np.sqrt((inside**2).mean())),
-        }
-
+    case = Case(small)
+    emit(variant="eager PyTorch on the processor", dtype="fp32", seconds=case.seconds)
     failed = False
     for precision in ("fp32",) if small else ("fp32", "fp16", "bf16"):
-        latent, frame, seconds = eager(precision, device)
-        baseline = errors(latent, frame)
+        latent, frame, seconds = case.eager(precision, device)
+        baseline = case.errors(latent, frame)
         emit(variant="eager PyTorch", dtype=precision, seconds=seconds, **baseline)
         variants = [("torch", name, switches) for name, switches in LADDER.items()]
         variants += [("torch", "C++ or CUDA C++ step", {"fused_step": "cpp"})]
@@ -216,20 +171,18 @@ def progression(device: str) -> int:
                     device=device,
                     runtime=RuntimeConfig(**switches),
                 )
-                engine.run(item, config)  # warm-up, and what is captured
-                times = [_clock(functools.partial(engine.run, item, config)) for _ in range(1 if small else 3)]
-                result = engine.run(item, config)
+                engine.run(case.item, case.config)  # warm-up, and what is captured
+                run = functools.partial(engine.run, case.item, case.config)
+                times = [clock(run) for _ in range(1 if small else 3)]
+                result = run()
             except Exception as error:
                 # An ONNX Runtime without CUDA is missing, not broken.
                 missing = backend == "onnxruntime" and "CUDA provider" in str(error)
                 emit(**described, ok=missing, error=f"{type(error).__name__}: {str(error).splitlines()[0]}")
                 failed |= not missing
                 continue
-            found = errors(result.latents[-1], result.frames[-1])
-            if precision == "fp32":
-                ok = found["latent_max"] < 1e-4
-            else:
-                ok = all(found[key] <= 2 * baseline[key] for key in ("latent_rmse", "roi_rmse"))
+            found = case.errors(result.latents[-1], result.frames[-1])
+            ok = holds(found, baseline, precision)
             runtime = result.provenance["runtime"]
             if device == "cuda" and switches.get("cuda_graph", True) and backend == "torch":
                 ok = ok and runtime["cuda_graph"]
@@ -240,6 +193,7 @@ def progression(device: str) -> int:
 
 def full_size(device: str) -> int:
     """Random weights of Stable Diffusion v1.4's shape at 512 x 512: milliseconds per guided step, and peak memory."""
+    from gpu_parity import clock
     from random_checkpoint import make_scheduler, make_text_encoder, make_unet, make_vae
     from transformers import CLIPTokenizer
 
@@ -280,7 +234,7 @@ def full_size(device: str) -> int:
     one_round = replace(config, steps=1)
     run = lambda: list(progress_engine(half, fit(image, 512), latent_mask, "cardiomegaly", one_round))  # noqa: E731
     run()
-    emit(variant="eager PyTorch", dtype="fp16", batch=1, ms_per_guided_step=_clock(run) * 1e3 / per_round)
+    emit(variant="eager PyTorch", dtype="fp16", batch=1, ms_per_guided_step=clock(run) * 1e3 / per_round)
     variants: list[tuple[str, int, dict[str, Any]]] = [
         ("all on", 1, {}),
         ("no CUDA graph", 1, {"cuda_graph": False}),
@@ -311,10 +265,18 @@ def full_size(device: str) -> int:
     return 0
 
 
+def tensorrt(device: str) -> int:
+    """Engines: built, loaded, run, refitted and compared; see gpu_tensorrt.py."""
+    from gpu_tensorrt import check
+
+    return check(device, emit)
+
+
 SECTIONS: dict[str, Callable[[str], int]] = {
     "environment": environment,
     "kernels": kernels,
     "progression": progression,
+    "tensorrt": tensorrt,
     "full_size": full_size,
 }
 

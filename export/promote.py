@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pie_engine.export.graph import EXTERNAL_BYTES
+from pie_engine.export.load import load_graph
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto
@@ -22,7 +23,7 @@ def to_single_precision(path: Path, folder: Path) -> Path:
     """
     import onnx
 
-    model = onnx.load(path)
+    model = load_graph(path)
     _convert_graph(model.graph)
     for function in model.functions:
         _convert_nodes(function.node)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pie_engine.export.load import external_place, map_weights
 
 from pie_engine.errors import BuildError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-    from onnx import TensorProto
     from torch import nn
 
 # Constants up to this many numbers are settings (a scale, the factors of a resize); parameters are told by their place.
@@ -105,7 +105,7 @@ def replace_weights(path: Path, module: nn.Module, folder: Path, *, precision: s
 
     proto = onnx.load(path, load_external_data=False)
     model = ir.from_proto(proto)
-    ir.external_data.set_base_dir(model.graph, path.parent)
+    map_weights(model, proto, path.parent)
     sources = weight_map(model, module)
     parameters = dict(module.named_parameters())
     kind = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}[precision]
@@ -125,8 +125,8 @@ def replace_weights(path: Path, module: nn.Module, folder: Path, *, precision: s
             else:
                 content = _content(parameters[source.parameter], source, kind.numpy())
             if external:
-                location, offset = _external_place(tensor)
-                data = data or stack.enter_context((folder / location).open("wb"))
+                file, offset, _ = external_place(tensor, folder)
+                data = data or stack.enter_context(file.open("wb"))
                 data.seek(offset)
                 data.write(content)
             else:
@@ -135,29 +135,9 @@ def replace_weights(path: Path, module: nn.Module, folder: Path, *, precision: s
     return target
 
 
-def named_weights(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Every floating-point initialiser of a graph under its name, in the graph's dtype and shape, one at a time.
-
-    This is the full set that a TensorRT refitter can be given. Arrays of external data are mapped, not read; each is
-    valid as long as the caller holds it.
-    """
-    import onnx_ir as ir
-
-    for name, value in ir.load(path).graph.initializers.items():
-        if _tensor(value).dtype.is_floating_point():
-            yield name, _tensor(value).numpy()
-
-
 def _content(parameter: nn.Parameter, source: Source, dtype: np.dtype) -> bytes:
     array = parameter.detach().cpu().numpy()
     return (array.T if source.transposed else array).astype(dtype).tobytes()
-
-
-def _external_place(tensor: TensorProto) -> tuple[str, int]:
-    from onnx.external_data_helper import ExternalDataInfo
-
-    info = ExternalDataInfo(tensor)
-    return info.location, info.offset or 0
 
 
 def _scopes(node: ir.Node) -> list[str]:

@@ -184,6 +184,8 @@ class BuildConfig:
 class EngineConfig:
     """Which TensorRT engines a build compiles: one per component, with one static profile per batch and resolution.
 
+    (For compute capability 7.5 a U-Net's batch of 1 is a range from 1 to 2, which is what compiles there.)
+
     Attributes:
         flavour: "tensorrt" (servers; compiled on the GPU that runs it) or "tensorrt-rtx" (workstations; compiled
             anywhere, for several GPUs at once).

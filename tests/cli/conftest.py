@@ -83,12 +83,12 @@ def simulate(pie: Pie, bundle: Bundle, image: Path, tmp_path: Path) -> Pie:
 def refuse(simulate: Pie, pie: Pie, tmp_path: Path) -> Refuse:
     """Run and check the promise: exit code 2, one line, no traceback, nothing on stdout, no file made or touched.
 
-    `build` alone may have said before what it was doing. Returns the line.
+    `build` and `refit` alone may have said before what it was doing. Returns the line.
     """
 
     def run(*words: object) -> str:
         before = contents(tmp_path)
-        build = words[0] == "build"
+        build = words[0] in ("build", "refit")
         outcome = pie(*words) if build else simulate(*words)
         *earlier, line = outcome.err.splitlines()
         assert outcome.code == 2, outcome.err

@@ -18,7 +18,8 @@ from onnx import numpy_helper
 from pie_engine.export import graph
 from pie_engine.export.components import component
 from pie_engine.export.graph import Component, check_parity, export_component, relative_error
-from pie_engine.export.refit import Source, named_weights, replace_weights, weight_map
+from pie_engine.export.load import load_graph
+from pie_engine.export.refit import Source, replace_weights, weight_map
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from pie_engine.checkpoint import Checkpoint
@@ -199,12 +200,34 @@ def test_weights_beside_the_graph(
         assert (folders[2] / file).read_bytes() == (folders[1] / file).read_bytes()
     assert (folders[2] / "model.onnx.data").stat().st_size > 10_000
     assert check_parity(part, written, evaluate(part), precision="fp32") <= TOLERANCE
-    weights = dict(named_weights(written))
-    floating = [t for t in onnx.load(inline).graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
-    assert weights.keys() == {tensor.name for tensor in floating} == dict(named_weights(inline)).keys()
-    for tensor in floating:
-        assert weights[tensor.name].dtype == np.float32
-        assert np.array_equal(weights[tensor.name], numpy_helper.to_array(tensor))
+    # Bundles share their files with the cache by hard link, which onnx alone refuses to read.
+    (tmp_path / "shared").hardlink_to(written.with_name("model.onnx.data"))
+    with pytest.raises(onnx.checker.ValidationError):
+        onnx.load(written)
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in load_graph(written).graph.initializer}
+    expected = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(inline).graph.initializer}
+    assert weights.keys() == expected.keys()
+    assert all(np.array_equal(weights[name], expected[name]) for name in expected)
+    back = replace_weights(written, component(blank, "text_encoder").module, folders[3], precision="fp32")
+    assert back.with_name("model.onnx.data").read_bytes() == path.with_name("model.onnx.data").read_bytes()
+
+
+def test_weights_outside_the_folder_are_refused(
+    exported: Exported, other: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    model = onnx.load(exported("text_encoder", 20, "fp32"))
+    onnx.save(model, source / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+    proto = onnx.load(source / "model.onnx", load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../secret"
+    (source / "model.onnx").write_bytes(proto.SerializeToString())
+    for read in (load_graph, lambda path: replace_weights(path, torch.nn.Module(), tmp_path, precision="fp32")):
+        with pytest.raises(BuildError, match=r"lies in ../secret, outside its graph's folder; build the bundle again"):
+            read(source / "model.onnx")
 
 
 def test_a_plain_export_merges_equal_weights_and_drops_zeros(

@@ -127,6 +127,8 @@ def _work(request: dict[str, Any], name: str, on_progress: OnProgress) -> dict[s
                 worker.stdin.close()
             outcome: dict[str, Any] | None = None
             for line in worker.stdout:
+                if not line.endswith("\n"):
+                    break  # killed while it wrote
                 message = json.loads(line)
                 outcome = message.get("outcome", outcome)
                 if "phase" in message:

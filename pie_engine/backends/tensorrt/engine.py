@@ -84,8 +84,15 @@ class Engine:
     def profile_for(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
         """The profile that takes these input shapes, or None."""
         engine = self._engine
+        dynamic = []  # profiles say nothing of the others
+        for name, shape in shapes.items():
+            compiled = tuple(engine.get_tensor_shape(name))
+            if -1 in compiled:
+                dynamic.append(name)
+            elif compiled != tuple(shape):
+                return None
         for index in range(engine.num_optimization_profiles):
-            ranges = {name: engine.get_tensor_profile_shape(name, index) for name in shapes}
+            ranges = {name: engine.get_tensor_profile_shape(name, index) for name in dynamic}
             if all(_within(shapes[name], low, high) for name, (low, _, high) in ranges.items()):
                 return index
         return None

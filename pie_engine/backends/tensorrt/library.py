@@ -47,13 +47,17 @@ def import_library(flavour: str) -> Any:
         raise BackendError(
             f"backend '{flavour}' {reason}; {install_command(flavour)}, or pass --backend onnxruntime"
         ) from None
-    found = tuple(int(part) for part in re.findall(r"\d+", library.__version__)[:2])
-    if found < _OLDEST[flavour]:
+    if not at_least(library.__version__, _OLDEST[flavour]):
         oldest = ".".join(map(str, _OLDEST[flavour]))
         raise BackendError(
             f"{flavour} {library.__version__} is too old ({oldest} or later needed); {install_command(flavour)}"
         )
     return library
+
+
+def at_least(version: str, oldest: tuple[int, int]) -> bool:
+    """Whether a version such as "10.14.1.48.post1" is `oldest` or later."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2]) >= oldest
 
 
 def require_gpu(flavour: str, index: int = 0) -> Gpu:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pie_engine.export.graph import EXTERNAL_BYTES, relative_error
+from pie_engine.export.load import load_graph
 from pie_engine.export.refit import SETTINGS
 
 # Added to every bias and norm of the probe: far more than the tolerance if a refit passes one over, and small enough
@@ -53,7 +54,7 @@ def write_probe(onnx_path: Path, folder: Path) -> Path:
     import onnx
     from onnx import numpy_helper
 
-    model = onnx.load(onnx_path)
+    model = load_graph(onnx_path)
     generator = np.random.default_rng(1)
     for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor)

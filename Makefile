@@ -7,7 +7,7 @@ OUTPUT ?= demo-output
 BUILT_FROM := pyproject.toml constraints.txt setup.py cpp_ext/build.py $(wildcard cpp_ext/*.cpp cpp_ext/*.cu cpp_ext/*.h)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint format bench gpu-check clean
+.PHONY: demo test lint format bench engine-build gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pie-engine demo --output $(OUTPUT)
@@ -26,6 +26,10 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.demo
 	$(BIN)/python benchmarks/progression.py
+
+# Slow: full-size engines, which tensorrt-rtx compiles without a GPU.
+engine-build: $(VENV)/.dev
+	$(BIN)/python benchmarks/engine_build.py
 
 # With WHEELS=DIR, on the machine's own Python and torch, and those wheels for what is missing; else in the environment.
 gpu-check: $(if $(WHEELS),,$(VENV)/.dev)

@@ -3,7 +3,7 @@
     python benchmarks/engine_build.py [--backend tensorrt-rtx] [--compute-capability 8.6,8.9,12.0] [--resolution 512]
 
 Random weights of Stable Diffusion v1.4's shape (859.5 M parameters in the U-Net) cost the same to build as trained
-ones. tensorrt-rtx needs no GPU for this. Takes about ten minutes, 12 GB of memory and 16 GB of disk.
+ones. tensorrt-rtx needs no GPU for this. Takes about six minutes and 16 GB of disk.
 """
 
 from __future__ import annotations

@@ -127,7 +127,8 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
 
 _ENGINE_FIELDS = {
     "component": str, "file": str, "flavour": str, "version": str, "capabilities": list, "hardware_compatibility": str,
-    "resolutions": list, "batches": list, "precision": str, "weights": str, "profiles": list, "attention": dict,
+    "resolutions": list, "batches": list, "precision": str, "weights": str,
+    "weights_hash": str | None, "profiles": list, "attention": dict,
 }  # fmt: skip
 
 

@@ -101,6 +101,8 @@ def check_engines(bundle: Bundle, flavour: str, index: int = 0) -> dict[str, dic
         )
     for name in COMPONENTS:
         reason = obstacle(entries[name], index)
+        if entries[name]["weights"] == "fixed" and entries[name]["weights_hash"] != bundle.weights_hash(name):
+            reason = f"{name} was compiled with another checkpoint's weights"
         if reason is not None:
             raise BundleError(
                 f"the {flavour} engines of {bundle.path} do not run here: {reason}; "

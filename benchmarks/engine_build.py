@@ -21,9 +21,9 @@ import torch
 from progression import processor
 from random_checkpoint import make_unet, write
 
-from pie_engine.build import build_bundle
-from pie_engine.build.refit import UNetWeights, refit_bundle
 from pie_engine.bundle import Bundle
+from pie_engine.bundling import build_bundle
+from pie_engine.bundling.refit import UNetWeights, refit_bundle
 from pie_engine.checkpoint import load_checkpoint, load_unet_alone
 from pie_engine.config import COMPONENTS, FLAVOURS, BuildConfig, EngineConfig
 

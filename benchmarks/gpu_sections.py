@@ -199,7 +199,7 @@ def full_size(device: str) -> int:
 
     from pie_engine import Item, PieEngine, RunConfig, RuntimeConfig
     from pie_engine.backends.torch_backend import TorchBackend
-    from pie_engine.build import model_info
+    from pie_engine.bundling import model_info
     from pie_engine.checkpoint import Checkpoint
     from pie_engine.demo.assets import CHECKPOINT
     from pie_engine.imaging import fit, prepare_mask, to_image

@@ -121,7 +121,7 @@ def _build_checkpoint(
     on_component: Callable[[str], None],
 ) -> Opened:
     """A checkpoint through a bundle in the cache: exported, and compiled if a compiled backend was asked for."""
-    from pie_engine.build import cached_bundle
+    from pie_engine.bundling import cached_bundle
     from pie_engine.checkpoint import load_checkpoint
 
     compiled = choice.name in FLAVOURS
@@ -149,7 +149,7 @@ def _open_checkpoint(
     import torch
 
     from pie_engine.backends.torch_backend import TorchBackend
-    from pie_engine.build import model_info
+    from pie_engine.bundling import model_info
     from pie_engine.checkpoint import load_checkpoint
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -47,6 +47,6 @@ def pndm_checkpoint() -> Checkpoint:
 @pytest.fixture(scope="session")
 def bundle(ddim_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The DDIM golden checkpoint, exported once per session. Tests that change it copy it first."""
-    from pie_engine.build import build_bundle
+    from pie_engine.bundling import build_bundle
 
     return build_bundle(ddim_checkpoint, tmp_path_factory.mktemp("bundle") / "golden.pie")

@@ -22,8 +22,8 @@ import torch
 
 from pie_engine.backends.tensorrt import engine as engine_module
 from pie_engine.backends.tensorrt import fingerprint, library
-from pie_engine.build.engines import Target, profiles
 from pie_engine.bundle import MANIFEST, Bundle, open_bundle, write_manifest
+from pie_engine.bundling.engines import Target, profiles
 from pie_engine.config import COMPONENTS
 from pie_engine.gpu import Gpu, Machine
 

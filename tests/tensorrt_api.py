@@ -29,7 +29,7 @@ from typing import Any
 PACKAGE = Path(__file__).parents[1] / "pie_engine"
 # Where the library is touched; a test sees to it that no other file touches it.
 SOURCES = ("library", "worker", "engine", "builder")
-FILES = (*(PACKAGE / "backends" / "tensorrt" / f"{name}.py" for name in SOURCES), PACKAGE / "build" / "engines.py")
+FILES = (*(PACKAGE / "backends" / "tensorrt" / f"{name}.py" for name in SOURCES), PACKAGE / "bundling" / "engines.py")
 DATA = Path(__file__).parent / "data" / "tensorrt_api.json"
 
 # What a member of a class gives: the class of its value or result, or None for a plain value.

@@ -17,9 +17,9 @@ from pie_engine.export import graph
 
 from pie_engine import Item, PieEngine, RunConfig
 from pie_engine.backends.onnx_backend import OnnxBackend
-from pie_engine.build import build_bundle, cached_bundle
-from pie_engine.build.components import cached_component
 from pie_engine.bundle import MANIFEST, Bundle, open_bundle
+from pie_engine.bundling import build_bundle, cached_bundle
+from pie_engine.bundling.components import cached_component
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import COMPONENTS, BuildConfig
 from pie_engine.errors import BuildError

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pie_engine import Item, PieEngine, RunConfig
 from pie_engine.backends.torch_backend import TorchBackend
-from pie_engine.build import model_info
+from pie_engine.bundling import model_info
 from pie_engine.checkpoint import Checkpoint, LoraSpec
 from pie_engine.config import BuildConfig
 from pie_engine.errors import ConfigError, InputError, PieError

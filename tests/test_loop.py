@@ -18,7 +18,7 @@ from graph_emulator import EmulatedTimeline
 from pie_engine import Item, PieEngine, RunConfig, RuntimeConfig
 from pie_engine import loop as loop_module
 from pie_engine.backends.torch_backend import TorchBackend
-from pie_engine.build import model_info
+from pie_engine.bundling import model_info
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import COMPONENTS
 from pie_engine.errors import BackendError

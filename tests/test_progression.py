@@ -14,8 +14,8 @@ from pie_engine.kernels.dispatch import EAGER
 from pie_engine import Item, PieEngine, RunConfig, RuntimeConfig
 from pie_engine.backends.onnx_backend import OnnxBackend
 from pie_engine.backends.torch_backend import TorchBackend
-from pie_engine.build import model_info
 from pie_engine.bundle import Bundle
+from pie_engine.bundling import model_info
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import COMPONENTS
 from pie_engine.errors import BackendError

@@ -14,10 +14,10 @@ import pytest
 import torch
 from golden import GOLDEN
 
-import pie_engine.build.refit as refit_module
+import pie_engine.bundling.refit as refit_module
 from pie_engine import Item, PieEngine, RunConfig
-from pie_engine.build.refit import UNetWeights, refit_bundle
 from pie_engine.bundle import MANIFEST, Bundle, describe_files, open_bundle, write_manifest
+from pie_engine.bundling.refit import UNetWeights, refit_bundle
 from pie_engine.checkpoint import Checkpoint, load_unet_alone
 from pie_engine.checkpoint.hashing import hash_text_encoder, hash_unet
 from pie_engine.config import EngineConfig

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pie_engine.cli import refit
+from pie_engine.cli.shared import add_checkpoint_options, report
 from pie_engine.config import ENGINE_WEIGHTS, FLAVOURS, HARDWARE_COMPATIBILITIES, PRECISIONS, BuildConfig, EngineConfig
 from pie_engine.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pie_engine.bundle import Bundle
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -95,18 +92,6 @@ def _numbers(option: str, text: str | None, example: str) -> tuple[int, ...]:
         raise ConfigError(f"{option} {text!r} is not a list of whole numbers; pass --{option} {example}") from None
 
 
-def add_checkpoint_options(parser: Any) -> None:
-    """Options that name a checkpoint; shared with `run`."""
-    parser.add_argument(
-        "--checkpoint", metavar="DIR|FILE|HUB_ID",
-        help="diffusers folder, single .safetensors file, or hub id in the local cache (also: --base)",
-    )  # fmt: skip
-    parser.add_argument("--unet", metavar="DIR|FILE", help="fine-tuned U-Net that replaces the checkpoint's")
-    parser.add_argument(
-        "--lora", action="append", default=[], metavar="FILE[:SCALE]", help="LoRA to fuse; may be given several times"
-    )
-
-
 def main(arguments: argparse.Namespace) -> int:
     from pie_engine.bundle import MANIFEST
     from pie_engine.checkpoint import LoraSpec, load_checkpoint
@@ -114,8 +99,6 @@ def main(arguments: argparse.Namespace) -> int:
     from pie_engine.files import check_folder
 
     if arguments.refit is not None:
-        from pie_engine.cli import refit
-
         return refit.from_build(arguments)
     if arguments.checkpoint is None and arguments.unet is None:
         raise ConfigError("nothing to build from; pass --checkpoint DIR, or --unet CKPT")
@@ -135,7 +118,7 @@ def main(arguments: argparse.Namespace) -> int:
     say("loading the checkpoint")
     checkpoint = load_checkpoint(arguments.checkpoint, unet=arguments.unet, lora=loras)
 
-    from pie_engine.build import build_bundle
+    from pie_engine.bundling import build_bundle
 
     say("exporting (a full-size U-Net takes about two minutes)")
     bundle = build_bundle(
@@ -147,21 +130,6 @@ def main(arguments: argparse.Namespace) -> int:
     )
     report(bundle, arguments)
     return 0
-
-
-def report(bundle: Bundle, arguments: argparse.Namespace) -> None:
-    """Print what was written, on stdout."""
-    size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
-    if arguments.json:
-        components, engines = bundle.manifest["components"], bundle.engines()
-        result = {"bundle": str(bundle.path), "bytes": size, "components": components, "engines": engines}
-        sys.stdout.write(json.dumps(result) + "\n")
-        return
-    sys.stdout.write(f"{bundle.path}: {size / 1e6:.1f} MB, {bundle.precision}\n")
-    if arguments.show_commands:
-        from pie_engine.backends.tensorrt.commands import equivalent_commands
-
-        sys.stdout.write("\n".join(equivalent_commands(bundle)) + "\n")
 
 
 def _command(arguments: argparse.Namespace, config: BuildConfig, output: Path) -> str:

@@ -7,12 +7,12 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pie_engine.cli.build import add_checkpoint_options, report
+from pie_engine.cli.shared import add_checkpoint_options, report
 from pie_engine.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pie_engine.build.refit import UNetWeights
     from pie_engine.bundle import Bundle
+    from pie_engine.bundling.refit import UNetWeights
     from pie_engine.checkpoint import Checkpoint, LoraSpec
 
 
@@ -51,7 +51,7 @@ def main(arguments: argparse.Namespace) -> int:
     say("loading the weights")
     weights = _load(arguments, bundle, loras)
 
-    from pie_engine.build.refit import refit_bundle
+    from pie_engine.bundling.refit import refit_bundle
 
     refitted = refit_bundle(
         bundle,
@@ -84,7 +84,7 @@ def _load(arguments: argparse.Namespace, bundle: Bundle, loras: list[LoraSpec]) 
 
     if arguments.checkpoint is not None:
         return load_checkpoint(arguments.checkpoint, unet=arguments.unet, lora=loras)
-    from pie_engine.build.refit import UNetWeights
+    from pie_engine.bundling.refit import UNetWeights
 
     config = bundle.manifest.get("architecture", {}).get("unet", {})
     return UNetWeights.for_bundle(bundle, *load_unet_alone(arguments.unet, config=config, lora=loras))

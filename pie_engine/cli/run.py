@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pie_engine.cli.build import add_checkpoint_options
+from pie_engine.cli.shared import add_checkpoint_options
 from pie_engine.config import DTYPES, INVERSIONS, NOISES, SEMANTICS, STEP_KERNELS, RunConfig, RuntimeConfig
 
 

@@ -17,8 +17,8 @@ from pie_engine import Item, PieEngine, RunConfig
 from pie_engine.backends import onnx_session
 from pie_engine.backends.onnx_backend import OnnxBackend
 from pie_engine.backends.torch_backend import TorchBackend
-from pie_engine.build import build_bundle, model_info
 from pie_engine.bundle import Bundle
+from pie_engine.bundling import build_bundle, model_info
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import COMPONENTS, BuildConfig
 from pie_engine.errors import BackendError

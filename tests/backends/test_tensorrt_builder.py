@@ -18,10 +18,10 @@ from pie_engine.export.promote import to_single_precision
 
 from pie_engine.backends.tensorrt import builder, library
 from pie_engine.backends.tensorrt.builder import Profile, Request, compile_plan, inspect_plan, needs_decomposing
-from pie_engine.build import assemble, build_bundle, engines
-from pie_engine.build.components import cached_component
-from pie_engine.build.engines import Target, cached_engine, profiles, resolve_target
 from pie_engine.bundle import Bundle, open_bundle
+from pie_engine.bundling import assemble, build_bundle, engines
+from pie_engine.bundling.components import cached_component
+from pie_engine.bundling.engines import Target, cached_engine, profiles, resolve_target
 from pie_engine.checkpoint import Checkpoint, load_checkpoint
 from pie_engine.config import COMPONENTS, BuildConfig, EngineConfig
 from pie_engine.demo.assets import CHECKPOINT

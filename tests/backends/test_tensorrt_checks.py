@@ -17,13 +17,13 @@ from onnx import numpy_helper
 from pie_engine.export.graph import TOLERANCE, relative_error
 from pie_engine.export.load import load_graph
 
-import pie_engine.build.assemble as assemble
+import pie_engine.bundling.assemble as assemble
 from pie_engine.backends.tensorrt import worker
 from pie_engine.backends.tensorrt.builder import compare_plan, sanitised
 from pie_engine.backends.tensorrt.library import at_least
 from pie_engine.backends.tensorrt.selftest import random_inputs, refitted_error, write_probe
-from pie_engine.build.engines import Target
 from pie_engine.bundle import Bundle
+from pie_engine.bundling.engines import Target
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import BuildConfig, EngineConfig
 

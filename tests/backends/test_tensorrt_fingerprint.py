@@ -20,8 +20,8 @@ from pie_engine.backends.tensorrt import backend as backend_module
 from pie_engine.backends.tensorrt.backend import TensorRTBackend, check_engines
 from pie_engine.backends.tensorrt.engine import read_plan
 from pie_engine.backends.tensorrt.fingerprint import buckets, describe_target, obstacle, runs_on, same_release
-from pie_engine.build import build_bundle
 from pie_engine.bundle import MANIFEST, Bundle, open_bundle, write_manifest
+from pie_engine.bundling import build_bundle
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import COMPONENTS, FLAVOURS, BuildConfig, EngineConfig
 from pie_engine.errors import BackendError, BundleError, ConfigError

@@ -9,7 +9,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from pie_engine.backends.torch_backend import TorchBackend, fuse_projections
-from pie_engine.build import model_info
+from pie_engine.bundling import model_info
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.loading import _runs_on
 

@@ -144,7 +144,7 @@ def test_interrupted_run_and_build(
         assert (outcome.code, outcome.out, outcome.err.splitlines()[-1]) == interrupted
         assert not list(tmp_path.iterdir())
     with monkeypatch.context() as patch:
-        patch.setattr("pie_engine.build.assemble.link_files", interrupt)
+        patch.setattr("pie_engine.bundling.assemble.link_files", interrupt)
         outcome = pie("build", "--checkpoint", checkpoint, "--output", output)
     assert (outcome.code, outcome.out, outcome.err.splitlines()[-1]) == interrupted
     assert not list(tmp_path.iterdir())

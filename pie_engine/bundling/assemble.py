@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pie_engine.build.components import (
+from pie_engine.bundle import FORMAT, MANIFEST, WEIGHTS, Bundle, open_bundle, write_manifest
+from pie_engine.bundling.components import (
     RECORD,
     OnComponent,
     cache_folder,
@@ -19,8 +20,7 @@ from pie_engine.build.components import (
     cached_component,
     exporter_versions,
 )
-from pie_engine.build.engines import Target, cached_engine, needs_decomposing, resolve_target
-from pie_engine.bundle import FORMAT, MANIFEST, WEIGHTS, Bundle, open_bundle, write_manifest
+from pie_engine.bundling.engines import Target, cached_engine, needs_decomposing, resolve_target
 from pie_engine.config import COMPONENTS, BuildConfig
 from pie_engine.errors import BuildError, BundleError
 from pie_engine.files import link_or_copy, locked, new_folder

@@ -1,0 +1,295 @@
+"""One exported component -> one TensorRT plan: which shapes, for which GPUs, cached by content."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pie_engine.backends.tensorrt import library
+from pie_engine.backends.tensorrt.builder import (
+    Profile,
+    Request,
+    compare_plan,
+    compile_plan,
+    inspect_plan,
+    needs_decomposing,
+    sanitised,
+)
+from pie_engine.bundle import describe_files
+from pie_engine.bundling.components import OnComponent, intact
+from pie_engine.config import EngineConfig, check_resolution
+from pie_engine.errors import BackendError, BuildError, ConfigError
+from pie_engine.export.graph import TOLERANCE
+from pie_engine.files import link_or_copy, locked, new_folder
+from pie_engine.gpu import probe
+
+__all__ = ["Engine", "Target", "cached_engine", "needs_decomposing", "profiles", "resolve_target"]
+log = logging.getLogger(__name__)
+_RECORD = "engine.json"
+_PLAN = "engine.plan"
+# The first versions that know an attention as one layer.
+_WHOLE_ATTENTION = {"tensorrt": (10, 14), "tensorrt-rtx": (1, 4)}
+# Of a target, what no later reader of a plan needs.
+_PRIVATE = ("workspace", "whole_attention")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What plans are compiled for: an `EngineConfig` with everything settled on this machine.
+
+    Attributes:
+        flavour, version: the compiler's.
+        gpu: name of the GPU that plans are compiled on and for, or None where none took part.
+        capabilities: compute capabilities that the plans run on.
+        driver_floor: oldest CUDA version that a driver must serve, or None if not known.
+        whole_attention: whether the compiler knows an attention as one layer (TensorRT since 10.14).
+    """
+
+    flavour: str
+    version: str
+    gpu: str | None
+    capabilities: tuple[str, ...]
+    hardware_compatibility: str
+    driver_floor: str | None
+    resolutions: tuple[int, ...]
+    batches: tuple[int, ...]
+    weights: str
+    optimisation_level: int | None
+    workspace: float | None
+    whole_attention: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def resolve_target(config: EngineConfig, facts: dict[str, Any]) -> Target:
+    """Settle what `config` leaves open, and refuse what this machine cannot compile.
+
+    Raises:
+        BackendError: the library is not installed, or no GPU is at hand where one is needed.
+        ConfigError: a resolution or a compute capability that cannot be had.
+    """
+    module = library.import_library(config.flavour)
+    for tool in ("polygraphy", "onnx_graphsurgeon", "onnxruntime"):
+        if importlib.util.find_spec(tool) is None:
+            raise BackendError(
+                f"{tool} is not installed, which building needs; {library.install_command(config.flavour)}"
+            )
+    resolutions = config.resolutions or (facts["default_resolution"],)
+    for resolution in resolutions:
+        check_resolution(resolution, facts["resolution_multiple"])
+    gpus = probe().gpus
+    if not gpus and config.flavour == "tensorrt":
+        raise BackendError(
+            f"tensorrt compiles on the GPU that runs the engine and this machine shows none ({probe().reason}); "
+            "build there, or pass --backend tensorrt-rtx --compute-capability 8.6"
+        )
+    if not gpus and not config.capabilities:
+        known = ",".join(library.RTX_CAPABILITIES)
+        raise ConfigError(f"this machine shows no GPU to compile for; pass --compute-capability with some of {known}")
+    capabilities = config.capabilities or (gpus[0].capability,)
+    if config.flavour == "tensorrt-rtx":
+        for capability in capabilities:
+            if not hasattr(module.ComputeCapability, "SM" + capability.replace(".", "")):
+                known = ", ".join(library.RTX_CAPABILITIES)
+                raise ConfigError(
+                    f"tensorrt-rtx {module.__version__} compiles for compute capability {known}, not {capability}; "
+                    "pass one of them, or --backend tensorrt on that GPU"
+                )
+    at_hand = bool(gpus) and capabilities == (gpus[0].capability,)
+    weights = config.weights or ("refittable" if at_hand else "fixed")
+    if weights != "fixed" and not at_hand:
+        raise ConfigError(
+            f"weights {weights!r} are compiled on the GPU that runs the engine, and this machine shows no GPU of "
+            f"compute capability {', '.join(capabilities)}; build there, or pass --weights fixed"
+        )
+    return Target(
+        flavour=config.flavour,
+        version=module.__version__,
+        gpu=gpus[0].name if at_hand else None,
+        capabilities=tuple(sorted(set(capabilities), key=lambda text: [int(part) for part in text.split(".")])),
+        hardware_compatibility=config.hardware_compatibility,
+        driver_floor=library.driver_floor(config.flavour),
+        resolutions=resolutions,
+        batches=config.batches,
+        weights=weights,
+        optimisation_level=config.optimisation_level,
+        workspace=config.workspace,
+        whole_attention=library.at_least(module.__version__, _WHOLE_ATTENTION[config.flavour]),
+    )
+
+
+def profiles(component: str, target: Target, facts: dict[str, Any]) -> list[Profile]:
+    """The shapes that a component is compiled for.
+
+    The U-Net runs guided on twice the batch, and unguided (and for inversion) on the batch itself: two profiles each.
+    The text encoder runs once per progression, so one profile with a range serves it.
+    """
+    scale, channels = facts["vae_scale"], facts["latent_channels"]
+    if component == "text_encoder":
+        most = 2 * max(target.batches) + 1  # each its own prompt and negative prompt, and the empty one
+        return [{"ids": ((1, facts["max_tokens"]), (2, facts["max_tokens"]), (most, facts["max_tokens"]))}]
+    found: list[Profile] = []
+    for side in target.resolutions:
+        for batch in unet_batches(target.batches) if component == "unet" else target.batches:
+            latent = (batch, channels, side // scale, side // scale)
+            if component == "unet":
+                shapes = {"sample": latent, "context": (batch, facts["max_tokens"], facts["text_width"])}
+            else:
+                shapes = {"latent": latent} if component == "vae_decoder" else {"pixels": (batch, 3, side, side)}
+            # tensorrt-rtx 1.7 compiles no U-Net for 7.5 at a static batch of one, but a range that begins there.
+            ranged = batch == 1 and component == "unet" and "7.5" in target.capabilities
+            found.append({name: (shape, shape, (2, *shape[1:]) if ranged else shape) for name, shape in shapes.items()})
+    return found
+
+
+def unet_batches(batches: tuple[int, ...]) -> list[int]:
+    """U-Net batches of item batches: guided first, since they are what runs most."""
+    return list(dict.fromkeys([2 * batch for batch in batches] + list(batches)))
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A compiled plan in the cache: its folder and what is known about it."""
+
+    component: str
+    folder: Path
+    record: dict[str, Any]
+    target: Target
+
+    def place(self, bundle: Path, weights_hash: str, precision: str) -> dict[str, Any]:
+        """Put the plan into a bundle's folder. Returns its entry in the manifest."""
+        file = f"engines/{self.target.flavour}/{self.component}.plan"
+        (bundle / file).parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(self.folder / _PLAN, bundle / file)
+        return {
+            "component": self.component,
+            "file": file,
+            **{key: value for key, value in self.target.to_dict().items() if key not in _PRIVATE},
+            "precision": precision,
+            # Whose weights lie in the file: a refittable plan may carry another checkpoint's, a stripped one has none.
+            "weights_hash": None if self.target.weights == "stripped" else weights_hash,
+            **self.record,
+        }
+
+
+def cached_engine(
+    component: str, exported: Path, target: Target, facts: dict[str, Any], cache: Path, on_component: OnComponent
+) -> Engine:
+    """The plan of an exported component, compiled at its first use.
+
+    Raises:
+        BuildError: it cannot be compiled as asked.
+    """
+    shapes = profiles(component, target, facts)
+    graphs = {name: entry["sha256"] for name, entry in describe_files(exported).items() if "model.onnx" in name}
+    key = [component, graphs, target.to_dict(), shapes]
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    folder = cache / "engines" / f"{component}-{digest}"
+    with locked(folder):
+        if not intact(folder, _RECORD):
+            shutil.rmtree(folder, ignore_errors=True)
+            with new_folder(folder, replaceable=_RECORD) as partial:
+                record = _compile(component, exported, target, shapes, cache, partial, on_component)
+                files = describe_files(partial)
+                (partial / _RECORD).write_text(json.dumps({"engine": record, "files": files}, indent=2))
+        record = json.loads((folder / _RECORD).read_text())["engine"]
+    attention = record["attention"]
+    fused = "" if attention["fused"] is None else f", {attention['fused']} of {attention['graph']} attentions fused"
+    on_component(
+        f"{component}: plan, {record['bytes'] / 1e6:.1f} MB, {len(shapes)} shapes{fused}, {record['seconds']:.1f} s"
+    )
+    if component == "unet" and attention["fused"] is not None and attention["fused"] < attention["graph"]:
+        log.warning(
+            "defect: %d of %d attentions of the U-Net are not fused, which is slow; %s",
+            attention["graph"] - attention["fused"], attention["graph"],
+            "build with --precision fp16" if record["precision"] == "fp32" else "report this checkpoint's head sizes",
+        )  # fmt: skip
+    return Engine(component, folder, record, target)
+
+
+def _compile(
+    component: str,
+    exported: Path,
+    target: Target,
+    shapes: list[Profile],
+    cache: Path,
+    folder: Path,
+    on_component: OnComponent,
+) -> dict[str, Any]:
+    onnx, plan = exported / "model.onnx", folder / _PLAN
+    on_component(f"{component}: compiling with {target.flavour} {target.version}")
+    with tempfile.TemporaryDirectory(prefix=".sanitised-", dir=folder.parent) as scratch:
+        source = sanitised(onnx, Path(scratch), component)
+        request = make_request(source, plan, target, shapes, cache)
+        outcome = compile_plan(request, component, lambda line: on_component(f"  {component}: {line}"))
+    nodes, precision = _count_attentions(onnx)
+    attention: dict[str, Any] = {"graph": nodes, "fused": None, "seen_by": None}
+    if target.flavour == "tensorrt-rtx":
+        # Its plans name their kernels, once per attention and profile.
+        # The VAE's may be fused at one batch and not at another: it counts if it is at all of them.
+        kernels = outcome["fused_attention_kernels"]
+        attention.update(fused=kernels // len(shapes), kernels=kernels, seen_by="kernel names in the plan")
+    record = {
+        "profiles": shapes,
+        "precision": precision,
+        "bytes": outcome["bytes"],
+        "seconds": outcome["seconds"],
+        "host_memory_bytes": outcome["host_memory_bytes"],
+        "network_layers": outcome["network_layers"],
+        "network_attentions": outcome["network_attentions"],
+        "layers": None,
+        "attention": attention,
+        "warnings": outcome["warnings"],
+    }
+    if target.gpu is not None and target.weights != "stripped":  # a stripped plan has nothing to run
+        seen = inspect_plan(target.flavour, plan, component)
+        attention.update(fused=seen["fused_attention_layers"], seen_by="engine inspector")
+        record["layers"] = seen["layers"]
+        error = compare_plan(target.flavour, plan, onnx, shapes[0], component)
+        if error > TOLERANCE[precision]:
+            raise BuildError(
+                f"{component} compiled by {target.flavour} {target.version} differs from its graph by {error:.1e} (at "
+                f"most {TOLERANCE[precision]:.1e}); pass --precision fp32, or report it with --show-commands"
+            )
+        record["relative_error"] = error
+    return record
+
+
+def make_request(onnx: Path, plan: Path, target: Target, shapes: list[Profile], cache: Path) -> Request:
+    """What the compiler is asked for."""
+    timing_cache = None
+    if target.flavour == "tensorrt" and target.gpu is not None:
+        gpu = "".join(char if char.isalnum() else "-" for char in target.gpu)
+        timing_cache = cache / "timing" / f"{target.flavour}-{target.version}-{gpu}.cache"
+        timing_cache.parent.mkdir(parents=True, exist_ok=True)
+    at_hand = target.gpu is not None
+    return Request(
+        flavour=target.flavour,
+        onnx=str(onnx),
+        plan=str(plan),
+        profiles=shapes,
+        capabilities=() if at_hand else target.capabilities,
+        hardware_compatibility=target.hardware_compatibility,
+        weights=target.weights,
+        optimisation_level=target.optimisation_level,
+        workspace_bytes=None if target.workspace is None else int(target.workspace * 2**30),
+        timing_cache=None if timing_cache is None else str(timing_cache),
+    )
+
+
+def _count_attentions(path: Path) -> tuple[int, str]:
+    """Attentions of a graph, whole or taken apart (each then has one softmax), and the precision of its weights."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    nodes = [node.op_type for graph in (model.graph, *model.functions) for node in graph.node]
+    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
+    return nodes.count("Attention") or nodes.count("Softmax"), "fp16" if half else "fp32"

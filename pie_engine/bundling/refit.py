@@ -1,0 +1,251 @@
+"""New weights in a bundle's graphs and engines: no export, and no compiling where the engines can be refitted."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pie_engine.bundle import MANIFEST, WEIGHTS, Bundle, open_bundle, write_manifest
+from pie_engine.bundling.assemble import model_facts, unet_architecture
+from pie_engine.bundling.components import OnComponent, exporter_versions
+from pie_engine.bundling.engines import EngineConfig, cached_engine, resolve_target
+from pie_engine.config import COMPONENTS
+from pie_engine.errors import BuildError, ConfigError, PieError
+from pie_engine.files import cache_root, link_or_copy, new_folder
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+    from pie_engine.checkpoint import Checkpoint
+
+log = logging.getLogger(__name__)
+# What an architecture's config says that changes no number.
+_IGNORED = {"sample_size"}
+
+
+@dataclass(frozen=True)
+class UNetWeights:
+    """A U-Net without the rest of its checkpoint, shaped like one for `pie_engine.export.components`.
+
+    Attributes:
+        unet: the model, fp32.
+        hashes, sources: of the U-Net alone, as in `Checkpoint`.
+    """
+
+    unet: UNet2DConditionModel
+    hashes: dict[str, str]
+    sources: dict[str, str]
+    latent_channels: int
+    vae_scale: int
+    resolution_multiple: int
+    max_tokens: int
+    tokenizer: None = field(default=None)
+
+    @classmethod
+    def for_bundle(cls, bundle: Bundle, unet: UNet2DConditionModel, digest: str, source: str) -> UNetWeights:
+        info = bundle.model
+        return cls(
+            unet, {"unet": digest}, {"unet": source}, info.latent_channels, info.vae_scale, info.resolution_multiple,
+            info.max_tokens,
+        )  # fmt: skip
+
+
+def refit_bundle(
+    bundle: Bundle,
+    weights: Checkpoint | UNetWeights,
+    output: str | Path,
+    *,
+    build_command: str | None = None,
+    cache_dir: Path | None = None,
+    on_component: OnComponent = lambda line: None,
+) -> Bundle:
+    """Write a bundle with the graphs and engines of `bundle` and other weights; it appears whole or not at all.
+
+    Every refitted graph is run against PyTorch, and exported anew if it differs. Engines whose weights can be
+    exchanged stay as they are and get theirs when they are loaded; where a GPU is at hand they are tried at once, and
+    compiled anew if they fail. Engines with fixed weights are compiled.
+
+    Args:
+        bundle: verified.
+        weights: a checkpoint, or a U-Net alone, of the bundle's architecture.
+
+    Raises:
+        ConfigError: another architecture, or the same weights.
+        BuildError, BackendError: an engine has to be compiled and cannot be, here.
+        OutputError: `output` cannot be written.
+    """
+    _check_architecture(bundle, weights)
+    kept = bundle.manifest["hashes"]
+    changed = [
+        name for name in COMPONENTS if weights.hashes.get(WEIGHTS[name], kept[WEIGHTS[name]]) != kept[WEIGHTS[name]]
+    ]
+    if not changed:
+        raise ConfigError(f"bundle {bundle.path} holds these weights already; run it as it is")
+    manifest = json.loads(json.dumps(bundle.manifest))
+    facts = manifest["model"] if isinstance(weights, UNetWeights) else model_facts(weights)
+    with new_folder(Path(output), replaceable=MANIFEST) as folder:
+        for name in COMPONENTS:
+            (folder / name).mkdir()
+            if name in changed:
+                manifest["components"][name] = _refit_component(bundle, weights, name, folder / name, on_component)
+                gc.collect()
+            else:
+                _link(bundle.path / name, folder / name)
+        engines = [
+            _refit_engine(bundle, entry, entry["component"] in changed, weights, facts, folder, cache_dir, on_component)
+            for entry in bundle.engines()
+        ]
+        if weights.tokenizer is None:
+            (folder / "tokenizer").mkdir()
+            _link(bundle.path / "tokenizer", folder / "tokenizer")
+        else:
+            weights.tokenizer.save_pretrained(folder / "tokenizer")
+        for fact in ("format", "pie_engine", "files", "manifest_sha256"):
+            del manifest[fact]  # written anew
+        manifest.update(
+            model=facts,
+            hashes=manifest["hashes"] | weights.hashes,
+            sources=manifest["sources"] | weights.sources,
+            engines=engines,
+            versions=exporter_versions(),
+            refitted_from=bundle.manifest["hashes"],
+            build_command=build_command or f"pie-engine refit {bundle.path} --output {output}",
+        )
+        write_manifest(folder, manifest)
+    return open_bundle(output, verify=False)  # every hash was computed a moment ago
+
+
+def _refit_component(
+    bundle: Bundle, weights: Checkpoint | UNetWeights, name: str, folder: Path, on_component: OnComponent
+) -> dict[str, Any]:
+    """Replace a graph's weights, or export it anew if that fails. Returns what the manifest says of it."""
+    import torch
+
+    from pie_engine.export.components import component
+    from pie_engine.export.graph import TOLERANCE, check_parity, export_component
+    from pie_engine.export.refit import replace_weights
+
+    start = time.monotonic()
+    precision = bundle.manifest["components"][name]["precision"]
+    part = component(weights, name)  # type: ignore[arg-type]  # a U-Net alone has all that the U-Net's export reads
+    with torch.no_grad():
+        reference = part.module(*part.inputs.values()).numpy()
+    how, error = "refitted", float("inf")
+    try:
+        path = replace_weights(bundle.graph(name), part.module, folder, precision=precision)
+        error = check_parity(part, path, reference, precision=precision)
+    except BuildError as reason:
+        log.warning("%s cannot be refitted and is exported anew: %s", name, reason)
+    if error > TOLERANCE[precision]:
+        how = "exported anew"
+        for file in folder.iterdir():
+            file.unlink()
+        path = export_component(part, folder, precision=precision, opset=bundle.manifest["opset"])
+        error = check_parity(part, path, reference, precision=precision)
+        if error > TOLERANCE[precision]:
+            raise BuildError(
+                f"{name} in {precision} differs from PyTorch by {error:.1e} (at most {TOLERANCE[precision]:.1e}); "
+                "build it with --precision fp32"
+            )
+    seconds = round(time.monotonic() - start, 2)
+    on_component(f"{name}: {how}, {precision}, relative error {error:.1e} against PyTorch, {seconds:.1f} s")
+    return {
+        "precision": precision, "relative_error": error, "tolerance": TOLERANCE[precision], "seconds": seconds,
+        "refitted": how == "refitted",
+    }  # fmt: skip
+
+
+def _refit_engine(
+    bundle: Bundle,
+    entry: dict[str, Any],
+    changed: bool,
+    weights: Checkpoint | UNetWeights,
+    facts: dict[str, Any],
+    folder: Path,
+    cache_dir: Path | None,
+    on_component: OnComponent,
+) -> dict[str, Any]:
+    """Put an engine into the new bundle: as it is, or compiled for the new weights. Returns its manifest entry."""
+    name = entry["component"]
+    if changed and entry["weights"] != "fixed":
+        kept = _link_plan(bundle, entry, folder)
+        if _passes(folder, kept, name):
+            on_component(f"{name}: the engine is kept; it gets these weights when it is loaded")
+            return kept
+        (folder / entry["file"]).unlink()
+        on_component(f"{name}: the engine does not compute what PyTorch computes when refitted; it is compiled anew")
+    elif not changed:
+        return _link_plan(bundle, entry, folder)
+    config = EngineConfig(
+        entry["flavour"],
+        resolutions=tuple(entry["resolutions"]),
+        batches=tuple(entry["batches"]),
+        capabilities=tuple(entry["capabilities"]) if entry["flavour"] == "tensorrt-rtx" else (),
+        hardware_compatibility=entry["hardware_compatibility"],
+        weights=entry["weights"],
+        optimisation_level=entry["optimisation_level"],
+    )
+    try:
+        target = resolve_target(config, facts)
+    except PieError as error:
+        raise BuildError(
+            f"the {entry['flavour']} engine of {name} has fixed weights and cannot be compiled here: {error}"
+        ) from error
+    engine = cached_engine(name, folder / name, target, facts, cache_dir or cache_root(), on_component)
+    return engine.place(folder, weights.hashes[WEIGHTS[name]], entry["precision"])
+
+
+def _passes(folder: Path, entry: dict[str, Any], name: str) -> bool:
+    """Whether an engine, refitted on this machine's GPU, computes what its graph computes; true where it cannot run.
+
+    The graph was held to PyTorch a moment ago.
+    """
+    from pie_engine.backends.tensorrt.fingerprint import obstacle
+
+    reason = obstacle(entry)
+    if reason is not None:
+        log.warning("the refitted engine of %s is not tried here: %s", name, reason)
+        return True
+    from pie_engine.backends.tensorrt.selftest import refitted_error
+    from pie_engine.export.graph import TOLERANCE
+
+    error = refitted_error(folder / entry["file"], folder / name / "model.onnx", entry)
+    return error <= TOLERANCE[entry["precision"]]
+
+
+def _check_architecture(bundle: Bundle, weights: Checkpoint | UNetWeights) -> None:
+    known = bundle.manifest.get("architecture", {}).get("unet")
+    if known is None:
+        raise ConfigError(f"bundle {bundle.path} was written before refitting was possible; build it again")
+    found = json.loads(json.dumps(unet_architecture(weights), default=str))  # type: ignore[arg-type]
+    for key in sorted((known.keys() | found.keys()) - _IGNORED):
+        if known.get(key) != found.get(key):
+            raise ConfigError(
+                f"U-Net {weights.sources['unet']} has {key}={found.get(key)} and the bundle's has {known.get(key)}; "
+                "build it: pie-engine build"
+            )
+    if isinstance(weights, UNetWeights):
+        return
+    facts = model_facts(weights)
+    for key in ("latent_channels", "text_width", "max_tokens", "vae_scale"):
+        if facts[key] != bundle.manifest["model"][key]:
+            raise ConfigError(
+                f"the checkpoint has {key} {facts[key]} and the bundle {bundle.manifest['model'][key]}; "
+                "build it: pie-engine build"
+            )
+
+
+def _link_plan(bundle: Bundle, entry: dict[str, Any], folder: Path) -> dict[str, Any]:
+    (folder / entry["file"]).parent.mkdir(parents=True, exist_ok=True)
+    link_or_copy(bundle.path / entry["file"], folder / entry["file"])
+    return entry
+
+
+def _link(source: Path, folder: Path) -> None:
+    for file in sorted(source.iterdir()):
+        link_or_copy(file, folder / file.name)

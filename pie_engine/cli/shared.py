@@ -1,0 +1,38 @@
+"""What several commands share: the options that name a checkpoint, and what is said of a bundle that was written."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pie_engine.bundle import Bundle
+
+
+def add_checkpoint_options(parser: Any) -> None:
+    """Options that name a checkpoint."""
+    parser.add_argument(
+        "--checkpoint", metavar="DIR|FILE|HUB_ID",
+        help="diffusers folder, single .safetensors file, or hub id in the local cache (also: --base)",
+    )  # fmt: skip
+    parser.add_argument("--unet", metavar="DIR|FILE", help="fine-tuned U-Net that replaces the checkpoint's")
+    parser.add_argument(
+        "--lora", action="append", default=[], metavar="FILE[:SCALE]", help="LoRA to fuse; may be given several times"
+    )
+
+
+def report(bundle: Bundle, arguments: argparse.Namespace) -> None:
+    """Print what was written, on stdout."""
+    size = sum(entry["bytes"] for entry in bundle.manifest["files"].values())
+    if arguments.json:
+        components, engines = bundle.manifest["components"], bundle.engines()
+        result = {"bundle": str(bundle.path), "bytes": size, "components": components, "engines": engines}
+        sys.stdout.write(json.dumps(result) + "\n")
+        return
+    sys.stdout.write(f"{bundle.path}: {size / 1e6:.1f} MB, {bundle.precision}\n")
+    if arguments.show_commands:
+        from pie_engine.backends.tensorrt.commands import equivalent_commands
+
+        sys.stdout.write("\n".join(equivalent_commands(bundle)) + "\n")

@@ -292,6 +292,7 @@ class PieEngine:
                 raise
             # A smaller run needs the memory that this one holds: the caller may try one while handling the error.
             self._loops.clear()
+            self.backend.release()
             traceback.clear_frames(error.__traceback__)
             release(self.backend.device)
             raise BackendError(message) from error

@@ -88,4 +88,4 @@ def _ask_torch() -> Machine:
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)
         gpus.append(Gpu(index, found.name, f"{found.major}.{found.minor}", found.total_memory))
-    return Machine(tuple(gpus), torch.version.cuda, "")  # the driver serves at least what torch was built for
+    return Machine(tuple(gpus), "", "")  # the driver serves what torch was built for, and may serve more

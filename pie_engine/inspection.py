@@ -142,8 +142,10 @@ def _rebuild(bundle: Bundle, flavour: str) -> str:
 def _describe_plan(bundle: Bundle, entry: dict[str, Any], *, loads: bool) -> dict[str, Any]:
     component, carried = entry["component"], entry.get("weights_hash")
     attention, inspector = dict(entry["attention"]), _look_inside(bundle, entry, loads=loads)
-    if "fused_attention_layers" in inspector:
-        attention.update(fused=inspector["fused_attention_layers"], seen_by="engine inspector")
+    if "fused_attention_layers" in inspector and entry["flavour"] == "tensorrt":
+        # Layers may be listed for every profile, or for one. Plans of tensorrt-rtx name their kernels themselves.
+        fused = min(attention["graph"], inspector["fused_attention_layers"])
+        attention.update(fused=fused, seen_by="engine inspector")
     return {
         "component": component,
         "file": entry["file"],

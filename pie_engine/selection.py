@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pie_engine.config import FLAVOURS
-from pie_engine.errors import BundleError
+from pie_engine.errors import BackendError, BundleError
 
 if TYPE_CHECKING:
     from pie_engine.bundle import Bundle
@@ -36,6 +36,7 @@ def choose_for_bundle(bundle: Bundle, device: str | None) -> Choice:
     import torch
 
     from pie_engine.backends.tensorrt.backend import check_engines
+    from pie_engine.backends.tensorrt.library import import_library
 
     if device == "cpu":
         return Choice("onnxruntime", "onnxruntime, since --device cpu was asked for")
@@ -48,9 +49,10 @@ def choose_for_bundle(bundle: Bundle, device: str | None) -> Choice:
             continue
         try:
             check_engines(bundle, flavour, _index(device))
+            import_library(flavour)
             if not torch.cuda.is_available():
                 raise BundleError(f"{flavour} runs on torch's buffers, and torch {torch.__version__} sees no GPU")
-        except BundleError as error:
+        except (BundleError, BackendError) as error:
             reason = str(error).partition("; ")[0]
             log.warning("%s; going on without them", reason)
             passed.append(reason)

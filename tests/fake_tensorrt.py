@@ -23,13 +23,15 @@ import torch
 from pie_engine.backends.tensorrt import engine as engine_module
 from pie_engine.backends.tensorrt import fingerprint, library
 from pie_engine.bundle import MANIFEST, Bundle, open_bundle, write_manifest
-from pie_engine.bundling.engines import Target, profiles
+from pie_engine.bundling.engines import profiles
+from pie_engine.bundling.target import Target
 from pie_engine.config import COMPONENTS
 from pie_engine.gpu import Gpu, Machine
 
 VERSIONS = {"tensorrt": "11.4.0.106", "tensorrt-rtx": "1.7.1.116"}
 GPU = Gpu(0, "NVIDIA Fake 4711", "8.6", 24 * 2**30)
 STREAM = 4711
+SCRATCH = 256
 Shape = tuple[int, ...]
 
 
@@ -56,8 +58,16 @@ class Strategy(enum.Enum):
     LAZY, EAGER, NONE = range(3)
 
 
+class Allocation(enum.Enum):
+    STATIC, USER_MANAGED = range(2)
+
+
 class IRuntimeConfig:
     dynamic_shapes_kernel_specialization_strategy = Strategy.LAZY
+    _allocation: Allocation | None = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Allocation) -> None:
+        self._allocation = strategy
 
 
 class Runtime:
@@ -106,7 +116,13 @@ class ICudaEngine:
     def create_runtime_config(self) -> IRuntimeConfig:
         return IRuntimeConfig()
 
-    def create_execution_context(self, config: IRuntimeConfig | None = None) -> IExecutionContext | None:
+    def get_device_memory_size_for_profile_v2(self, index: int) -> int:
+        assert index < self.num_optimization_profiles
+        return SCRATCH
+
+    def create_execution_context(self, how: IRuntimeConfig | Allocation) -> IExecutionContext | None:
+        config = how if isinstance(how, IRuntimeConfig) else None
+        assert (how if config is None else config._allocation) is Allocation.USER_MANAGED
         if "memory" in self._plan:
             self._logger.log(Severity.ERROR, self._plan["memory"])
             return None
@@ -120,6 +136,15 @@ class IExecutionContext:
         self._shapes: dict[str, Shape] = {}
         self._addresses: dict[str, int] = {}
         self._streams: list[int] = []
+        self._memory: tuple[int, int] | None = None
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        assert self._shapes, "all input shapes come first"
+        return SCRATCH // 2
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert memory % 64 == 0 and size >= SCRATCH
+        self._memory = memory, size
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         assert stream == STREAM and 0 <= index < self._owner.num_optimization_profiles
@@ -149,12 +174,13 @@ class IExecutionContext:
         self._streams.append(stream)
         owner, names = self._owner, list(self._owner._nodes)
         assert set(self._addresses) == set(names), "every tensor needs an address"
+        assert self._memory is not None, "a context without memory needs some"
         if owner._session is None:
             owner._logger.log(Severity.ERROR, "the weights were stripped")
             return False
         arrays = {name: self._view(name) for name in names}
         given = {n: a for n, a in arrays.items() if owner.get_tensor_mode(n) is TensorIOMode.INPUT}
-        for name, value in zip(arrays.keys() - given.keys(), owner._session.run(None, given), strict=True):
+        for name, value in zip([n for n in arrays if n not in given], owner._session.run(None, given), strict=True):
             np.copyto(arrays[name], value, casting="no")
         return True
 
@@ -220,6 +246,7 @@ def _open(path: str) -> Any:
 def install(monkeypatch: pytest.MonkeyPatch, flavour: str) -> Any:
     """Let `pie_engine` find this library, one GPU, and torch's streams on the processor. Returns the module."""
     module = SimpleNamespace(__version__=VERSIONS[flavour], **{cls.__name__: cls for cls in CLASSES})
+    module.ExecutionContextAllocationStrategy = Allocation
     if flavour == "tensorrt-rtx":
         module.DynamicShapesKernelSpecializationStrategy = Strategy
     machine = Machine((GPU,), "13.0", "")
@@ -252,7 +279,7 @@ def add_engines(
         plan = {"onnx": str(path / name / "model.onnx"), "weights": weights, "profiles": shapes}
         file = f"engines/{flavour}/{name}.plan"
         (path / file).write_text(json.dumps(plan | {"outputs": _outputs(name, shapes, info)}))
-        fields = {key: value for key, value in target.to_dict().items() if key not in ("workspace", "whole_attention")}
+        fields = {key: value for key, value in target.to_dict().items() if key != "whole_attention"}
         held = None if weights == "stripped" else source.weights_hash(name)
         record: dict[str, Any] = {
             "precision": "fp32",

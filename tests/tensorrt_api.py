@@ -29,7 +29,10 @@ from typing import Any
 PACKAGE = Path(__file__).parents[1] / "pie_engine"
 # Where the library is touched; a test sees to it that no other file touches it.
 SOURCES = ("library", "worker", "engine", "builder")
-FILES = (*(PACKAGE / "backends" / "tensorrt" / f"{name}.py" for name in SOURCES), PACKAGE / "bundling" / "engines.py")
+FILES = (
+    *(PACKAGE / "backends" / "tensorrt" / f"{name}.py" for name in SOURCES),
+    *(PACKAGE / "bundling" / f"{name}.py" for name in ("engines", "target")),
+)
 DATA = Path(__file__).parent / "data" / "tensorrt_api.json"
 
 # What a member of a class gives: the class of its value or result, or None for a plain value.
@@ -44,6 +47,7 @@ GIVES: dict[str, str | None] = {
     "BuilderFlag.TF32": "BuilderFlag",
     "BuilderFlag.REFIT": "BuilderFlag",
     "BuilderFlag.STRIP_PLAN": "BuilderFlag",
+    "BuilderFlag.REQUIRE_USER_ALLOCATION": "BuilderFlag",
     "DynamicShapesKernelSpecializationStrategy.EAGER": "DynamicShapesKernelSpecializationStrategy",
     "EngineInspector.execution_context": "IExecutionContext",
     "EngineInspector.get_engine_information": None,
@@ -74,10 +78,13 @@ GIVES: dict[str, str | None] = {
     "ICudaEngine.num_optimization_profiles": None,
     "ICudaEngine.refittable": None,
     "IExecutionContext.execute_async_v3": None,
+    "ExecutionContextAllocationStrategy.USER_MANAGED": "ExecutionContextAllocationStrategy",
     "IExecutionContext.get_tensor_shape": None,
+    "IExecutionContext.set_device_memory": None,
     "IExecutionContext.set_input_shape": None,
     "IExecutionContext.set_optimization_profile_async": None,
     "IExecutionContext.set_tensor_address": None,
+    "IExecutionContext.update_device_memory_size_for_shapes": None,
     "IHostMemory.nbytes": None,
     "ILayer.type": "LayerType",
     "ILogger.log": None,
@@ -90,6 +97,7 @@ GIVES: dict[str, str | None] = {
     "IProgressMonitor.phase_start": None,
     "IProgressMonitor.step_complete": None,
     "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy": "DynamicShapesKernelSpecializationStrategy",
+    "IRuntimeConfig.set_execution_context_allocation_strategy": None,
     "ITensor.name": None,
     "ITensor.shape": None,
     "ITimingCache.serialize": "IHostMemory",
@@ -131,6 +139,7 @@ PARAMETERS: dict[str, str | None] = {
     "found": "DataType",
     "severity": "Severity",
     "data": "IHostMemory",
+    "layer": None,  # what the inspector lists: text, or JSON
 }
 RETURNS: dict[str, str | None] = {
     "import_library": "library",
@@ -150,6 +159,7 @@ _LISTED = "config.flavour == 'tensorrt-rtx'"
 ONE_FLAVOUR: dict[str, tuple[str, tuple[str, ...]]] = {
     "ComputeCapability": ("tensorrt_rtx", (_BUILDING, _LISTED)),
     **{f"ComputeCapability.{name}": ("tensorrt_rtx", (_BUILDING, _LISTED)) for name in DYNAMIC["ComputeCapability"]},
+    "BuilderFlag.REQUIRE_USER_ALLOCATION": ("tensorrt_rtx", ("asked", "hasattr(flag, 'REQUIRE_USER_ALLOCATION')")),
     "IBuilderConfig.num_compute_capabilities": ("tensorrt_rtx", (_BUILDING,)),
     "IBuilderConfig.set_compute_capability": ("tensorrt_rtx", (_BUILDING,)),
     "DynamicShapesKernelSpecializationStrategy": ("tensorrt_rtx", ("asked",)),
@@ -159,6 +169,7 @@ ONE_FLAVOUR: dict[str, tuple[str, tuple[str, ...]]] = {
 # Absent from the oldest versions, and what then happens.
 SINCE_10_10 = {
     "ICudaEngine.create_runtime_config": "used with DynamicShapesKernelSpecializationStrategy alone",
+    "IRuntimeConfig.set_execution_context_allocation_strategy": "the same",
     "LayerType.ATTENTION_INPUT": "a name that is compared: no layer has it, and none is counted",
 }
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from golden import GOLDEN
 
-import pie_engine.bundling.refit as refit_module
+import pie_engine.bundling.refit_engines as refit_engines
 from pie_engine import Item, PieEngine, RunConfig
 from pie_engine.bundle import MANIFEST, Bundle, describe_files, open_bundle, write_manifest
 from pie_engine.bundling.refit import UNetWeights, refit_bundle
@@ -179,8 +179,10 @@ def test_engines_with_fixed_weights_are_compiled(
         asked.append(config)
         raise ConfigError("no compiler; install one")
 
-    monkeypatch.setattr(refit_module, "resolve_target", refuse)
-    with pytest.raises(BuildError, match="engine of unet has fixed weights and cannot be compiled here: no compiler"):
+    monkeypatch.setattr(refit_engines, "resolve_target", refuse)
+    with pytest.raises(
+        BuildError, match="has to be compiled for these weights, which cannot be done here: no compiler"
+    ):
         refit_bundle(source, other, tmp_path / "b.pie")
     assert not (tmp_path / "b.pie").exists()
     assert asked == [EngineConfig("tensorrt-rtx", (64,), (1,), ("8.6",), weights="fixed")]

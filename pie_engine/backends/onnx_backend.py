@@ -64,6 +64,9 @@ class OnnxBackend:
     def batch_sizes(self, resolution: int) -> tuple[int, ...] | None:
         return None
 
+    def release(self) -> None:
+        self._bound.clear()
+
     def raise_precision(self, component: str) -> str | None:
         from pie_engine.export.promote import to_single_precision
 

@@ -72,6 +72,10 @@ class Backend(Protocol):
         """
         ...
 
+    def release(self) -> None:
+        """Let go of buffers, because memory ran out: no captured round is kept that refers to them."""
+        ...
+
     def raise_precision(self, component: str) -> str | None:
         """Run a component in fp32 from here on, because its values were not finite in less.
 

@@ -91,6 +91,9 @@ class TorchBackend:
     def batch_sizes(self, resolution: int) -> tuple[int, ...] | None:
         return None
 
+    def release(self) -> None:
+        pass  # modules hold no buffers
+
     def raise_precision(self, component: str) -> str | None:
         before = self.precisions[component]
         if before == "fp32":

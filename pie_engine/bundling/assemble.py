@@ -20,7 +20,8 @@ from pie_engine.bundling.components import (
     cached_component,
     exporter_versions,
 )
-from pie_engine.bundling.engines import Target, cached_engine, needs_decomposing, resolve_target
+from pie_engine.bundling.engines import cached_engine, needs_decomposing
+from pie_engine.bundling.target import Target, resolve_target
 from pie_engine.config import COMPONENTS, BuildConfig
 from pie_engine.errors import BuildError, BundleError
 from pie_engine.files import link_or_copy, locked, new_folder

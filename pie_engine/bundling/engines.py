@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import importlib.util
 import json
 import logging
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pie_engine.backends.tensorrt import library
 from pie_engine.backends.tensorrt.builder import (
     Profile,
     Request,
@@ -24,106 +23,17 @@ from pie_engine.backends.tensorrt.builder import (
 )
 from pie_engine.bundle import describe_files
 from pie_engine.bundling.components import OnComponent, intact
-from pie_engine.config import EngineConfig, check_resolution
-from pie_engine.errors import BackendError, BuildError, ConfigError
+from pie_engine.bundling.target import Target
+from pie_engine.errors import BuildError
 from pie_engine.export.graph import TOLERANCE
 from pie_engine.files import link_or_copy, locked, new_folder
-from pie_engine.gpu import probe
 
-__all__ = ["Engine", "Target", "cached_engine", "needs_decomposing", "profiles", "resolve_target"]
+__all__ = ["Engine", "cached_engine", "needs_decomposing", "profiles"]
 log = logging.getLogger(__name__)
 _RECORD = "engine.json"
 _PLAN = "engine.plan"
-# The first versions that know an attention as one layer.
-_WHOLE_ATTENTION = {"tensorrt": (10, 14), "tensorrt-rtx": (1, 4)}
 # Of a target, what no later reader of a plan needs.
-_PRIVATE = ("workspace", "whole_attention")
-
-
-@dataclass(frozen=True)
-class Target:
-    """What plans are compiled for: an `EngineConfig` with everything settled on this machine.
-
-    Attributes:
-        flavour, version: the compiler's.
-        gpu: name of the GPU that plans are compiled on and for, or None where none took part.
-        capabilities: compute capabilities that the plans run on.
-        driver_floor: oldest CUDA version that a driver must serve, or None if not known.
-        whole_attention: whether the compiler knows an attention as one layer (TensorRT since 10.14).
-    """
-
-    flavour: str
-    version: str
-    gpu: str | None
-    capabilities: tuple[str, ...]
-    hardware_compatibility: str
-    driver_floor: str | None
-    resolutions: tuple[int, ...]
-    batches: tuple[int, ...]
-    weights: str
-    optimisation_level: int | None
-    workspace: float | None
-    whole_attention: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def resolve_target(config: EngineConfig, facts: dict[str, Any]) -> Target:
-    """Settle what `config` leaves open, and refuse what this machine cannot compile.
-
-    Raises:
-        BackendError: the library is not installed, or no GPU is at hand where one is needed.
-        ConfigError: a resolution or a compute capability that cannot be had.
-    """
-    module = library.import_library(config.flavour)
-    for tool in ("polygraphy", "onnx_graphsurgeon", "onnxruntime"):
-        if importlib.util.find_spec(tool) is None:
-            raise BackendError(
-                f"{tool} is not installed, which building needs; {library.install_command(config.flavour)}"
-            )
-    resolutions = config.resolutions or (facts["default_resolution"],)
-    for resolution in resolutions:
-        check_resolution(resolution, facts["resolution_multiple"])
-    gpus = probe().gpus
-    if not gpus and config.flavour == "tensorrt":
-        raise BackendError(
-            f"tensorrt compiles on the GPU that runs the engine and this machine shows none ({probe().reason}); "
-            "build there, or pass --backend tensorrt-rtx --compute-capability 8.6"
-        )
-    if not gpus and not config.capabilities:
-        known = ",".join(library.RTX_CAPABILITIES)
-        raise ConfigError(f"this machine shows no GPU to compile for; pass --compute-capability with some of {known}")
-    capabilities = config.capabilities or (gpus[0].capability,)
-    if config.flavour == "tensorrt-rtx":
-        for capability in capabilities:
-            if not hasattr(module.ComputeCapability, "SM" + capability.replace(".", "")):
-                known = ", ".join(library.RTX_CAPABILITIES)
-                raise ConfigError(
-                    f"tensorrt-rtx {module.__version__} compiles for compute capability {known}, not {capability}; "
-                    "pass one of them, or --backend tensorrt on that GPU"
-                )
-    at_hand = bool(gpus) and capabilities == (gpus[0].capability,)
-    weights = config.weights or ("refittable" if at_hand else "fixed")
-    if weights != "fixed" and not at_hand:
-        raise ConfigError(
-            f"weights {weights!r} are compiled on the GPU that runs the engine, and this machine shows no GPU of "
-            f"compute capability {', '.join(capabilities)}; build there, or pass --weights fixed"
-        )
-    return Target(
-        flavour=config.flavour,
-        version=module.__version__,
-        gpu=gpus[0].name if at_hand else None,
-        capabilities=tuple(sorted(set(capabilities), key=lambda text: [int(part) for part in text.split(".")])),
-        hardware_compatibility=config.hardware_compatibility,
-        driver_floor=library.driver_floor(config.flavour),
-        resolutions=resolutions,
-        batches=config.batches,
-        weights=weights,
-        optimisation_level=config.optimisation_level,
-        workspace=config.workspace,
-        whole_attention=library.at_least(module.__version__, _WHOLE_ATTENTION[config.flavour]),
-    )
+_PRIVATE = ("whole_attention",)
 
 
 def profiles(component: str, target: Target, facts: dict[str, Any]) -> list[Profile]:
@@ -190,7 +100,7 @@ def cached_engine(
     """
     shapes = profiles(component, target, facts)
     graphs = {name: entry["sha256"] for name, entry in describe_files(exported).items() if "model.onnx" in name}
-    key = [component, graphs, target.to_dict(), shapes]
+    key = [component, graphs, target.to_dict(), shapes, _compiler_sources()]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache / "engines" / f"{component}-{digest}"
     with locked(folder):
@@ -215,6 +125,14 @@ def cached_engine(
     return Engine(component, folder, record, target)
 
 
+@functools.cache
+def _compiler_sources() -> str:
+    """A plan compiled by other code may be another plan."""
+    from pie_engine.backends.tensorrt import worker
+
+    return hashlib.sha256(Path(worker.__file__).read_bytes()).hexdigest()
+
+
 def _compile(
     component: str,
     exported: Path,
@@ -227,7 +145,8 @@ def _compile(
     onnx, plan = exported / "model.onnx", folder / _PLAN
     on_component(f"{component}: compiling with {target.flavour} {target.version}")
     with tempfile.TemporaryDirectory(prefix=".sanitised-", dir=folder.parent) as scratch:
-        source = sanitised(onnx, Path(scratch), component)
+        # Exchangeable weights are told by their names in the bundle's own graph, so that is what is compiled for them.
+        source = sanitised(onnx, Path(scratch), component) if target.weights == "fixed" else onnx
         request = make_request(source, plan, target, shapes, cache)
         outcome = compile_plan(request, component, lambda line: on_component(f"  {component}: {line}"))
     nodes, precision = _count_attentions(onnx)
@@ -247,17 +166,22 @@ def _compile(
         "network_attentions": outcome["network_attentions"],
         "layers": None,
         "attention": attention,
+        "log": outcome["log"],
         "warnings": outcome["warnings"],
     }
-    if target.gpu is not None and target.weights != "stripped":  # a stripped plan has nothing to run
-        seen = inspect_plan(target.flavour, plan, component)
-        attention.update(fused=seen["fused_attention_layers"], seen_by="engine inspector")
-        record["layers"] = seen["layers"]
-        error = compare_plan(target.flavour, plan, onnx, shapes[0], component)
+    if target.gpu is not None:
+        if target.weights != "stripped":  # which has nothing to inspect yet
+            seen = inspect_plan(target.flavour, plan, component)
+            record["layers"], record["fused_layers"] = seen["layers"], seen["fused_attention_names"]
+            if target.flavour == "tensorrt":
+                # Layers may be listed for every profile, or for one.
+                attention.update(fused=min(nodes, seen["fused_attention_layers"]), seen_by="engine inspector")
+        error = compare_plan(target.flavour, plan, onnx, shapes[0], target.weights, component)
         if error > TOLERANCE[precision]:
             raise BuildError(
                 f"{component} compiled by {target.flavour} {target.version} differs from its graph by {error:.1e} (at "
-                f"most {TOLERANCE[precision]:.1e}); pass --precision fp32, or report it with --show-commands"
+                f"most {TOLERANCE[precision]:.1e}); pass "
+                + ("--precision fp32" if target.weights == "fixed" else "--weights fixed, or --precision fp32")
             )
         record["relative_error"] = error
     return record

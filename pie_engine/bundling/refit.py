@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from pie_engine.bundle import MANIFEST, WEIGHTS, Bundle, open_bundle, write_manifest
 from pie_engine.bundling.assemble import model_facts, unet_architecture
 from pie_engine.bundling.components import OnComponent, exporter_versions
-from pie_engine.bundling.engines import EngineConfig, cached_engine, resolve_target
+from pie_engine.bundling.refit_engines import EngineRefit
 from pie_engine.config import COMPONENTS
-from pie_engine.errors import BuildError, ConfigError, PieError
+from pie_engine.errors import BuildError, ConfigError
 from pie_engine.files import cache_root, link_or_copy, new_folder
 
 if TYPE_CHECKING:
@@ -96,10 +96,9 @@ def refit_bundle(
                 gc.collect()
             else:
                 _link(bundle.path / name, folder / name)
-        engines = [
-            _refit_engine(bundle, entry, entry["component"] in changed, weights, facts, folder, cache_dir, on_component)
-            for entry in bundle.engines()
-        ]
+        manifest["model"], hashes = facts, manifest["hashes"] | weights.hashes
+        job = EngineRefit(bundle, folder, manifest, changed, hashes, cache_dir or cache_root(), on_component)
+        engines = [job.place(entry) for entry in bundle.engines()]
         if weights.tokenizer is None:
             (folder / "tokenizer").mkdir()
             _link(bundle.path / "tokenizer", folder / "tokenizer")
@@ -108,8 +107,7 @@ def refit_bundle(
         for fact in ("format", "pie_engine", "files", "manifest_sha256"):
             del manifest[fact]  # written anew
         manifest.update(
-            model=facts,
-            hashes=manifest["hashes"] | weights.hashes,
+            hashes=hashes,
             sources=manifest["sources"] | weights.sources,
             engines=engines,
             versions=exporter_versions(),
@@ -160,64 +158,6 @@ def _refit_component(
     }  # fmt: skip
 
 
-def _refit_engine(
-    bundle: Bundle,
-    entry: dict[str, Any],
-    changed: bool,
-    weights: Checkpoint | UNetWeights,
-    facts: dict[str, Any],
-    folder: Path,
-    cache_dir: Path | None,
-    on_component: OnComponent,
-) -> dict[str, Any]:
-    """Put an engine into the new bundle: as it is, or compiled for the new weights. Returns its manifest entry."""
-    name = entry["component"]
-    if changed and entry["weights"] != "fixed":
-        kept = _link_plan(bundle, entry, folder)
-        if _passes(folder, kept, name):
-            on_component(f"{name}: the engine is kept; it gets these weights when it is loaded")
-            return kept
-        (folder / entry["file"]).unlink()
-        on_component(f"{name}: the engine does not compute what PyTorch computes when refitted; it is compiled anew")
-    elif not changed:
-        return _link_plan(bundle, entry, folder)
-    config = EngineConfig(
-        entry["flavour"],
-        resolutions=tuple(entry["resolutions"]),
-        batches=tuple(entry["batches"]),
-        capabilities=tuple(entry["capabilities"]) if entry["flavour"] == "tensorrt-rtx" else (),
-        hardware_compatibility=entry["hardware_compatibility"],
-        weights=entry["weights"],
-        optimisation_level=entry["optimisation_level"],
-    )
-    try:
-        target = resolve_target(config, facts)
-    except PieError as error:
-        raise BuildError(
-            f"the {entry['flavour']} engine of {name} has fixed weights and cannot be compiled here: {error}"
-        ) from error
-    engine = cached_engine(name, folder / name, target, facts, cache_dir or cache_root(), on_component)
-    return engine.place(folder, weights.hashes[WEIGHTS[name]], entry["precision"])
-
-
-def _passes(folder: Path, entry: dict[str, Any], name: str) -> bool:
-    """Whether an engine, refitted on this machine's GPU, computes what its graph computes; true where it cannot run.
-
-    The graph was held to PyTorch a moment ago.
-    """
-    from pie_engine.backends.tensorrt.fingerprint import obstacle
-
-    reason = obstacle(entry)
-    if reason is not None:
-        log.warning("the refitted engine of %s is not tried here: %s", name, reason)
-        return True
-    from pie_engine.backends.tensorrt.selftest import refitted_error
-    from pie_engine.export.graph import TOLERANCE
-
-    error = refitted_error(folder / entry["file"], folder / name / "model.onnx", entry)
-    return error <= TOLERANCE[entry["precision"]]
-
-
 def _check_architecture(bundle: Bundle, weights: Checkpoint | UNetWeights) -> None:
     known = bundle.manifest.get("architecture", {}).get("unet")
     if known is None:
@@ -238,12 +178,6 @@ def _check_architecture(bundle: Bundle, weights: Checkpoint | UNetWeights) -> No
                 f"the checkpoint has {key} {facts[key]} and the bundle {bundle.manifest['model'][key]}; "
                 "build it: pie-engine build"
             )
-
-
-def _link_plan(bundle: Bundle, entry: dict[str, Any], folder: Path) -> dict[str, Any]:
-    (folder / entry["file"]).parent.mkdir(parents=True, exist_ok=True)
-    link_or_copy(bundle.path / entry["file"], folder / entry["file"])
-    return entry
 
 
 def _link(source: Path, folder: Path) -> None:

@@ -21,7 +21,8 @@ from pie_engine.backends.tensorrt.builder import Profile, Request, compile_plan,
 from pie_engine.bundle import Bundle, open_bundle
 from pie_engine.bundling import assemble, build_bundle, engines
 from pie_engine.bundling.components import cached_component
-from pie_engine.bundling.engines import Target, cached_engine, profiles, resolve_target
+from pie_engine.bundling.engines import cached_engine, profiles
+from pie_engine.bundling.target import Target, resolve_target
 from pie_engine.checkpoint import Checkpoint, load_checkpoint
 from pie_engine.config import COMPONENTS, BuildConfig, EngineConfig
 from pie_engine.demo.assets import CHECKPOINT
@@ -180,7 +181,7 @@ def test_other_shapes_are_another_plan(
         asked.append(request)
         Path(request.plan).write_bytes(b"plan")
         facts = dict.fromkeys(("seconds", "host_memory_bytes", "network_layers", "network_attentions"), 1)
-        return {"bytes": 4, "fused_attention_kernels": 2, "warnings": []} | facts
+        return {"bytes": 4, "fused_attention_kernels": 2, "warnings": [], "log": []} | facts
 
     monkeypatch.setattr(engines, "compile_plan", compiles)
     base = resolve_target(EngineConfig("tensorrt-rtx", capabilities=("8.6",)), facts)

@@ -17,6 +17,7 @@ from machines import A5000, ADA, H100, pretend, pretend_installed
 
 from pie_engine import PieEngine
 from pie_engine.backends.tensorrt import backend as backend_module
+from pie_engine.backends.tensorrt import library
 from pie_engine.backends.tensorrt.backend import TensorRTBackend, check_engines
 from pie_engine.backends.tensorrt.engine import read_plan
 from pie_engine.backends.tensorrt.fingerprint import buckets, describe_target, obstacle, runs_on, same_release
@@ -48,6 +49,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, A5000)
     for flavour in FLAVOURS:
         pretend_installed(monkeypatch, flavour, VERSION)
+    monkeypatch.setattr(library, "import_library", lambda flavour: None)
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -297,7 +299,8 @@ def holding(bundle: Bundle, tmp_path: Path) -> Any:
                     "resolutions": [64],
                     "batches": [1],
                 }
-                own |= {"precision": "fp16", "weights": "fixed", "profiles": [], "attention": {}, "weights_hash": ""}
+                own |= {"precision": "fp16", "weights": "fixed", "profiles": [], "attention": {}}
+                own["weights_hash"] = bundle.weights_hash(name)
                 entries.append({**make(), **own, **changes.get(flavour.replace("-", "_"), {})})
         write_manifest(folder, {**bundle.manifest, "engines": entries})
         return open_bundle(folder)
@@ -343,6 +346,18 @@ def test_auto_needs_a_torch_that_sees_the_gpu(here: None, holding: Any, monkeypa
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     choice = choose_for_bundle(both, None)
     assert choice.name == "onnxruntime" and f"torch {torch.__version__} sees no GPU" in choice.why
+
+
+def test_auto_passes_over_a_library_that_does_not_load(
+    here: None, holding: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(flavour: str) -> None:
+        if flavour == "tensorrt":
+            raise BackendError("backend 'tensorrt' does not load (libnvinfer.so.11); install it")
+
+    monkeypatch.setattr(library, "import_library", load)
+    choice = choose_for_bundle(holding(*FLAVOURS), None)
+    assert choice.name == "tensorrt-rtx" and "'tensorrt' does not load (libnvinfer.so.11)" in choice.why
 
 
 def test_engines_of_some_components_are_none(here: None, holding: Any, tmp_path: Path) -> None:

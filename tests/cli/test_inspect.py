@@ -22,6 +22,9 @@ BUILD = "pie-engine build --checkpoint 'some where' --output copy.pie"
 MakeBundle = Callable[..., Path]
 
 
+VERSIONS = {"tensorrt": "11.4.0.106", "tensorrt-rtx": "1.7.1.116"}
+
+
 @pytest.fixture
 def make(bundle: Bundle, tmp_path: Path) -> MakeBundle:
     """The golden bundle with engines of one flavour; options change their entries, `only` those of one component."""
@@ -34,7 +37,7 @@ def make(bundle: Bundle, tmp_path: Path) -> MakeBundle:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).write_bytes(b"no plan at all")
             entry = {
-                "component": name, "file": file, "flavour": flavour, "version": "1.7.1.116", "gpu": None,
+                "component": name, "file": file, "flavour": flavour, "version": VERSIONS[flavour], "gpu": None,
                 "capabilities": ["8.6", "12.0"], "hardware_compatibility": "none", "driver_floor": "13.0",
                 "resolutions": [64], "batches": [1, 2], "weights": "fixed", "optimisation_level": None,
                 "precision": "fp16", "weights_hash": bundle.weights_hash(name), "bytes": 14, "seconds": 1.5,
@@ -52,8 +55,8 @@ def make(bundle: Bundle, tmp_path: Path) -> MakeBundle:
 def a_gpu_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """An A5000 with the release that compiled the plans, and an inspector that can read them."""
     pretend(monkeypatch, A5000)
-    pretend_installed(monkeypatch, "tensorrt", "1.7.1.116")
-    pretend_installed(monkeypatch, "tensorrt-rtx", "1.7.1.116")
+    for flavour, version in VERSIONS.items():
+        pretend_installed(monkeypatch, flavour, version)
     seen = {"layers": 40, "fused_attention_layers": 8, "kinds": {"kgen": 30, "gemm": 10}, "device_memory_bytes": [5e6]}
     monkeypatch.setattr(inspection, "inspect_plan", lambda flavour, plan, name: seen)
 

@@ -65,6 +65,7 @@ def test_provenance_lets_the_run_be_repeated(result: Result, tmp_path: Path) -> 
     assert len(provenance["seconds"]["rounds"]) == 2
     assert provenance["backend"] == {
         "name": "torch",
+        "chosen": "torch, as asked",
         "precision": "fp32",
         "precisions": dict.fromkeys(COMPONENTS, "fp32"),
         "device": "cpu",

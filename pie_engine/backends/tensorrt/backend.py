@@ -36,7 +36,8 @@ class TensorRTBackend:
         self._entries = check_engines(bundle, flavour, self.device.index or 0)
         self.precisions = {name: self._entries[name]["precision"] for name in COMPONENTS}
         self._engines = {name: self._load(name) for name in COMPONENTS}
-        self._bound: dict[str, tuple[tuple[int, ...], BoundEngine]] = {}
+        # Every shape that was used: captured rounds hold the addresses of their own.
+        self._bound: dict[str, dict[tuple[int, ...], BoundEngine]] = {name: {} for name in COMPONENTS}
 
     def encode_text(self, ids: Tensor) -> Tensor:
         return self._call("text_encoder", "ids", ids)
@@ -69,6 +70,10 @@ class TensorRTBackend:
     def raise_precision(self, component: str) -> str | None:
         return None  # another precision is another engine
 
+    def release(self) -> None:
+        for kept in self._bound.values():
+            kept.clear()
+
     def _load(self, name: str) -> Engine:
         entry = self._entries[name]
         data = read_plan(self._bundle.path / entry["file"], self._bundle.manifest["files"][entry["file"]]["sha256"])
@@ -78,11 +83,14 @@ class TensorRTBackend:
         return engine
 
     def _call(self, component: str, name: str, value: Tensor) -> Tensor:
-        """Run an engine of one input and one output; the result is overwritten by the component's next call."""
-        shape, bound = self._bound.get(component, (None, None))
-        if bound is None or shape != tuple(value.shape):
-            bound = self._engines[component].bind({name: tuple(value.shape)})
-            self._bound[component] = (tuple(value.shape), bound)
+        """Run an engine of one input and one output; the result is overwritten by the next call of that shape."""
+        kept, shape = self._bound[component], tuple(value.shape)
+        bound = kept.get(shape)
+        if bound is None:
+            bound = self._engines[component].bind({name: shape})
+            if component == "text_encoder":
+                kept.clear()  # as many shapes as there are numbers of prompts, and none is ever captured
+            kept[shape] = bound
         bound.inputs[name].copy_(value)
         bound()
         return next(iter(bound.outputs.values()))

@@ -83,15 +83,19 @@ def inspect_plan(flavour: str, plan: Path, name: str) -> dict[str, Any]:
     return outcome
 
 
-def compare_plan(flavour: str, plan: Path | None, onnx: Path, profile: Profile, name: str) -> float:
+def compare_plan(flavour: str, plan: Path, onnx: Path, profile: Profile, weights: str, name: str) -> float:
     """||plan - graph|| / ||graph|| on random inputs, the graph in ONNX Runtime (see `worker.compare`).
+
+    Args:
+        profile: shapes to run at.
+        weights: "fixed", "refittable" or "stripped".
 
     Raises:
         BuildError: the plan cannot be run here, or gives values that are not finite.
     """
     request = {
-        "action": "compare", "flavour": flavour, "plan": None if plan is None else str(plan), "onnx": str(onnx),
-        "profile": profile,
+        "action": "compare", "flavour": flavour, "plan": str(plan), "onnx": str(onnx), "profile": profile,
+        "weights": weights, "component": name,
     }  # fmt: skip
     outcome = _work(request, name, lambda line: None)
     if "error" in outcome:
@@ -142,10 +146,12 @@ def _work(request: dict[str, Any], name: str, on_progress: OnProgress) -> dict[s
         noise.seek(0)
         said = [line for line in noise.read().splitlines() if line.strip()]
     if code == -signal.SIGKILL:
-        raise BuildError(f"the build of {name} was killed, as happens when memory runs out; {_LESS_MEMORY}")
+        raise BuildError(
+            f"the {request['action']} of {name} was killed, as happens when memory runs out; {_LESS_MEMORY}"
+        )
     raise BuildError(
-        f"the build of {name} ended with exit status {code} ({_one_line(said[-1] if said else 'no message')}); "
-        "run again with --show-commands and report what trtexec says"
+        f"the {request['action']} of {name} ended with exit status {code} "
+        f"({_one_line(said[-1] if said else 'no message')}); report it with what pie-engine doctor says"
     )
 
 

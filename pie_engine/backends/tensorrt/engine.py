@@ -65,9 +65,9 @@ class Engine:
             parser = self._library.OnnxParserRefitter(refitter, self._logger)
             remedy = "build the bundle anew"
             if not parser.refit_from_file(str(onnx)):
-                reason = parser.get_error(0).desc() if parser.num_errors else self._reason()
-                raise BackendError(f"{self.name} does not take the weights of {onnx} ({reason}); {remedy}")
-            missing = refitter.get_missing_weights()
+                said = [parser.get_error(i).desc() for i in range(parser.num_errors)] or [self._reason()]
+                raise BackendError(f"{self.name} does not take the weights of {onnx} ({'; '.join(said)}); {remedy}")
+            missing = [name or "one without a name" for name in refitter.get_missing_weights()]
             if missing:
                 raise BackendError(f"{self.name} is left without {len(missing)} weights ({missing[0]}, ...); {remedy}")
             if not refitter.refit_cuda_engine():
@@ -109,12 +109,14 @@ class BoundEngine:
 
     Attributes:
         inputs, outputs: name -> tensor, zero at first.
+        device: where they lie.
     """
 
     def __init__(self, owner: Engine, shapes: Mapping[str, tuple[int, ...]]):
         import torch
 
         self._owner, engine, library = owner, owner._engine, owner._library
+        self.device = owner._device
         given = {name: tuple(engine.get_tensor_shape(name)) for name in _names(engine)} | dict(shapes)
         inputs = [name for name in given if engine.get_tensor_mode(name) == library.TensorIOMode.INPUT]
         profile = owner.profile_for({name: given[name] for name in inputs})
@@ -125,18 +127,25 @@ class BoundEngine:
             self._context = _make_context(engine, library)
             if self._context is None:
                 raise BackendError(f"{owner.name} cannot be set up ({owner._reason()}); lower --resolution or batch")
-            stream = torch.cuda.current_stream(device)
-            self._context.set_optimization_profile_async(profile, stream.cuda_stream)
-            for name in inputs:
-                self._context.set_input_shape(name, given[name])
+            context, stream = self._context, torch.cuda.current_stream(device)
+            done = context.set_optimization_profile_async(profile, stream.cuda_stream)
+            if not done or not all(context.set_input_shape(name, given[name]) for name in inputs):
+                raise BackendError(f"{owner.name} does not take {dict(shapes)} ({owner._reason()}); rebuild the bundle")
+            # Scratch memory comes from torch's allocator, as all else: it counts once, and is free again when unused.
+            size = max(
+                context.update_device_memory_size_for_shapes(), engine.get_device_memory_size_for_profile_v2(profile), 1
+            )
+            self._scratch = torch.empty(size, dtype=torch.uint8, device=device)
+            context.set_device_memory(self._scratch.data_ptr(), size)
             tensors: dict[str, Tensor] = {}
             for name in given:
-                shape = tuple(self._context.get_tensor_shape(name))
+                shape = tuple(context.get_tensor_shape(name))
                 tensors[name] = torch.zeros(shape, dtype=_dtype(engine.get_tensor_dtype(name), library), device=device)
-                self._context.set_tensor_address(name, tensors[name].data_ptr())
+                context.set_tensor_address(name, tensors[name].data_ptr())
+            self.inputs = {name: tensors[name] for name in inputs}
+            self.outputs = {name: tensor for name, tensor in tensors.items() if name not in self.inputs}
+            self()  # what happens at a first run alone, such as loading kernels, must not happen in a capture
             stream.synchronize()
-        self.inputs = {name: tensors[name] for name in inputs}
-        self.outputs = {name: tensor for name, tensor in tensors.items() if name not in self.inputs}
 
     def __call__(self) -> None:
         import torch
@@ -147,14 +156,16 @@ class BoundEngine:
 
 
 def _make_context(engine: Any, library: Any) -> Any:
-    """An execution context whose kernels are final from the first run on, so that a captured graph keeps them."""
+    """An execution context without memory, whose kernels are final from the first run on, as a captured graph needs."""
+    managed = library.ExecutionContextAllocationStrategy.USER_MANAGED
     strategies = getattr(library, "DynamicShapesKernelSpecializationStrategy", None)
     if strategies is None:
-        return engine.create_execution_context()
+        return engine.create_execution_context(managed)
     # TensorRT-RTX compiles kernels on the GPU; by default it runs general ones until special ones are ready, and a
     # graph captured before that would replay the general ones for ever.
     config = engine.create_runtime_config()
     config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+    config.set_execution_context_allocation_strategy(managed)
     return engine.create_execution_context(config)
 
 

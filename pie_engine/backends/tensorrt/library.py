@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
-from importlib.metadata import PackageNotFoundError, distributions, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
 from pie_engine.errors import BackendError
@@ -31,7 +31,7 @@ def installed_version(flavour: str) -> str | None:
     try:
         return version(_MODULES[flavour])
     except PackageNotFoundError:  # from a system package, which carries no metadata
-        return str(importlib.import_module(_MODULES[flavour]).__version__)
+        return getattr(importlib.import_module(_MODULES[flavour]), "__version__", None)
 
 
 def import_library(flavour: str) -> Any:
@@ -80,12 +80,19 @@ def require_gpu(flavour: str, index: int = 0) -> Gpu:
 def driver_floor(flavour: str) -> str | None:
     """The oldest CUDA version that a driver must serve, "13.0" for a build against CUDA 13; None if not known."""
     pattern = re.compile(rf"{_MODULES[flavour]}[-_]cu(\d+)", re.IGNORECASE)
-    majors = [found[1] for dist in distributions() if (found := pattern.match(dist.metadata["Name"] or ""))]
+    try:  # what the installed package stands for; another CUDA's may be left over beside it
+        names = requires(_MODULES[flavour]) or []
+    except PackageNotFoundError:
+        names = []
+    majors = [found[1] for name in names if (found := pattern.match(name))]
     return f"{max(map(int, majors))}.0" if majors else None
 
 
 def make_logger(library: Any, lines: list[tuple[str, str]]) -> Any:
-    """A logger that collects ("error" | "warning" | "info" | "verbose", text); it must outlive what is made with it."""
+    """A logger that collects ("error" | "warning" | "info", text); it must outlive what is made with it.
+
+    What is said beyond that is thousands of lines for each component, and left out.
+    """
 
     class Collector(library.ILogger):
         def __init__(self) -> None:
@@ -93,7 +100,8 @@ def make_logger(library: Any, lines: list[tuple[str, str]]) -> Any:
 
         def log(self, severity: Any, text: str) -> None:
             names = {"INTERNAL_ERROR": "error", "ERROR": "error", "WARNING": "warning", "INFO": "info"}
-            lines.append((names.get(severity.name, "verbose"), text))
+            if severity.name in names:
+                lines.append((names[severity.name], text))
 
     return Collector()
 

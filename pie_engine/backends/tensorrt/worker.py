@@ -12,6 +12,7 @@ import os
 import re
 import resource
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -23,8 +24,11 @@ from pie_engine.gpu import probe
 
 # A kernel that computes a whole attention, as TensorRT-RTX names it within a plan: once per attention and profile.
 _FUSED_KERNEL = re.compile(rb"\b_gemm_mha_v2\b")
-# The same among the layers that the inspector lists.
-_FUSED_LAYER = re.compile(r"mha|flash|attention", re.IGNORECASE)
+# The same among the layers that the inspector lists, by the kernel's own name: a matrix product that is left of an
+# attention taken apart carries its node's name, and weights of attentions carry theirs.
+_FUSED_LAYER = re.compile(r"_f?mha_|flash_?att", re.IGNORECASE)
+# What a compiler says of its result, among much else.
+_LOGGED = re.compile(r"^(Detected|Total|Max Scratch|Engine generation)")
 _EVERY_SECONDS = 1.0
 
 Report = Callable[[dict[str, Any]], None]
@@ -42,7 +46,8 @@ def build(request: dict[str, Any], report: Report) -> dict[str, Any]:
     if not parser.parse_from_file(request["onnx"]):
         return {"error": "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)) or "not parsed"}
     config = _configure(library, builder, network, request)
-    config.progress_monitor = _monitor(library, report)
+    monitor = _monitor(library, report)  # has to live as long as the build
+    config.progress_monitor = monitor
     cache = _load_timing_cache(config, request)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -56,6 +61,7 @@ def build(request: dict[str, Any], report: Report) -> dict[str, Any]:
         "host_memory_bytes": _peak_memory(),
         "network_layers": network.num_layers,
         "network_attentions": _count(network, "ATTENTION_INPUT"),
+        "log": [" ".join(text.split()) for level, text in lines if level == "info" and _LOGGED.match(text)],
         "fused_attention_kernels": len(_FUSED_KERNEL.findall(memoryview(plan))),
         "warnings": [text for level, text in lines if level == "warning"],
     }
@@ -77,11 +83,13 @@ def inspect(request: dict[str, Any], report: Report) -> dict[str, Any]:
     if context is not None:
         inspector.execution_context = context
     listed = json.loads(inspector.get_engine_information(library.LayerInformationFormat.JSON))["Layers"]
-    names = [layer if isinstance(layer, str) else str(layer.get("Name", "")) for layer in listed]
+    names = [_kernel(layer) for layer in listed]
+    fused = [name for name in names if _FUSED_LAYER.search(name)]
     kinds = Counter(str(layer.get("LayerType", "unknown")) for layer in listed if isinstance(layer, dict))
     return {
         "layers": engine.num_layers,
-        "fused_attention_layers": sum(bool(_FUSED_LAYER.search(name)) for name in names),
+        "fused_attention_layers": len(fused),
+        "fused_attention_names": fused[:4],
         "kinds": dict(kinds.most_common()),
         "device_memory_bytes": [
             engine.get_device_memory_size_for_profile_v2(i) for i in range(engine.num_optimization_profiles)
@@ -91,36 +99,21 @@ def inspect(request: dict[str, Any], report: Report) -> dict[str, Any]:
 
 
 def compare(request: dict[str, Any], report: Report) -> dict[str, Any]:
-    """Run a plan and its ONNX graph on the same random inputs, in the shapes of its first profile.
+    """Hold a plan on this machine's GPU to its graph in ONNX Runtime, in the shapes of its first profile.
 
-    Polygraphy feeds both: the plan on this machine's GPU, the graph in ONNX Runtime on the processor. Without a plan
-    the graph is compared with itself.
+    A plan whose weights can be exchanged is given them first, and then those of a probe (see `selftest`).
     """
-    if request["flavour"] == "tensorrt-rtx":
-        os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"  # read when polygraphy is imported
-    from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
-    from polygraphy.comparator import Comparator, DataLoader
+    import torch
 
-    from pie_engine.export.graph import relative_error
+    from pie_engine.backends.tensorrt.engine import Engine
+    from pie_engine.backends.tensorrt.selftest import compare_runs, refitted_error
 
-    session = SessionFromOnnx(request["onnx"], providers=["cpu"])
-    with OnnxrtRunner(session) as runner:
-        inputs = runner.get_input_metadata(use_numpy_dtypes=True)
-    for name, shapes in request["profile"].items():
-        inputs[name].shape = tuple(shapes[1])
-    # Token ids that every vocabulary has; a timestep within the schedule; the rest about as large as latents are.
-    loader = DataLoader(seed=0, input_metadata=inputs, val_range={"": (-2, 2), "ids": (0, 99), "timestep": (1, 999)})
-    runners: list[Any] = [OnnxrtRunner(session)]
-    if request["plan"] is not None:
-        from polygraphy.backend.common import BytesFromPath
-        from polygraphy.backend.trt import EngineFromBytes, TrtRunner
-
-        runners.append(TrtRunner(EngineFromBytes(BytesFromPath(request["plan"])), optimization_profile=0))
-    else:
-        runners.append(OnnxrtRunner(session))
-    results = Comparator.run(runners, data_loader=loader)
-    reference, output = (next(iter(result[0].values())) for _, result in results.items())
-    return {"relative_error": relative_error(output, reference)}
+    plan, onnx, device = Path(request["plan"]), Path(request["onnx"]), torch.device("cuda:0")
+    shapes = {name: tuple(shape[1]) for name, shape in request["profile"].items()}
+    engine = Engine(request["flavour"], plan.read_bytes(), request["component"], device)
+    if request["weights"] == "fixed":
+        return {"relative_error": compare_runs(onnx, engine.bind(shapes), shapes)}
+    return {"relative_error": refitted_error(engine, onnx, shapes)}
 
 
 def sanitise(request: dict[str, Any], report: Report) -> dict[str, Any]:
@@ -147,6 +140,9 @@ def _configure(library: Any, builder: Any, network: Any, request: dict[str, Any]
     flag = library.BuilderFlag
     config.clear_flag(flag.TF32)  # fp32 means fp32
     config.profiling_verbosity = library.ProfilingVerbosity.DETAILED  # names that the inspector can tell apart
+    if hasattr(flag, "REQUIRE_USER_ALLOCATION"):
+        # tensorrt-rtx: without it a run may allocate memory, and then it cannot be captured.
+        config.set_flag(flag.REQUIRE_USER_ALLOCATION)
     if request["optimisation_level"] is not None:
         config.builder_optimization_level = request["optimisation_level"]
     if request["workspace_bytes"] is not None:
@@ -176,9 +172,12 @@ def _load_timing_cache(config: Any, request: dict[str, Any]) -> Any:
     if request["timing_cache"] is None:
         return None
     path = Path(request["timing_cache"])
-    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-    # Never with a mismatch ignored: timings of another GPU choose kernels that are slow on this one.
-    return cache if config.set_timing_cache(cache, ignore_mismatch=False) else None
+    for content in (path.read_bytes() if path.is_file() else b"", b""):  # a damaged one is begun anew
+        cache = config.create_timing_cache(content)
+        # Never with a mismatch ignored: timings of another GPU choose kernels that are slow on this one.
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            return cache
+    return None
 
 
 def _monitor(library: Any, report: Report) -> Any:
@@ -204,6 +203,11 @@ def _monitor(library: Any, report: Report) -> Any:
     return Monitor()
 
 
+def _kernel(layer: Any) -> str:
+    """The name of what runs for a layer, as far as the inspector tells it."""
+    return layer if isinstance(layer, str) else str(layer.get("TacticName") or layer.get("Name", ""))
+
+
 def _count(network: Any, kind: str) -> int:
     return sum(network.get_layer(i).type.name == kind for i in range(network.num_layers))
 
@@ -224,10 +228,9 @@ def _peak_memory() -> int:
 
 
 def _write(path: Path, data: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:  # another build may write the same cache
         file.write(data)
-    partial.replace(path)
+    Path(file.name).replace(path)
 
 
 def main() -> int:

@@ -1,0 +1,101 @@
+"""What engines are compiled for: a configuration with everything settled on the machine that compiles."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pie_engine.backends.tensorrt import library
+from pie_engine.config import EngineConfig, check_resolution
+from pie_engine.errors import BackendError, ConfigError
+from pie_engine.gpu import probe
+
+# The first versions that know an attention as one layer.
+_WHOLE_ATTENTION = {"tensorrt": (10, 14), "tensorrt-rtx": (1, 4)}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What plans are compiled for: an `EngineConfig` with everything settled on this machine.
+
+    Attributes:
+        flavour, version: the compiler's.
+        gpu: name of the GPU that plans are compiled on and for, or None where none took part.
+        capabilities: compute capabilities that the plans run on.
+        driver_floor: oldest CUDA version that a driver must serve, or None if not known.
+        whole_attention: whether the compiler knows an attention as one layer (TensorRT since 10.14).
+    """
+
+    flavour: str
+    version: str
+    gpu: str | None
+    capabilities: tuple[str, ...]
+    hardware_compatibility: str
+    driver_floor: str | None
+    resolutions: tuple[int, ...]
+    batches: tuple[int, ...]
+    weights: str
+    optimisation_level: int | None
+    workspace: float | None
+    whole_attention: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def resolve_target(config: EngineConfig, facts: dict[str, Any]) -> Target:
+    """Settle what `config` leaves open, and refuse what this machine cannot compile.
+
+    Raises:
+        BackendError: the library is not installed, or no GPU is at hand where one is needed.
+        ConfigError: a resolution or a compute capability that cannot be had.
+    """
+    module = library.import_library(config.flavour)
+    for tool in ("polygraphy", "onnx_graphsurgeon", "onnxruntime"):
+        if importlib.util.find_spec(tool) is None:
+            raise BackendError(
+                f"{tool} is not installed, which building needs; {library.install_command(config.flavour)}"
+            )
+    resolutions = config.resolutions or (facts["default_resolution"],)
+    for resolution in resolutions:
+        check_resolution(resolution, facts["resolution_multiple"])
+    gpus = probe().gpus
+    if not gpus and config.flavour == "tensorrt":
+        raise BackendError(
+            f"tensorrt compiles on the GPU that runs the engine and this machine shows none ({probe().reason}); "
+            "build there, or pass --backend tensorrt-rtx --compute-capability 8.6"
+        )
+    if not gpus and not config.capabilities:
+        known = ",".join(library.RTX_CAPABILITIES)
+        raise ConfigError(f"this machine shows no GPU to compile for; pass --compute-capability with some of {known}")
+    capabilities = config.capabilities or (gpus[0].capability,)
+    if config.flavour == "tensorrt-rtx":
+        for capability in capabilities:
+            if not hasattr(module.ComputeCapability, "SM" + capability.replace(".", "")):
+                known = ", ".join(library.RTX_CAPABILITIES)
+                raise ConfigError(
+                    f"tensorrt-rtx {module.__version__} compiles for compute capability {known}, not {capability}; "
+                    "pass one of them, or --backend tensorrt on that GPU"
+                )
+    at_hand = bool(gpus) and capabilities == (gpus[0].capability,)
+    weights = config.weights or ("refittable" if at_hand else "fixed")
+    if weights != "fixed" and not at_hand:
+        raise ConfigError(
+            f"weights {weights!r} are compiled on the GPU that runs the engine, and this machine shows no GPU of "
+            f"compute capability {', '.join(capabilities)}; build there, or pass --weights fixed"
+        )
+    return Target(
+        flavour=config.flavour,
+        version=module.__version__,
+        gpu=gpus[0].name if at_hand else None,
+        capabilities=tuple(sorted(set(capabilities), key=lambda text: [int(part) for part in text.split(".")])),
+        hardware_compatibility=config.hardware_compatibility,
+        driver_floor=library.driver_floor(config.flavour),
+        resolutions=resolutions,
+        batches=config.batches,
+        weights=weights,
+        optimisation_level=config.optimisation_level,
+        workspace=config.workspace,
+        whole_attention=library.at_least(module.__version__, _WHOLE_ATTENTION[config.flavour]),
+    )

@@ -90,14 +90,8 @@ def test_a_bundle_without_engines(pie: Any, bundle: Bundle) -> None:
 def test_engines_that_load(pie: Any, make: MakeBundle) -> None:
     folder = make()
     found = inspect(pie, folder)
-    assert (
-        found["auto"]
-        == {
-            "backend": "tensorrt-rtx",
-            "why": "tensorrt-rtx engines for this GPU are in the bundle; no tensorrt engines in the bundle",
-        }
-        or found["auto"]["backend"] == "tensorrt-rtx"
-    )
+    why = "tensorrt-rtx; the bundle holds engines for this GPU; no tensorrt engines in the bundle"
+    assert found["auto"] == {"backend": "tensorrt-rtx", "why": why}
     (flavour,) = found["engines"]
     assert flavour["loads_here"] is True
     assert (flavour["reason"], flavour["remedy"], flavour["rebuild"]) == (None, None, None)
@@ -105,7 +99,7 @@ def test_engines_that_load(pie: Any, make: MakeBundle) -> None:
     assert flavour["buckets"] == "64 pixels, batch 1, 2"
     assert [plan["component"] for plan in flavour["plans"]] == list(COMPONENTS)
     assert all(plan["own_weights"] and plan["layers"] == 40 for plan in flavour["plans"])
-    assert flavour["plans"][0]["attention"] == {"graph": 8, "fused": 8, "seen_by": "engine inspector"}
+    assert flavour["plans"][0]["attention"] == {"graph": 8, "fused": 8, "seen_by": "kernel names in the plan"}
     lines = pie("inspect", folder).out.splitlines()
     for line in (
         "Engines of tensorrt-rtx 1.7.1.116",
@@ -115,7 +109,7 @@ def test_engines_that_load(pie: Any, make: MakeBundle) -> None:
         "  shapes              64 pixels, batch 1, 2",
         "  size                0.0 MB, built in 6.0 s",
         "    weights           fixed, the component's own",
-        "    attention         8 of 8 fused (engine inspector)",
+        "    attention         8 of 8 fused (kernel names in the plan)",
         "    layers            40: 30 kgen, 10 gemm; 5.0 MB of memory",
         "    profile 0         sample 2x4x8x8",
         "    profile 1         ids 1x77 to 5x77",
@@ -123,6 +117,20 @@ def test_engines_that_load(pie: Any, make: MakeBundle) -> None:
         assert line in lines
     assert not any("rebuild" in line for line in lines)
     assert max(len(line) for line in lines if str(folder) not in line) <= 100
+
+
+@pytest.mark.parametrize(("listed", "fused"), [(16, 8), (8, 8), (3, 3)])
+def test_tensorrt_is_asked_for_fused_layers(
+    pie: Any, make: MakeBundle, monkeypatch: pytest.MonkeyPatch, listed: int, fused: int
+) -> None:
+    """It may list them for each of two profiles."""
+    seen = {"layers": 40, "fused_attention_layers": listed, "kinds": {}, "device_memory_bytes": []}
+    monkeypatch.setattr(inspection, "inspect_plan", lambda flavour, plan, name: seen)
+    folder = make("tensorrt", gpu=A5000.name, capabilities=["8.6"], attention={"graph": 8, "fused": None})
+    found = inspect(pie, folder)
+    plan = found["engines"][0]["plans"][0]
+    assert plan["attention"] == {"graph": 8, "fused": fused, "seen_by": "engine inspector"}
+    assert any("of 8 attentions are not fused" in line for line in found["defects"]) == (fused < 8)
 
 
 def test_without_a_gpu(pie: Any, make: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,11 @@ class Target:
         return asdict(self)
 
 
+def check_machine(config: EngineConfig) -> None:
+    """Refuse what this machine cannot compile, before a checkpoint of gigabytes is read. Raises as `resolve_target`."""
+    resolve_target(config, {"default_resolution": 64, "resolution_multiple": 1})  # sizes are the checkpoint's matter
+
+
 def resolve_target(config: EngineConfig, facts: dict[str, Any]) -> Target:
     """Settle what `config` leaves open, and refuse what this machine cannot compile.
 

@@ -111,9 +111,9 @@ def main(arguments: argparse.Namespace) -> int:
     output = arguments.output or Path(f"{Path(arguments.unet or arguments.checkpoint).stem}.pie")
     check_folder(output, replaceable=MANIFEST)
     if config.engines is not None:
-        from pie_engine.backends.tensorrt.library import import_library
+        from pie_engine.bundling.target import check_machine
 
-        import_library(config.engines.flavour)  # before a checkpoint of gigabytes is read
+        check_machine(config.engines)
     loras = [LoraSpec.parse(text) for text in arguments.lora]
     say("loading the checkpoint")
     checkpoint = load_checkpoint(arguments.checkpoint, unet=arguments.unet, lora=loras)

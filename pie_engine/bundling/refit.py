@@ -112,7 +112,7 @@ def refit_bundle(
             engines=engines,
             versions=exporter_versions(),
             refitted_from=bundle.manifest["hashes"],
-            build_command=build_command or f"pie-engine refit {bundle.path} --output {output}",
+            build_command=build_command or f"pie-engine build --checkpoint DIR --output {output}",
         )
         write_manifest(folder, manifest)
     return open_bundle(output, verify=False)  # every hash was computed a moment ago

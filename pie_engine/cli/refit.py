@@ -57,7 +57,7 @@ def main(arguments: argparse.Namespace) -> int:
         bundle,
         weights,
         output,
-        build_command=_command(arguments, output),
+        build_command=_command(arguments, bundle, output),
         cache_dir=arguments.cache_dir,
         on_component=lambda line: say(f"  {line}"),
     )
@@ -90,13 +90,19 @@ def _load(arguments: argparse.Namespace, bundle: Bundle, loras: list[LoraSpec]) 
     return UNetWeights.for_bundle(bundle, *load_unet_alone(arguments.unet, config=config, lora=loras))
 
 
-def _command(arguments: argparse.Namespace, output: Path) -> str:
-    words = ["pie-engine", "refit", str(arguments.bundle)]
-    for option in ("checkpoint", "unet"):
-        if getattr(arguments, option) is not None:
-            words += [f"--{option}", getattr(arguments, option)]
+def _command(arguments: argparse.Namespace, bundle: Bundle, output: Path) -> str:
+    """The build that gives the same bundle: with it, other engines can be asked for, which a refit cannot compile."""
+    given = {"--unet": arguments.unet, "--checkpoint": arguments.checkpoint}
+    # A LoRA was fused into weights that are replaced now.
+    replaced = {"--lora", "--output", *(option for option, value in given.items() if value is not None)}
+    words, dropping = [], False
+    for word in shlex.split(bundle.build_command()):
+        if dropping or word in replaced:
+            dropping = not dropping
+            continue
+        words.append(word)
+    for option, value in given.items():
+        words += [] if value is None else [option, value]
     for lora in arguments.lora:
         words += ["--lora", lora]
-    if arguments.cache_dir is not None:
-        words += ["--cache-dir", str(arguments.cache_dir)]
     return shlex.join([*words, "--output", str(output)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 
 from pie_engine.bundle import Bundle, open_bundle
 from pie_engine.checkpoint import load_checkpoint
+from pie_engine.cli.main import _parser
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,11 @@ def test_refit_and_build_refit_write_the_same(pie: Any, bundle: Bundle, tuned: P
     first, second = (open_bundle(tmp_path / name) for name in ("b.pie", "c.pie"))
     assert first.manifest["files"] == second.manifest["files"]
     assert first.manifest["files"] != bundle.manifest["files"]
-    assert first.build_command() == f"pie-engine refit {bundle.path} --unet {tuned} --output {tmp_path / 'b.pie'}"
+    # The command that refusals name is a build, which takes options of engines.
+    command = first.build_command(backend="tensorrt-rtx", resolution="64,128")
+    parsed = _parser().parse_args(shlex.split(command)[1:])
+    assert (parsed.command, parsed.unet, parsed.output) == ("build", str(tuned), tmp_path / "b.pie")
+    assert (parsed.backend, parsed.resolution, parsed.lora) == ("tensorrt-rtx", "64,128", [])
 
 
 def test_a_file_without_a_config_takes_the_bundles(pie: Any, bundle: Bundle, tuned: Path, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Ten rounds of the demo checkpoint on every backend, implementation and dtype, against the eager reference.
+"""Rounds of the demo checkpoint on every backend, implementation and dtype, against the eager reference.
+
+Ten of them; five in half precision on a processor, which computes it slowly.
 
 fp32: final latents within 1e-4. Half precision: no worse than twice what eager PyTorch loses in the same dtype, in the
 latent and in the frame inside the region of interest, both against fp32.
@@ -38,9 +40,13 @@ SWITCHES: dict[str, dict[str, Any]] = {
 CPU = [("torch", "fp32"), ("torch", "fp16"), ("torch", "bf16"), ("onnxruntime", "fp32"), ("onnxruntime", "fp16")]
 
 
-def settings(device: str) -> RunConfig:
-    """The demo's own; on a processor, where half precision is slow, fewer steps per round."""
-    config = replace(load_defaults().run_config(), steps=10, composite=False)
+def rounds(device: str, precision: str) -> int:
+    return 10 if device == "cuda" or precision == "fp32" else 5
+
+
+def settings(device: str, steps: int, inversion: str) -> RunConfig:
+    """The demo's own; on a processor fewer denoising steps per round."""
+    config = replace(load_defaults().run_config(), steps=steps, composite=False, inversion=inversion)
     return config if device == "cuda" else replace(config, num_inference_steps=8)
 
 
@@ -51,29 +57,31 @@ def patient() -> tuple[Image, Image]:
 
 
 @functools.cache
-def reference(precision: str, device: str, inversion: str = "noise") -> tuple[np.ndarray, np.ndarray]:
+def reference(precision: str, device: str, inversion: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Final latent [4, h, w] and frame [H, W, 3] of the eager reference in one dtype; fp32 runs on the processor."""
     checkpoint = load_checkpoint(CHECKPOINT)
     for module in (checkpoint.unet, checkpoint.vae, checkpoint.text_encoder):
         torch.nn.Module.to(module, "cpu" if precision == "fp32" else device, torch_dtype(precision))
     image, mask = patient()
     latent_mask = prepare_mask(mask, image.size, 128, official=False).latent
-    config = replace(settings(device), inversion=inversion)
+    config = settings(device, steps, inversion)
     *_, (latent, frame) = progress_engine(checkpoint, fit(image, 128), latent_mask, load_defaults().prompt, config)
     return latent[0].numpy(), frame
 
 
 def run(engine: PieEngine, device: str, inversion: str = "noise") -> Result:
     image, mask = patient()
-    return engine.run(Item(image, load_defaults().prompt, mask), replace(settings(device), inversion=inversion))
+    steps = rounds(device, engine.backend.precisions["unet"])
+    return engine.run(Item(image, load_defaults().prompt, mask), settings(device, steps, inversion))
 
 
 def check(result: Result, precision: str, device: str, inversion: str = "noise") -> None:
-    latent, frame = reference("fp32", device, inversion)
+    steps = rounds(device, precision)
+    latent, frame = reference("fp32", device, inversion, steps)
     if precision == "fp32":
         assert np.abs(result.latents[-1] - latent).max() < 1e-4
         return
-    own_latent, own_frame = reference(precision, device, inversion)
+    own_latent, own_frame = reference(precision, device, inversion, steps)
     assert result.mask is not None
 
     def inside(one: np.ndarray) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,14 @@ def probe() -> Machine:
     """Ask the CUDA runtime (cuda-python), or PyTorch where cuda-python is not installed."""
     if importlib.util.find_spec("cuda") is not None:
         try:
-            return _ask_runtime()
-        except ImportError:
-            pass  # an older cuda-python, or one that is broken
+            found = _ask_runtime()
+        except ImportError:  # an older cuda-python, or one that is broken
+            return _ask_torch()
+        # A cuda-python that is newer than the driver sees no GPU, which an older build of torch may well use.
+        if found.gpus or not found.driver:
+            return found
+        by_torch = _ask_torch()
+        return replace(by_torch, driver=found.driver) if by_torch.gpus else found
     return _ask_torch()
 
 

@@ -93,6 +93,14 @@ def export_component(component: Component, folder: Path, *, precision: str, opse
     return path
 
 
+def graph_opset(path: Path) -> int:
+    """The ONNX opset of a graph."""
+    import onnx
+
+    imported = onnx.load(path, load_external_data=False).opset_import
+    return next(entry.version for entry in imported if entry.domain in ("", "ai.onnx"))
+
+
 def relative_error(output: np.ndarray, reference: np.ndarray) -> float:
     """||output - reference|| / ||reference|| in float64; infinite where the output is not finite."""
     output, reference = output.astype(np.float64), reference.astype(np.float64)

@@ -7,21 +7,20 @@ from typing import Any
 
 from pie_engine.backends.tensorrt import library
 from pie_engine.backends.tensorrt.builder import available_memory
+from pie_engine.backends.tensorrt.library import first_line
 from pie_engine.config import FLAVOURS
 from pie_engine.environment import (
     Lack,
     cache_facts,
     check_requirements,
-    first_line,
     import_failure,
-    numbers,
     onnxruntime_packages,
     onnxruntime_providers,
     processor_cores,
     versions,
 )
 from pie_engine.errors import BackendError
-from pie_engine.gpu import Machine, probe
+from pie_engine.gpu import Machine, numbers, probe
 from pie_engine.selection import choose_for_checkpoint
 
 _BACKENDS = (*FLAVOURS, "torch on GPU", "torch on CPU", "onnxruntime on GPU", "onnxruntime on CPU")
@@ -154,7 +153,7 @@ def _unfit(flavour: str, machine: Machine) -> list[Lack]:
         remedy = "pass --backend tensorrt" if other else library.install_command("tensorrt")
         lacks.append(Lack(what, remedy))
     floor = library.driver_floor(flavour)
-    if floor and machine.driver and numbers(machine.driver) < numbers(floor):
+    if not machine.serves(floor):
         what = f"it needs a driver for CUDA {floor} or later, and this one serves {machine.driver}"
         lacks.append(Lack(what, "update NVIDIA's driver"))
     return lacks

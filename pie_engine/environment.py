@@ -13,8 +13,10 @@ from typing import Any
 
 from pie_engine import __version__
 from pie_engine.backends.tensorrt import library
+from pie_engine.backends.tensorrt.library import first_line
 from pie_engine.config import FLAVOURS
 from pie_engine.files import cache_root
+from pie_engine.gpu import numbers
 
 # They all install the module `onnxruntime`.
 ONNXRUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
@@ -121,14 +123,3 @@ def cache_facts() -> dict[str, Any]:
         "writable": existing.is_dir() and os.access(existing, os.W_OK | os.X_OK),
         "free_bytes": shutil.disk_usage(existing).free,
     }
-
-
-def numbers(text: str) -> tuple[int, ...]:
-    """A version's release as numbers: (2, 13, 0) for "2.13.0+cpu"."""
-    found = re.match(r"\d+(\.\d+)*", text)
-    return tuple(int(part) for part in found[0].split(".")) if found else ()
-
-
-def first_line(error: BaseException) -> str:
-    """An error's message, for a sentence."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import re
 from dataclasses import dataclass, replace
 
 
@@ -38,6 +39,10 @@ class Machine:
     driver: str
     reason: str
 
+    def serves(self, floor: str | None) -> bool:
+        """Whether the driver is new enough for a CUDA version; true where either is not known."""
+        return not floor or not self.driver or numbers(self.driver) >= numbers(floor)
+
 
 @functools.cache
 def probe() -> Machine:
@@ -58,6 +63,12 @@ def probe() -> Machine:
 def version_of(number: int) -> str:
     """CUDA's way of writing a version, 13020, as "13.2"."""
     return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """A version's release as numbers: (2, 13, 0) for "2.13.0+cpu"."""
+    found = re.match(r"\d+(\.\d+)*", text)
+    return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 
 def _ask_runtime() -> Machine:

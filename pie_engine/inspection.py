@@ -10,7 +10,6 @@ from pie_engine.backends.tensorrt.builder import inspect_plan
 from pie_engine.backends.tensorrt.fingerprint import buckets, describe_target, obstacle
 from pie_engine.bundle import WEIGHTS, Bundle, open_bundle
 from pie_engine.config import COMPONENTS, FLAVOURS
-from pie_engine.environment import numbers
 from pie_engine.errors import BuildError, BundleError
 from pie_engine.gpu import probe
 from pie_engine.selection import choose_for_bundle
@@ -122,7 +121,7 @@ def _remedy(flavour: str, entry: dict[str, Any]) -> str:
         return (
             f"open it on a machine with a GPU ({describe_target(entry)}); here, --backend onnxruntime runs the graphs"
         )
-    if floor and machine.driver and numbers(machine.driver) < numbers(floor):
+    if not machine.serves(floor):
         return "update NVIDIA's driver, or pass --backend onnxruntime"
     return "rebuild it on this machine, or pass --backend onnxruntime"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pie_engine.config import DTYPES, FLAVOURS, BuildConfig, EngineConfig
 from pie_engine.errors import BackendError, ConfigError
-from pie_engine.selection import BACKENDS, Choice, choose_for_bundle, choose_for_checkpoint
+from pie_engine.selection import BACKENDS, Choice, choose_for_bundle, choose_for_checkpoint, device_index
 
 if TYPE_CHECKING:
     from pie_engine.backends import Backend
@@ -101,7 +101,7 @@ def _run_bundle(bundle: Bundle, backend: str, device: str | None, threads: int |
 
         if device == "cpu":
             raise ConfigError(f"backend {backend} runs on an NVIDIA GPU, not on cpu; pass --backend onnxruntime")
-        check_engines(bundle, backend, int((device or "").partition(":")[2] or 0))
+        check_engines(bundle, backend, device_index(device))
         device = _check_gpu(device or "cuda:0", bundle.precision)
         with _explaining_memory(device, bundle.precision):
             return TensorRTBackend(bundle, backend, device=device)

@@ -48,7 +48,7 @@ def choose_for_bundle(bundle: Bundle, device: str | None) -> Choice:
             passed.append(f"no {flavour} engines in the bundle")
             continue
         try:
-            check_engines(bundle, flavour, _index(device))
+            check_engines(bundle, flavour, device_index(device))
             import_library(flavour)
             if not torch.cuda.is_available():
                 raise BundleError(f"{flavour} runs on torch's buffers, and torch {torch.__version__} sees no GPU")
@@ -79,5 +79,6 @@ def choose_for_checkpoint(device: str | None, dtype: str | None, compile: bool) 
     return Choice("onnxruntime", f"onnxruntime, the fastest on a processor; {passed}")
 
 
-def _index(device: str | None) -> int:
+def device_index(device: str | None) -> int:
+    """The GPU that a device such as "cuda:1" names; 0 for one without a number."""
     return int((device or "").partition(":")[2] or 0)

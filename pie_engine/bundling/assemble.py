@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pie_engine.backends.tensorrt.builder import needs_decomposing
 from pie_engine.bundle import FORMAT, MANIFEST, WEIGHTS, Bundle, open_bundle, write_manifest
 from pie_engine.bundling.components import (
     RECORD,
@@ -20,7 +21,7 @@ from pie_engine.bundling.components import (
     cached_component,
     exporter_versions,
 )
-from pie_engine.bundling.engines import cached_engine, needs_decomposing
+from pie_engine.bundling.engines import cached_engine
 from pie_engine.bundling.target import Target, resolve_target
 from pie_engine.config import COMPONENTS, BuildConfig
 from pie_engine.errors import BuildError, BundleError
@@ -134,7 +135,7 @@ def _add_component(
 
 
 def link_files(source: Path, folder: Path) -> None:
-    """Give a cached folder's files, without its record, a second name in `folder`."""
+    """Give a folder's files, without a cache's record, a second name in `folder`, which is made."""
     folder.mkdir()
     for file in (path for path in sorted(source.iterdir()) if path.name != RECORD):
         link_or_copy(file, folder / file.name)

@@ -18,7 +18,6 @@ from pie_engine.backends.tensorrt.builder import (
     compare_plan,
     compile_plan,
     inspect_plan,
-    needs_decomposing,
     sanitised,
 )
 from pie_engine.bundle import describe_files
@@ -28,7 +27,6 @@ from pie_engine.errors import BuildError
 from pie_engine.export.graph import TOLERANCE
 from pie_engine.files import link_or_copy, locked, new_folder
 
-__all__ = ["Engine", "cached_engine", "needs_decomposing", "profiles"]
 log = logging.getLogger(__name__)
 _RECORD = "engine.json"
 _PLAN = "engine.plan"
@@ -149,7 +147,7 @@ def _compile(
         source = sanitised(onnx, Path(scratch), component) if target.weights == "fixed" else onnx
         request = make_request(source, plan, target, shapes, cache)
         outcome = compile_plan(request, component, lambda line: on_component(f"  {component}: {line}"))
-    nodes, precision = _count_attentions(onnx)
+    nodes, precision = _describe_graph(onnx)
     attention: dict[str, Any] = {"graph": nodes, "fused": None, "seen_by": None}
     if target.flavour == "tensorrt-rtx":
         # Its plans name their kernels, once per attention and profile.
@@ -209,7 +207,7 @@ def make_request(onnx: Path, plan: Path, target: Target, shapes: list[Profile], 
     )
 
 
-def _count_attentions(path: Path) -> tuple[int, str]:
+def _describe_graph(path: Path) -> tuple[int, str]:
     """Attentions of a graph, whole or taken apart (each then has one softmax), and the precision of its weights."""
     import onnx
 

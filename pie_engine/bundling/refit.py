@@ -6,17 +6,17 @@ import gc
 import json
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pie_engine.bundle import MANIFEST, WEIGHTS, Bundle, open_bundle, write_manifest
-from pie_engine.bundling.assemble import model_facts, unet_architecture
+from pie_engine.bundling.assemble import link_files, model_facts, unet_architecture
 from pie_engine.bundling.components import OnComponent, exporter_versions
 from pie_engine.bundling.refit_engines import EngineRefit
 from pie_engine.config import COMPONENTS
 from pie_engine.errors import BuildError, ConfigError
-from pie_engine.files import cache_root, link_or_copy, new_folder
+from pie_engine.files import cache_root, new_folder
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -44,7 +44,7 @@ class UNetWeights:
     vae_scale: int
     resolution_multiple: int
     max_tokens: int
-    tokenizer: None = field(default=None)
+    tokenizer: None = None
 
     @classmethod
     def for_bundle(cls, bundle: Bundle, unet: UNet2DConditionModel, digest: str, source: str) -> UNetWeights:
@@ -80,28 +80,26 @@ def refit_bundle(
         OutputError: `output` cannot be written.
     """
     _check_architecture(bundle, weights)
-    kept = bundle.manifest["hashes"]
-    changed = [
-        name for name in COMPONENTS if weights.hashes.get(WEIGHTS[name], kept[WEIGHTS[name]]) != kept[WEIGHTS[name]]
-    ]
+    known = bundle.manifest["hashes"]
+    hashes = known | weights.hashes  # a U-Net alone leaves the rest as it is
+    changed = [name for name in COMPONENTS if hashes[WEIGHTS[name]] != known[WEIGHTS[name]]]
     if not changed:
         raise ConfigError(f"bundle {bundle.path} holds these weights already; run it as it is")
     manifest = json.loads(json.dumps(bundle.manifest))
     facts = manifest["model"] if isinstance(weights, UNetWeights) else model_facts(weights)
     with new_folder(Path(output), replaceable=MANIFEST) as folder:
         for name in COMPONENTS:
-            (folder / name).mkdir()
             if name in changed:
+                (folder / name).mkdir()
                 manifest["components"][name] = _refit_component(bundle, weights, name, folder / name, on_component)
                 gc.collect()
             else:
-                _link(bundle.path / name, folder / name)
-        manifest["model"], hashes = facts, manifest["hashes"] | weights.hashes
+                link_files(bundle.path / name, folder / name)
+        manifest["model"] = facts
         job = EngineRefit(bundle, folder, manifest, changed, hashes, cache_dir or cache_root(), on_component)
         engines = [job.place(entry) for entry in bundle.engines()]
         if weights.tokenizer is None:
-            (folder / "tokenizer").mkdir()
-            _link(bundle.path / "tokenizer", folder / "tokenizer")
+            link_files(bundle.path / "tokenizer", folder / "tokenizer")
         else:
             weights.tokenizer.save_pretrained(folder / "tokenizer")
         for fact in ("format", "pie_engine", "files", "manifest_sha256"):
@@ -111,7 +109,7 @@ def refit_bundle(
             sources=manifest["sources"] | weights.sources,
             engines=engines,
             versions=exporter_versions(),
-            refitted_from=bundle.manifest["hashes"],
+            refitted_from=known,
             build_command=build_command or f"pie-engine build --checkpoint DIR --output {output}",
         )
         write_manifest(folder, manifest)
@@ -125,7 +123,7 @@ def _refit_component(
     import torch
 
     from pie_engine.export.components import component
-    from pie_engine.export.graph import TOLERANCE, check_parity, export_component
+    from pie_engine.export.graph import TOLERANCE, check_parity, export_component, graph_opset
     from pie_engine.export.refit import replace_weights
 
     start = time.monotonic()
@@ -143,7 +141,8 @@ def _refit_component(
         how = "exported anew"
         for file in folder.iterdir():
             file.unlink()
-        path = export_component(part, folder, precision=precision, opset=bundle.manifest["opset"])
+        # The component's own opset: one whose attentions had to be taken apart has a lower one than its bundle.
+        path = export_component(part, folder, precision=precision, opset=graph_opset(bundle.graph(name)))
         error = check_parity(part, path, reference, precision=precision)
         if error > TOLERANCE[precision]:
             raise BuildError(
@@ -178,8 +177,3 @@ def _check_architecture(bundle: Bundle, weights: Checkpoint | UNetWeights) -> No
                 f"the checkpoint has {key} {facts[key]} and the bundle {bundle.manifest['model'][key]}; "
                 "build it: pie-engine build"
             )
-
-
-def _link(source: Path, folder: Path) -> None:
-    for file in sorted(source.iterdir()):
-        link_or_copy(file, folder / file.name)

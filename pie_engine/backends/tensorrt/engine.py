@@ -116,13 +116,12 @@ class BoundEngine:
         import torch
 
         self._owner, engine, library = owner, owner._engine, owner._library
-        self.device = owner._device
+        self.device = device = owner._device
         given = {name: tuple(engine.get_tensor_shape(name)) for name in _names(engine)} | dict(shapes)
         inputs = [name for name in given if engine.get_tensor_mode(name) == library.TensorIOMode.INPUT]
         profile = owner.profile_for({name: given[name] for name in inputs})
         if profile is None:
             raise BackendError(f"{owner.name} was not compiled for {dict(shapes)}; build it for that shape")
-        device = owner._device
         with torch.cuda.device(device):
             self._context = _make_context(engine, library)
             if self._context is None:
@@ -150,7 +149,7 @@ class BoundEngine:
     def __call__(self) -> None:
         import torch
 
-        stream = torch.cuda.current_stream(self._owner._device).cuda_stream
+        stream = torch.cuda.current_stream(self.device).cuda_stream
         if not self._context.execute_async_v3(stream):
             raise BackendError(f"{self._owner.name} failed on the GPU ({self._owner._reason()})")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pie_engine.backends.tensorrt import library
-from pie_engine.gpu import Gpu, probe
+from pie_engine.gpu import Gpu, numbers, probe
 
 
 def obstacle(entry: dict[str, Any], index: int = 0) -> str | None:
@@ -30,7 +30,7 @@ def obstacle(entry: dict[str, Any], index: int = 0) -> str | None:
         gpu = machine.gpus[index]
         return f"it was compiled for {describe_target(entry)}, and {gpu.name} has {gpu.capability}"
     floor = entry["driver_floor"]
-    if floor and machine.driver and _numbers(machine.driver) < _numbers(floor):
+    if not machine.serves(floor):
         return f"it needs a driver for CUDA {floor} or later, and this one serves {machine.driver}"
     return None
 
@@ -39,7 +39,7 @@ def runs_on(entry: dict[str, Any], gpu: Gpu) -> bool:
     """Whether an engine's compute capabilities, or its compatibility level, take this GPU in."""
     level = entry["hardware_compatibility"]
     if level == "ampere-plus":
-        return _numbers(gpu.capability) >= (8, 0)
+        return numbers(gpu.capability) >= (8, 0)
     if level == "same-compute-capability" or entry["flavour"] == "tensorrt-rtx" or entry["gpu"] is None:
         return gpu.capability in entry["capabilities"]
     # TensorRT chooses kernels for one model of GPU: another of the same capability may lack their resources.
@@ -64,8 +64,4 @@ def buckets(entries: list[dict[str, Any]]) -> str:
 
 def same_release(version: str, other: str) -> bool:
     """Whether two versions share major, minor and patch: plans are not promised to load across those."""
-    return _numbers(version)[:3] == _numbers(other)[:3]
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
+    return numbers(version)[:3] == numbers(other)[:3]

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
 from pie_engine.errors import BackendError
-from pie_engine.gpu import Gpu, probe
+from pie_engine.gpu import Gpu, numbers, probe
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _OLDEST = {"tensorrt": (10, 9), "tensorrt-rtx": (1, 4)}
@@ -43,7 +43,7 @@ def import_library(flavour: str) -> Any:
     try:
         library = importlib.import_module(_MODULES[flavour])
     except ImportError as error:
-        reason = "is not installed" if error.name == _MODULES[flavour] else f"does not load ({_first_line(error)})"
+        reason = "is not installed" if error.name == _MODULES[flavour] else f"does not load ({first_line(error)})"
         raise BackendError(
             f"backend '{flavour}' {reason}; {install_command(flavour)}, or pass --backend onnxruntime"
         ) from None
@@ -57,7 +57,7 @@ def import_library(flavour: str) -> Any:
 
 def at_least(version: str, oldest: tuple[int, int]) -> bool:
     """Whether a version such as "10.14.1.48.post1" is `oldest` or later."""
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:2]) >= oldest
+    return numbers(version)[:2] >= oldest
 
 
 def require_gpu(flavour: str, index: int = 0) -> Gpu:
@@ -106,5 +106,6 @@ def make_logger(library: Any, lines: list[tuple[str, str]]) -> Any:
     return Collector()
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def first_line(error: BaseException) -> str:
+    """An error's message, for a sentence."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -79,7 +79,8 @@ def inspect(request: dict[str, Any], report: Report) -> dict[str, Any]:
     if engine is None:
         return {"error": _reason(lines)}
     inspector = engine.create_engine_inspector()
-    context = engine.create_execution_context()
+    # Without memory of its own: nothing runs, and plans of tensorrt-rtx are built to be given theirs.
+    context = engine.create_execution_context(library.ExecutionContextAllocationStrategy.USER_MANAGED)
     if context is not None:
         inspector.execution_context = context
     listed = json.loads(inspector.get_engine_information(library.LayerInformationFormat.JSON))["Layers"]
@@ -242,13 +243,8 @@ def main() -> int:
         channel.flush()
 
     request = json.load(sys.stdin)
-    report(
-        {
-            "outcome": {"build": build, "inspect": inspect, "compare": compare, "sanitise": sanitise}[
-                request["action"]
-            ](request, report)
-        }
-    )
+    actions = {"build": build, "inspect": inspect, "compare": compare, "sanitise": sanitise}
+    report({"outcome": actions[request["action"]](request, report)})
     return 0
 
 

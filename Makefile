@@ -7,7 +7,7 @@ OUTPUT ?= demo-output
 BUILT_FROM := pyproject.toml constraints.txt setup.py cpp_ext/build.py $(wildcard cpp_ext/*.cpp cpp_ext/*.cu cpp_ext/*.h)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint format bench engine-build gpu-check clean
+.PHONY: demo test lint format bench bench-report engine-build gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pie-engine demo --output $(OUTPUT)
@@ -24,12 +24,18 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.demo
-	$(BIN)/python benchmarks/progression.py
+# The questions that take minutes on the demo; the others, and full size, stand in docs/performance.md.
+bench: $(VENV)/.bench
+	for name in progression ladder components denoise_step round_share; do \
+	  $(BIN)/python benchmarks/$$name.py || exit; done
+	$(BIN)/python benchmarks/report.py
+
+bench-report: $(VENV)/.bench
+	$(BIN)/python benchmarks/report.py
 
 # Slow: full-size engines, which tensorrt-rtx compiles without a GPU.
 engine-build: $(VENV)/.dev
-	$(BIN)/python benchmarks/engine_build.py
+	$(BIN)/python benchmarks/build_times.py --model sd --engines tensorrt-rtx --compute-capability 8.6,8.9,12.0
 
 # With WHEELS=DIR, on the machine's own Python and torch, and those wheels for what is missing; else in the environment.
 gpu-check: $(if $(WHEELS),,$(VENV)/.dev)
@@ -50,10 +56,15 @@ $(VENV)/.demo: $(BUILT_FROM) | $(BIN)/python
 	$(OPERATIONS)
 	@touch $@
 
+$(VENV)/.bench: $(BUILT_FROM) | $(BIN)/python
+	$(INSTALL) '.[cpu,bench]'
+	$(OPERATIONS)
+	@touch $@ $(VENV)/.demo
+
 $(VENV)/.dev: $(BUILT_FROM) | $(BIN)/python
 	$(INSTALL) '.[cpu,test,test-bindings,lint]'
 	$(OPERATIONS)
-	@touch $@ $(VENV)/.demo
+	@touch $@ $(VENV)/.demo $(VENV)/.bench
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .coverage demo-output cpp_ext/_ops.so

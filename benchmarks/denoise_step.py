@@ -1,129 +1,163 @@
 """The fused step: each implementation that works here against the eager reference, interleaved.
 
-    python benchmarks/denoise_step.py [--shape 2 4 64 64] [--threads 1] [--dtype fp32] [--kept 0 1] [--repeats 50]
+    python benchmarks/denoise_step.py [--batch 2] [--side 64] [--dtype fp32] [--kept 0 1] [--threads 1] [--repeats 50]
 
-A guided, masked step in the middle of a round. Medians of the time of one call; on a GPU of the calls queued one after
-another, so that it is the device's time and not the launch's. GB/s counts every tensor once: what has to be moved at
-least. On a noisy machine read the ratios, which are medians of the ratios repeat by repeat.
+A guided, masked step in the middle of a round, on the tensors that a round has: latents in fp32, the U-Net's input and
+output in its dtype. Times are of one call among many; on a GPU among those that a replayed graph holds, so that they
+are the device's and not the launch's. GB/s counts each tensor as often as it has to be read or written; what fits the
+cache may move faster than the copy that it is compared with.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import platform
-import statistics
-from collections.abc import Callable
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from pie_engine.benchmarks.common import check, measured_limits, place, run, say
+from pie_engine.benchmarks.harness import Samples, clock, interleave, results, summarise
+from pie_engine.benchmarks.harness.machine import Limits, identify
+from pie_engine.benchmarks.harness.measure import Call
 from pie_engine.kernels.dispatch import available, select
 from pie_engine.kernels.table import columns
 from torch.utils.benchmark import Timer
 
-RESULTS = Path(__file__).parent / "results" / "denoise_step.csv"
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from pie_engine.backends.torch_backend import torch_dtype
+from pie_engine.config import DTYPES
+
+CHANNELS = 4
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", type=int, nargs=4, default=[2, 4, 64, 64], metavar=("B", "C", "H", "W"))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the latent and of the U-Net's output")
-    parser.add_argument("--kept", type=int, nargs="+", default=[0, 1], help="latents that the sampler keeps")
-    parser.add_argument("--repeats", type=int, default=50)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    for kept in arguments.kept:
-        report(measure(arguments, kept), arguments, kept)
+@dataclass(frozen=True)
+class Step:
+    """What a step depends on.
+
+    Attributes:
+        batch, side: the latents are [batch, 4, side, side].
+        kept: K, latents that the sampler keeps.
+        dtype: of the U-Net's input and output; latents are fp32.
+    """
+
+    batch: int = 2
+    side: int = 64
+    kept: int = 0
+    dtype: str = "fp32"
+    device: str = "cpu"
+
+    def tensors(self) -> dict[str, Any]:
+        """Arguments that leave the latent's size as it is, however often the step is repeated in place."""
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, CHANNELS, self.side, self.side, generator=generator).to(self.device)
+
+        coefficients = [0.9, 0.1, 0.8, 0.6, 1.0, 481.0, *[0.1] * (3 * self.kept + self.kept * self.kept)]
+        return {
+            "x": draw(self.batch),
+            "history": draw(self.kept, self.batch),
+            "sample": draw(2 * self.batch).to(torch_dtype(self.dtype)),
+            "timestep": torch.zeros(1, device=self.device),
+            "flags": torch.zeros(self.batch, dtype=torch.int32, device=self.device),
+            "output": draw(2 * self.batch).to(torch_dtype(self.dtype)),
+            "table": torch.tensor([coefficients], device=self.device).view(1, columns(self.kept)),
+            "row": 0,
+            "guidance": torch.full((self.batch,), 7.5, device=self.device),
+            "mask": torch.rand(self.batch, 1, self.side, self.side, generator=generator).to(self.device),
+            "z0": draw(self.batch),
+            "eps": draw(self.batch),
+        }
+
+    @property
+    def moved(self) -> int:
+        """Bytes of one call: x and history are read and written, the rest is one or the other."""
+        given = self.tensors()
+        large = ("x", "x", "history", "history", "sample", "output", "mask", "z0", "eps")
+        return sum(given[name].nbytes for name in large)
 
 
-def tensors(arguments: argparse.Namespace, kept: int) -> dict[str, object]:
-    """A step that leaves the latent's size as it is, however often it is repeated in place."""
-    batch, channels, *size = arguments.shape
-    device, dtype = arguments.device, DTYPES[arguments.dtype]
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).to(device, dtype)
-
-    row = [0.9, 0.1, 0.8, 0.6, 1.0, 481.0, *[0.1] * (3 * kept + kept * kept)]
-    return {
-        "x": draw(batch, channels, *size),
-        "history": draw(kept, batch, channels, *size),
-        "sample": draw(2 * batch, channels, *size),
-        "timestep": torch.zeros(1, device=device),
-        "flags": torch.zeros(batch, dtype=torch.int32, device=device),
-        "output": draw(2 * batch, channels, *size),
-        "table": torch.tensor([row], device=device).view(1, columns(kept)),
-        "row": 0,
-        "guidance": torch.full((batch,), 7.5, device=device),
-        "mask": torch.rand(batch, 1, *size, generator=generator).to(device, dtype),
-        "z0": draw(batch, channels, *size),
-        "eps": draw(batch, channels, *size),
-    }
+def measure(step: Step, repeats: int, threads: int | None = None) -> dict[str, Samples]:
+    """Seconds of a call of each implementation that works on the device, eager first."""
+    timed = {}
+    for name in available(step.device):
+        call = functools.partial(select(step.device, name).denoise_step, **step.tensors())
+        timed[name] = replayed(call, step.device) if step.device != "cpu" else repeated(call, threads)
+    return interleave(timed, repeats)
 
 
-def measure(arguments: argparse.Namespace, kept: int) -> dict[str, list[float]]:
-    """Seconds of a call of each, A B C A B C ..., so that a drifting machine favours none; one warm-up each."""
-    timers: dict[str, Timer] = {}
-    for name in available(arguments.device):
-        step: Callable[..., None] = select(arguments.device, name).denoise_step
-        given = {"step": step, "given": tensors(arguments, kept)}
-        timers[name] = Timer("step(**given)", globals=given, num_threads=arguments.threads)
-    seconds: dict[str, list[float]] = {name: [] for name in timers}
-    for repeat in range(arguments.repeats + 1):
-        for name, timer in timers.items():
-            elapsed = timer.timeit(100).median
-            if repeat:
-                seconds[name].append(elapsed)
-    return seconds
+def repeated(call: Callable[[], None], threads: int | None, calls: int = 100) -> Callable[[], Call]:
+    """On a processor: the mean of some calls."""
+    timer = Timer("call()", globals={"call": call}, num_threads=threads or torch.get_num_threads())
+    return lambda: Call(timer.timeit(calls).median)
 
 
-def moved(arguments: argparse.Namespace, kept: int) -> int:
-    """Bytes: x and history read and written, the output read and the input written twice, z0, eps, and the mask."""
-    batch, channels, height, width = arguments.shape
-    latents = 2 + 2 * kept + 2 + 2 + 2
-    elements = (latents * channels + 1) * batch * height * width
-    return elements * DTYPES[arguments.dtype].itemsize
+def replayed(call: Callable[[], None], device: str, calls: int = 50) -> Callable[[], Call]:
+    """On a GPU: the mean of some calls in a graph that is replayed, so that gaps between launches do not count."""
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                call()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(calls):
+                call()
+    return lambda: Call(clock(graph.replay, device)[0] / calls)
 
 
-def report(seconds: dict[str, list[float]], arguments: argparse.Namespace, kept: int) -> None:
-    shape = "x".join(map(str, arguments.shape))
-    on_gpu = arguments.device.startswith("cuda")
-    machine = torch.cuda.get_device_name(arguments.device) if on_gpu else processor()
-    print(f"{shape}, K = {kept}, {arguments.dtype}, {arguments.threads} thread(s), {machine}")
+def describe(step: Step, samples: dict[str, Samples], limits: dict[str, Limits]) -> list[dict[str, Any]]:
+    """Rows: times, speed-up over eager, and the share of what a copy reaches here."""
     rows = []
-    for name, times in seconds.items():
-        low, median, high = (statistics.quantiles(times, n=10)[i] for i in (1, 4, 7))
-        ratio = statistics.median(eager / own for eager, own in zip(seconds["eager"], times, strict=True))
-        rate = moved(arguments, kept) / median / 1e9
-        print(f"  {name:8}{median * 1e6:9.1f} us  [{low * 1e6:.1f}, {high * 1e6:.1f}]  x{ratio:.1f}  {rate:.1f} GB/s")
-        row = {"implementation": name, "p20_us": low * 1e6, "median_us": median * 1e6, "p80_us": high * 1e6}
-        row |= {"speedup": ratio, "gb_per_s": rate}
-        rows.append({key: value if isinstance(value, str) else f"{value:.2f}" for key, value in row.items()})
-    common = {"shape": shape, "kept": kept, "dtype": arguments.dtype, "threads": arguments.threads}
-    common |= {"repeats": arguments.repeats, "machine": machine, "torch": torch.__version__}
-    write([row | common for row in rows])
+    copied = limits["fp32"].copy_bytes
+    for name, own in samples.items():
+        columns = summarise(own, samples["eager"])
+        rate = step.moved / columns["median_s"]
+        rates = {"moved_mb": step.moved / 1e6, "gb_per_s": rate / 1e9, "copy_gb_per_s": copied / 1e9}
+        row = {"variant": name, **columns, **rates, "share_of_copy": rate / copied}
+        del row["host_peak_mb"], row["device_peak_mb"]  # of one process for all: nobody's
+        rows.append(row)
+        say(
+            f"  {name:8}{columns['median_s'] * 1e6:9.1f} us  x {columns['speedup']:.1f}  {rate / 1e9:.1f} GB/s, "
+            f"{100 * rate / copied:.0f} % of a copy"
+        )
+    return rows
 
 
-def processor() -> str:
-    """The processor's name as Linux gives it, which `platform` leaves empty."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def write(rows: list[dict[str, object]]) -> None:
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-    print(f"rows added to {RESULTS}")
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, nargs="+", default=[2])
+    parser.add_argument("--side", type=int, default=64, help="of the latents")
+    parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=["fp32"], help="of the U-Net's input and output")
+    parser.add_argument("--kept", type=int, nargs="+", default=[0, 1], help="K: latents that the sampler keeps")
+    parser.add_argument("--threads", type=int, help="on a processor (all cores)")
+    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (a GPU if there is one)")
+    parser.add_argument("--output", type=Path, default=results.FOLDER, help="folder of the CSV files")
+    parser.add_argument("--quick-limits", action="store_true", help="to try a script: limits from tiny sizes")
+    arguments = parser.parse_args(words)
+    check(arguments)
+    device, threads = place(arguments)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    limits = measured_limits(device, ["fp32"], threads, arguments)
+    key = {**identify(device, threads), "model": "none"}
+    rows = []
+    for batch, dtype, kept in itertools.product(arguments.batch, arguments.dtype, arguments.kept):
+        step = Step(batch, arguments.side, kept, dtype, device)
+        shape = f"{batch}x{CHANNELS}x{step.side}x{step.side}"
+        say(f"{shape}, K = {kept}, {dtype}")
+        own = {"shape": shape, "kept": kept, "dtype": dtype}
+        samples = measure(step, arguments.repeats, threads)
+        rows += [{**key, **own, **row} for row in describe(step, samples, limits)]
+    path = arguments.output / "denoise_step.csv"
+    results.append(path, rows)
+    say(f"{len(rows)} rows added to {path}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

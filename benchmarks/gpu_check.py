@@ -1,12 +1,14 @@
 """Everything that needs a GPU, verified by one command within nine minutes: `make gpu-check`.
 
     python benchmarks/gpu_check.py [--wheels DIR] [--seconds 540] [--output FILE]
+    python benchmarks/gpu_check.py --seconds 1600 --sections baselines ladder components throughput step
 
 Runs the GPU tests, then times and compares every implementation and backend that it finds, and writes one JSON file
 with device, versions, parity and times to benchmarks/results/. This file needs nothing but Python: on a machine that
 has only torch, triton and transformers, give it a folder of wheels for the rest (diffusers and what it needs, and
 onnxruntime-gpu if it should be tried). Each section runs in a process of its own, so that one that crashes or hangs
-leaves the others be; the file is rewritten after each, so that a run which is cut short still leaves its results.
+leaves the others be; the file is rewritten after each, so that a run which is cut short still leaves its results. The
+second form runs the benchmarks' own scripts on a full-size model; rows are added to the CSV files beside that file.
 
 Exit code: 0 if all was run and held, 1 if something failed, 2 if there is no GPU.
 """
@@ -14,10 +16,12 @@ Exit code: 0 if all was run and held, 1 if something failed, 2 if there is no GP
 from __future__ import annotations
 
 import argparse
+import csv
 import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,8 +30,33 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+# 250 guided steps: what is published, what an eager user gets in half precision, and the engine.
+BASELINES = (
+    "eager fp32, as published; eager fp16, tuned; eager fp16, tuned and compiled; engine, torch fp16; "
+    "engine, torch fp16, compiled"
+)
 # Section -> its largest share of the whole time. The tests come first: they are what a later section relies on.
 SHARES = {"environment": 0.15, "kernels": 0.15, "tests": 0.55, "progression": 0.4, "tensorrt": 0.4, "full_size": 0.5}
+# The benchmarks of docs/performance.md at full size, each with its largest time in seconds: only where they are named.
+SCRIPTS = {
+    "baselines": ("progression", 420, ["--model", "sd", "--rounds", "10", "--repeats", "3", "--variants", BASELINES]),
+    "ladder": ("ladder", 540, ["--model", "sd", "--rounds", "10", "--repeats", "3"]),
+    "components": ("components", 300, ["--model", "sd", "--repeats", "5", "--compile"]),
+    "throughput": (
+        "throughput", 240,
+        ["--model", "sd", "--rounds", "2", "--repeats", "3", "--batches", "1", "8", "--variants", "engine, torch fp16"],
+    ),
+    "step": ("denoise_step", 120, ["--batch", "1", "8", "--dtype", "fp16", "fp32"]),
+}  # fmt: skip
+# The same on a processor, to try the sections themselves.
+FEW_STEPS = ["--rounds", "1", "--num-inference-steps", "4"]
+SMALL = {
+    "baselines": [*FEW_STEPS, "--variants", "eager fp32, as published; engine, torch fp32"],
+    "ladder": FEW_STEPS,
+    "components": ["--components", "text_encoder"],
+    "throughput": [*FEW_STEPS, "--batches", "1", "2", "--variants", "engine, torch fp32"],
+    "step": [],
+}
 
 
 def main() -> int:
@@ -35,7 +64,7 @@ def main() -> int:
     parser.add_argument("--wheels", type=Path, help="folder of wheels for what this machine lacks")
     parser.add_argument("--seconds", type=float, default=540, help="time for everything (540)")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/gpu-check-DEVICE.json")
-    parser.add_argument("--sections", nargs="+", choices=SHARES, default=list(SHARES))
+    parser.add_argument("--sections", nargs="+", choices=[*SHARES, *SCRIPTS], default=list(SHARES))
     parser.add_argument(
         "--device", default="cuda", choices=("cuda", "cpu"), help="cpu tries the script itself, on small sizes"
     )
@@ -47,6 +76,7 @@ def main() -> int:
             "command": " ".join(sys.argv),
             "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
+        folder_of_rows = arguments.output.parent if arguments.output else ROOT / "benchmarks" / "results"
         results["revision"] = revision()
         results["extension"] = build_extension(environment)
         for section in ["environment", *(s for s in arguments.sections if s != "environment")]:
@@ -54,9 +84,9 @@ def main() -> int:
             if left < 10:
                 results[section] = {"outcome": "skipped: no time left"}
                 continue
-            limit = min(left, arguments.seconds * SHARES[section])
+            longest = SCRIPTS[section][1] if section in SCRIPTS else arguments.seconds * SHARES[section]
             started = time.monotonic()
-            results[section] = run_section(section, arguments.device, environment, limit)
+            results[section] = run_section(section, arguments.device, environment, min(left, longest), folder_of_rows)
             results[section]["seconds"] = round(time.monotonic() - started, 1)
             report(section, results[section])
             if section == "environment" and results[section]["outcome"] != "ok":
@@ -71,16 +101,19 @@ def main() -> int:
 
 def prepare(folder: Path, wheels: Path | None) -> dict[str, str]:
     """The environment for the sections: wheels unpacked, and the package laid out if it is not installed."""
-    paths = [str(ROOT / "benchmarks")]
+    paths = []
     if wheels is not None:
         site = folder / "site"
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", str(site)]
         subprocess.run([*command, *map(str, sorted(wheels.glob("*.whl")))], check=True)
         paths.append(str(site))
-    if importlib.util.find_spec("pie_engine") is None or importlib.util.find_spec("pie_engine.kernels") is None:
+    if any(importlib.util.find_spec(name) is None for name in ("pie_engine", "pie_engine.kernels")):
         package = folder / "tree" / "pie_engine"
         package.mkdir(parents=True)
-        for source in (*(ROOT / "pie_engine").iterdir(), *(ROOT / name for name in ("export", "kernels", "cpp_ext"))):
+        for source in (
+            *(ROOT / "pie_engine").iterdir(),
+            *(ROOT / name for name in ("export", "kernels", "cpp_ext", "benchmarks")),
+        ):
             (package / source.name).symlink_to(source)
         paths.append(str(package.parent))
     search = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
@@ -109,8 +142,14 @@ def build_extension(environment: dict[str, str]) -> str:
     return (done.stdout + done.stderr).strip()
 
 
-def run_section(section: str, device: str, environment: dict[str, str], limit: float) -> dict[str, Any]:
+def run_section(
+    section: str, device: str, environment: dict[str, str], limit: float, folder: Path | None = None
+) -> dict[str, Any]:
     """Run one section in a process of its own.
+
+    Args:
+        limit: seconds.
+        folder: of the CSV files that the benchmarks' scripts add to.
 
     Returns:
         outcome ("ok", "failed", "timed out"), results (one object per line that it gave) and the end of its log.
@@ -118,15 +157,24 @@ def run_section(section: str, device: str, environment: dict[str, str], limit: f
     if section == "tests":
         command = [sys.executable, "-m", "pytest", "-m", "gpu" if device == "cuda" else "gpu and not gpu", "-v"]
         command += ["--tb=short", "-p", "no:cacheprovider", "tests"]
+    elif section in SCRIPTS:
+        script, _, words = SCRIPTS[section]
+        if device == "cpu":
+            words = [*SMALL[section], "--repeats", "1", "--quick-limits"]
+        command = [sys.executable, "-m", f"pie_engine.benchmarks.{script}", *words]
+        command += ["--device", device, "--output", str(folder)]
     else:
         command = [sys.executable, str(ROOT / "benchmarks" / "gpu_sections.py"), section, "--device", device]
+    before = len(read_rows(section, folder))
     outcome, results, log = "ok", [], []
     with tempfile.TemporaryFile("w+") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, start_new_session=True
+        )
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
             process.wait()
             code, outcome = None, f"timed out after {limit:.0f} s"
         stream.seek(0)
@@ -135,6 +183,8 @@ def run_section(section: str, device: str, environment: dict[str, str], limit: f
                 results.append(json.loads(line.removeprefix("RESULT ")))
             else:
                 log.append(line.rstrip())
+    if section in SCRIPTS:
+        results = read_rows(section, folder)[before:]
     if section == "tests":
         results = [count_tests(log)]
         if code == 5 and device == "cpu":  # pytest's code for nothing collected
@@ -148,6 +198,17 @@ def run_section(section: str, device: str, environment: dict[str, str], limit: f
         section_results["log"] = log[-60:]
         section_results["error"] = next((line for line in reversed(log) if line), "")
     return section_results
+
+
+def read_rows(section: str, folder: Path | None) -> list[dict[str, Any]]:
+    """The rows in the CSV file of a benchmark's script."""
+    if section not in SCRIPTS or folder is None:
+        return []
+    path = folder / f"{SCRIPTS[section][0]}.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def count_tests(log: list[str]) -> dict[str, Any]:

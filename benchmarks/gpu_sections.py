@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pie_engine.benchmarks.harness.machine import device_name
 
 PACKAGES = (
     "torch",
@@ -57,20 +58,19 @@ def environment(device: str) -> int:
     if device == "cuda" and not torch.cuda.is_available():
         sys.stdout.write("this machine shows no NVIDIA GPU\n")
         return 2
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = None
     described: dict[str, Any] = {
-        "device": platform.processor() or platform.machine(),
+        "device": device_name(device),
         "python": platform.python_version(),
     }
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         described |= {
-            "device": properties.name,
             "capability": f"{properties.major}.{properties.minor}",
             "memory_gib": round(properties.total_memory / 2**30, 1),
             "cuda": torch.version.cuda,
@@ -82,8 +82,8 @@ def environment(device: str) -> int:
 
 def kernels(device: str) -> int:
     """Each implementation of the fused step against the eager one: microseconds and bytes per second."""
+    from pie_engine.benchmarks.denoise_step import Step, measure
     from pie_engine.kernels.dispatch import available, select
-    from pie_engine.kernels.table import columns
 
     names, failed = available(device), False
     if device == "cuda":
@@ -94,56 +94,18 @@ def kernels(device: str) -> int:
                 except Exception as error:
                     emit(implementation=name, ok=False, error=str(error))
                     failed = True
-    for batch, io in ((1, torch.float16), (8, torch.float16), (8, torch.float32)):
-        x, z0, eps = (torch.randn(batch, 4, 64, 64, device=device) for _ in range(3))
-        history = torch.randn(1, *x.shape, device=device)
-        mask, table = torch.rand(batch, 1, 64, 64, device=device), torch.randn(2, columns(1), device=device)
-        output = torch.randn(2 * batch, 4, 64, 64, device=device, dtype=io)
-        sample, timestep = torch.empty_like(output), torch.empty(1, device=device)
-        flags = torch.zeros(batch, dtype=torch.int32, device=device)
-        guidance = torch.full((batch,), 7.5, device=device)
-        tensors = (x, x, history, history, sample, output, z0, eps, mask)  # read and written count twice
-        moved = sum(t.numel() * t.element_size() for t in tensors)
-        for name in names:
-            step = select(device, name).denoise_step
-
-            arguments = (x, history, sample, timestep, flags, output, table, 0, guidance, mask, z0, eps)
-            seconds = time_calls(functools.partial(step, *arguments), device)
-            kind = str(io).removeprefix("torch.")
-            emit(implementation=name, batch=batch, io=kind, microseconds=seconds * 1e6, gb_per_s=moved / seconds / 1e9)
+    for batch, dtype in ((1, "fp16"), (8, "fp16"), (8, "fp32")):
+        step = Step(batch, side=64, kept=1, dtype=dtype, device=device)
+        for name, samples in measure(step, repeats=7 if device == "cuda" else 1).items():
+            seconds = statistics.median(samples.seconds)
+            rate = step.moved / seconds / 1e9
+            emit(implementation=name, batch=batch, io=dtype, microseconds=seconds * 1e6, gb_per_s=rate)
     return int(failed)
-
-
-def time_calls(run: Callable[[], None], device: str, calls: int = 50) -> float:
-    """Median seconds of one call; on a GPU, of one call within a replayed graph, so that launch gaps do not count."""
-    if device == "cpu":
-        run()
-        from gpu_parity import clock
-
-        return statistics.median(clock(run) for _ in range(calls))
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for _ in range(calls):
-            run()
-    times = []
-    for _ in range(7):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3 / calls)
-    return statistics.median(times)
 
 
 def progression(device: str) -> int:
     """Ten rounds of the demo checkpoint: every backend, dtype and switch, in time and in distance from eager fp32."""
-    from gpu_parity import CHECKPOINT, Case, clock, holds
+    from pie_engine.benchmarks.gpu_parity import CHECKPOINT, Case, clock, holds
 
     from pie_engine import PieEngine, RuntimeConfig
 
@@ -193,8 +155,8 @@ def progression(device: str) -> int:
 
 def full_size(device: str) -> int:
     """Random weights of Stable Diffusion v1.4's shape at 512 x 512: milliseconds per guided step, and peak memory."""
-    from gpu_parity import clock
-    from random_checkpoint import make_scheduler, make_text_encoder, make_unet, make_vae
+    from pie_engine.benchmarks.gpu_parity import clock
+    from pie_engine.benchmarks.random_checkpoint import make_scheduler, make_text_encoder, make_unet, make_vae
     from transformers import CLIPTokenizer
 
     from pie_engine import Item, PieEngine, RunConfig, RuntimeConfig
@@ -212,10 +174,12 @@ def full_size(device: str) -> int:
     def make(dtype: torch.dtype) -> Checkpoint:
         torch.manual_seed(0)
         with torch.device(device):
-            parts = [make().to(dtype).eval() for make in (make_unet, make_vae, make_text_encoder)]
+            unet, vae, text_encoder = (make().to(dtype).eval() for make in (make_unet, make_vae, make_text_encoder))
         names = ("unet", "vae", "text_encoder", "tokenizer")
         return Checkpoint(
-            *parts,
+            unet,
+            vae,
+            text_encoder,
             tokenizer=CLIPTokenizer.from_pretrained(CHECKPOINT / "tokenizer"),
             scheduler_config={**make_scheduler().config, "_class_name": "PNDMScheduler"},
             hashes=dict.fromkeys(names, "0" * 64),
@@ -267,7 +231,7 @@ def full_size(device: str) -> int:
 
 def tensorrt(device: str) -> int:
     """Engines: built, loaded, run, refitted and compared; see gpu_tensorrt.py."""
-    from gpu_tensorrt import check
+    from pie_engine.benchmarks.gpu_tensorrt import check
 
     return check(device, emit)
 

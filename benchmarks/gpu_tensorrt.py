@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_parity import CHECKPOINT, Case, clock, holds
+from pie_engine.benchmarks.gpu_parity import CHECKPOINT, Case, clock, holds
 
 from pie_engine import PieEngine
 from pie_engine.backends.tensorrt.fingerprint import obstacle

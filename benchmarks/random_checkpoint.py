@@ -18,6 +18,17 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from pie_engine.demo.assets import CHECKPOINT
 
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "safety_checker": [None, None],
+    "feature_extractor": [None, None],
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,28 +79,23 @@ def make_scheduler() -> PNDMScheduler:
     )
 
 
-def write(folder: Path) -> None:
-    """Each part is made, written as fp16 and freed before the next."""
+def write(folder: Path, device: str = "cpu") -> None:
+    """Each part is made, on a GPU in seconds, written as fp16 and freed before the next."""
     folder.mkdir(parents=True, exist_ok=True)
+    with torch.device(device):
+        _write_parts(folder)
+    shutil.copytree(CHECKPOINT / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+    make_scheduler().save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
+
+
+def _write_parts(folder: Path) -> None:
     unet = make_unet()
     print(f"U-Net: {sum(p.numel() for p in unet.parameters()) / 1e6:.1f} M parameters")
     unet.half().save_pretrained(folder / "unet")
     del unet
     make_vae().half().save_pretrained(folder / "vae")
     make_text_encoder().half().save_pretrained(folder / "text_encoder")
-    shutil.copytree(CHECKPOINT / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
-    make_scheduler().save_pretrained(folder / "scheduler")
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "scheduler": ["diffusers", "PNDMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "safety_checker": [None, None],
-        "feature_extractor": [None, None],
-    }
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 if __name__ == "__main__":

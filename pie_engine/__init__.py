@@ -17,17 +17,29 @@ if TYPE_CHECKING:
     from pie_engine.config import BuildConfig, RunConfig, RuntimeConfig
     from pie_engine.engine import PieEngine
     from pie_engine.errors import PieError
+    from pie_engine.imaging import Reading
     from pie_engine.items import Item
     from pie_engine.outputs import Result
 
 __version__ = "0.1.0"
-__all__ = ["BuildConfig", "Item", "PieEngine", "PieError", "Result", "RunConfig", "RuntimeConfig", "__version__"]
+__all__ = [
+    "BuildConfig",
+    "Item",
+    "PieEngine",
+    "PieError",
+    "Reading",
+    "Result",
+    "RunConfig",
+    "RuntimeConfig",
+    "__version__",
+]
 
 _HOME = {
     "BuildConfig": "config",
     "RunConfig": "config",
     "RuntimeConfig": "config",
     "Item": "items",
+    "Reading": "imaging",
     "PieEngine": "engine",
     "Result": "outputs",
     "PieError": "errors",

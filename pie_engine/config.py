@@ -16,6 +16,7 @@ from pie_engine.errors import ConfigError
 
 SEMANTICS = ("engine", "official")
 INVERSIONS = ("noise", "ddim")
+FITS = ("crop", "pad", "stretch")
 NOISES = ("shared", "fresh")
 PRECISIONS = ("fp32", "fp16")
 DTYPES = ("fp32", "fp16", "bf16")
@@ -71,6 +72,7 @@ class RunConfig:
     semantics: str = "engine"
     seed: int = 0
     resolution: int | None = None
+    fit: str = "crop"
 
     def __post_init__(self) -> None:
         _one_of("semantics", self.semantics, SEMANTICS)
@@ -94,6 +96,7 @@ class RunConfig:
             raise ConfigError(f"scheduler {self.scheduler!r} is no name; pass --scheduler ddim, or leave it out")
         _one_of("inversion", self.inversion, INVERSIONS)
         _one_of("noise", self.noise, NOISES)
+        _one_of("fit", self.fit, FITS)
         if self.denoising_steps < 1:
             least = math.ceil(100 / self.num_inference_steps) / 100  # rounded up: the remedy has to work when copied
             raise ConfigError(
@@ -105,6 +108,7 @@ class RunConfig:
                 ("inversion", self.inversion, "noise"),
                 ("noise", self.noise, "fresh"),
                 ("composite", self.composite, False),
+                ("fit", self.fit, "crop"),
             ):
                 if value != prescribed:
                     raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pie_engine.backends import openvino_session
 from pie_engine.backends.tensorrt import library
 from pie_engine.backends.tensorrt.builder import available_memory
 from pie_engine.backends.tensorrt.library import first_line
@@ -23,7 +24,7 @@ from pie_engine.errors import BackendError
 from pie_engine.gpu import Machine, numbers, probe
 from pie_engine.selection import choose_for_checkpoint
 
-_BACKENDS = (*FLAVOURS, "torch on GPU", "torch on CPU", "onnxruntime on GPU", "onnxruntime on CPU")
+_BACKENDS = (*FLAVOURS, "torch on GPU", "torch on CPU", "onnxruntime on GPU", "onnxruntime on CPU", "openvino on CPU")
 # PyTorch's index for a driver: the oldest CUDA version that it has to serve, newest first.
 _TORCH_INDEX = (((13, 0), "cu130"), ((12, 8), "cu128"), ((), "cu126"))
 
@@ -53,9 +54,10 @@ def diagnose() -> dict[str, Any]:
 
     Returns:
         What JSON can hold: "versions" (None: not installed), "torch_cuda", "onnxruntime" (packages and providers),
-        "machine", "cache", "backends" (see `Status`), "fused_steps", "auto", and "problems".
+        "openvino" (whether this processor has bf16; None where it does not load), "machine", "cache", "backends" (see
+        `Status`), "fused_steps", "auto", and "problems".
     """
-    machine = _probe()
+    machine, openvino = _probe(), _openvino()
     broken, problems = check_requirements()
     cache, packages = cache_facts(), onnxruntime_packages()
     if not cache["writable"]:
@@ -66,11 +68,12 @@ def diagnose() -> dict[str, Any]:
     if broken:  # without torch and the like, nothing else can be asked
         statuses = [Status(name, tuple(broken)) for name in _BACKENDS]
     else:
-        statuses = _statuses(machine)
+        statuses = _statuses(machine, openvino)
     return {
         "versions": versions(),
         "torch_cuda": None if import_failure("torch") else _torch().version.cuda,
         "onnxruntime": {"packages": packages, "providers": onnxruntime_providers()},
+        "openvino": {"bf16": None if openvino else "BF16" in openvino_session.capabilities()},
         "machine": {
             "gpus": [asdict(gpu) for gpu in machine.gpus],
             "no_gpu_because": machine.reason or None,
@@ -99,7 +102,7 @@ def _torch() -> Any:
     return torch
 
 
-def _statuses(machine: Machine) -> list[Status]:
+def _statuses(machine: Machine, openvino: tuple[Lack, ...]) -> list[Status]:
     gpu, runtime = _torch_on_gpu(machine), _onnxruntime(machine)
     note = _NO_EXPORT if runtime else "anywhere: an export needs no GPU"
     return [
@@ -108,6 +111,7 @@ def _statuses(machine: Machine) -> list[Status]:
         Status("torch on CPU", ()),
         Status("onnxruntime on GPU", _onnxruntime_on_gpu(machine, gpu, runtime), not runtime, note),
         Status("onnxruntime on CPU", runtime, not runtime, note),
+        Status("openvino on CPU", openvino, not runtime, note),
     ]
 
 
@@ -193,6 +197,15 @@ def _onnxruntime(machine: Machine) -> tuple[Lack, ...]:
     if not onnxruntime_packages():
         return (Lack("onnxruntime is not installed", f"pip install 'pie-engine[{extra}]'"),)
     return (Lack(f"onnxruntime does not load ({reason})", _replace_onnxruntime(extra)),)
+
+
+def _openvino() -> tuple[Lack, ...]:
+    try:
+        openvino_session.import_openvino()
+    except Exception as error:  # broken libraries raise what they like
+        what = first_line(error).partition("; ")[0].replace("backend 'openvino'", "openvino")
+        return (Lack(what, openvino_session.INSTALL),)
+    return ()
 
 
 def _onnxruntime_on_gpu(machine: Machine, torch_gpu: tuple[Lack, ...], runtime: tuple[Lack, ...]) -> tuple[Lack, ...]:

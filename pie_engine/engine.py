@@ -85,11 +85,11 @@ class PieEngine:
         """Load a bundle (`engine`) or a checkpoint (with `unet` over it and `lora` fused into it).
 
         Args:
-            backend: "tensorrt" and "tensorrt-rtx" run a bundle's engines, "onnxruntime" its graphs; for a checkpoint
-                they build a bundle in the cache first. "torch" runs a checkpoint as it is. "auto" takes the first of
-                tensorrt, tensorrt-rtx, torch on a GPU, onnxruntime that can run what was given, and compiles nothing.
+            backend: "tensorrt" and "tensorrt-rtx" run a bundle's engines, "openvino" and "onnxruntime" its graphs; for
+                a checkpoint they build a bundle in the cache first. "torch" runs a checkpoint as it is. "auto" takes
+                the first of tensorrt, tensorrt-rtx, torch on a GPU, openvino, onnxruntime that can run what was given.
             device: "cpu", "cuda", "cuda:1", ...; None takes a GPU if the backend finds one.
-            dtype: "fp32", "fp16" or "bf16" (torch only); None means fp32 for a checkpoint and a bundle's own precision.
+            dtype: "fp32", "fp16" or "bf16" (torch, openvino); None: fp32, or a bundle's own precision.
             threads: processor threads of the model; None leaves it to the backend.
             runtime: which optimisations run; None means all that work here.
             on_component: called with one line of progress per component that is built.
@@ -196,7 +196,7 @@ class PieEngine:
             own = np.stack([frames[i] for frames in decoded])
             own_latents = np.stack([z[i] for z in latents])
             frames = np.concatenate(
-                [inputs[i : i + 1], composite(own, inputs[i], item.mask) if config.composite else own]
+                [inputs[i : i + 1], composite(own, inputs[i], item.mask, item.inside) if config.composite else own]
             )
             latent_mask, pixels = (None, None) if item.mask is None else (item.mask.latent, item.mask.pixels)
             change = measure_change(own_latents, original[i], own, decoded_original[i], frames, latent_mask, pixels)
@@ -208,7 +208,7 @@ class PieEngine:
             provenance = {
                 **describe_run(config),
                 "item_id": item.item.item_id,
-                "input": item.hashes,
+                "input": item.facts,
                 "simulated": simulated,
                 **shared,
                 "change": change.to_dict(),

@@ -41,6 +41,7 @@ def versions() -> dict[str, str | None]:
     for name in ("torch", "diffusers", "transformers", "onnx"):
         found[name] = installed(name)
     found["onnxruntime"] = next((installed(name) for name in onnxruntime_packages()), None)
+    found["openvino"] = installed("openvino")
     for flavour in FLAVOURS:
         try:
             found[flavour] = library.installed_version(flavour)

@@ -147,6 +147,47 @@ def _replace(path: Path, partial: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def check_file(path: Path, *, suffix: str) -> None:
+    """Refuse a name that `write_file` could not write, before any work is done.
+
+    Args:
+        suffix: such as ".json"; a slip of the tongue must not replace a file of another kind.
+
+    Raises:
+        OutputError: another suffix, a folder, or a place that cannot be written.
+    """
+    if path.suffix != suffix:
+        raise OutputError(f"{path} does not end in {suffix}; pass another name")
+    with writing(path):
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder; pass the name of a file")
+        if not path.parent.is_dir():
+            raise OutputError(
+                f"{path} cannot be written (there is no folder {path.parent}); make it, or write elsewhere"
+            )
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise PermissionError
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file, or leave what was there.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with writing(path):
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.partial-", dir=path.parent)
+        partial = Path(name)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            partial.chmod(0o666 & ~_umask())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock beside `path` against other processes; the system lifts it when a process dies.

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pie_engine.config import RunConfig
 from pie_engine.errors import InputError
-from pie_engine.imaging import Mask, fit, open_image, prepare_mask, to_image
+from pie_engine.imaging import Mask, Reading, fit, inside_box, prepare_mask, read_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,26 +22,37 @@ class Item:
     """One patient's image and what to simulate in it.
 
     Attributes:
-        image: path, PIL image, or array [H, W] or [H, W, 3] of uint8 or uint16.
+        image: path (PNG, JPEG, TIFF, DICOM, NIfTI), PIL image, or array [H, W] or [H, W, 3] of uint8 or uint16.
         prompt: the clinical report or finding that the progression moves towards.
-        mask: region of interest, white = may change; the same forms as the image, of the same aspect ratio.
+        mask: region of interest, white = may change, of the image's aspect ratio: path (PNG, JPEG, TIFF), PIL image or
+            array.
         item_id: names the item in its noise's seed, so that a result does not depend on its place in a batch.
+        reading: which frame, slice and window of the image's file.
     """
 
     image: str | Path | Image | np.ndarray
     prompt: str
     mask: str | Path | Image | np.ndarray | None = None
     item_id: str = "0"
+    reading: Reading = field(default_factory=Reading)
 
 
 @dataclass(frozen=True)
 class PreparedItem:
-    """An item at the run's resolution: RGB image, mask in all its forms, and the inputs' SHA-256."""
+    """An item at the run's resolution.
+
+    Attributes:
+        image: RGB.
+        mask: in all its forms.
+        facts: what provenance says of the inputs: SHA-256 of both, format, size, how stored values became grey.
+        inside: (left, top, right, bottom) of the image within black padding, which never changes.
+    """
 
     item: Item
     image: Image
     mask: Mask | None
-    hashes: dict[str, str | None]
+    facts: dict[str, Any]
+    inside: tuple[int, int, int, int] | None = None
 
 
 def prepare_item(item: Item, config: RunConfig, scale: int) -> PreparedItem:
@@ -58,25 +69,36 @@ def prepare_item(item: Item, config: RunConfig, scale: int) -> PreparedItem:
     assert resolution is not None
     check_text("prompt", item.prompt)
     check_text("item-id", item.item_id)
-    image = _read(item.image)
+    image, facts = read_image(item.image, reading=item.reading)
     mask = None
     if item.mask is not None:
         official = config.semantics == "official"
-        mask = prepare_mask(_read(item.mask, "mask"), image.size, resolution, official=official, scale=scale)
+        drawn = read_image(item.mask, "mask")[0]
+        mask = prepare_mask(drawn, image.size, resolution, official=official, scale=scale, how=config.fit)
     hashes = {"image_sha256": _hash(item.image), "mask_sha256": None if item.mask is None else _hash(item.mask)}
-    return PreparedItem(item, fit(image, resolution), mask, hashes)
+    inside = inside_box(image.size, resolution) if config.fit == "pad" else None
+    return PreparedItem(item, fit(image, resolution, config.fit), mask, hashes | facts, inside)
 
 
-def composite(decoded: np.ndarray, original: np.ndarray, mask: Mask | None) -> np.ndarray:
-    """w decoded + (1 - w) input: [N, H, W, 3] uint8, bit for bit the input where w is 0; unchanged without a mask."""
-    if mask is None:
+def composite(
+    decoded: np.ndarray,
+    original: np.ndarray,
+    mask: Mask | None,
+    inside: tuple[int, int, int, int] | None = None,
+) -> np.ndarray:
+    """w decoded + (1 - w) input: [N, H, W, 3] uint8, bit for bit the input where w is 0.
+
+    Without a mask decoded frames stay as they are, but for the padding outside of `inside`.
+    """
+    if mask is None and inside is None:
         return decoded
+    if mask is None:
+        left, top, right, bottom = inside or (0, 0, 0, 0)
+        kept = np.broadcast_to(original, decoded.shape).copy()
+        kept[:, top:bottom, left:right] = decoded[:, top:bottom, left:right]
+        return kept
     weight = mask.weight[..., None]
     return np.round(weight * decoded + (1 - weight) * original).astype(np.uint8)
-
-
-def _read(source: str | Path | Image | np.ndarray, kind: str = "image") -> Image:
-    return open_image(source, kind) if isinstance(source, str | Path) else to_image(source, kind)
 
 
 def check_text(name: str, text: object) -> None:

@@ -72,7 +72,9 @@ def open_backend(
             "a LoRA cannot be fused into a bundle as it runs; make one: pie-engine refit BUNDLE --unet X --lora FILE"
         )
     if backend == "torch":
-        raise ConfigError("backend torch runs checkpoints, not bundles; pass --checkpoint, or --backend onnxruntime")
+        raise ConfigError(
+            "backend torch runs checkpoints, not bundles; pass --checkpoint, or --backend openvino or onnxruntime"
+        )
     _refuse_compile(compile)
     return _open_bundle(source.engine, device, dtype, threads, backend)
 
@@ -85,17 +87,26 @@ def _open_bundle(path: str | Path, device: str | None, dtype: str | None, thread
     from pie_engine.bundle import open_bundle
 
     bundle = open_bundle(path)
-    if dtype not in (None, bundle.precision):
-        raise ConfigError(
-            f"dtype {dtype} is not this bundle's ({bundle.precision}); build one: pie-engine build --precision {dtype}"
-        )
+    # OpenVINO computes in bf16 from weights in fp32: no bundle is built for it.
+    lower = dtype == "bf16" and bundle.precision == "fp32"
+    if dtype not in (None, bundle.precision) and not (lower and backend in ("auto", "openvino")):
+        raise ConfigError(_other_dtype(dtype, bundle.precision))
     choice = choose_for_bundle(bundle, device) if backend == "auto" else _asked(backend)
+    if lower and choice.name != "openvino":
+        raise ConfigError(_other_dtype(dtype, bundle.precision))
     sources = {"bundle": str(path), **bundle.manifest["sources"]}
-    return Opened(_run_bundle(bundle, choice.name, device, threads), sources, choice.why)
+    return Opened(_run_bundle(bundle, choice.name, device, dtype, threads), sources, choice.why)
 
 
-def _run_bundle(bundle: Bundle, backend: str, device: str | None, threads: int | None) -> Backend:
-    """A bundle's graphs in ONNX Runtime, or its engines in TensorRT."""
+def _other_dtype(dtype: str | None, own: str) -> str:
+    remedy = f"build one: pie-engine build --precision {dtype}"
+    if dtype == "bf16":
+        remedy = "pass --backend openvino --device cpu" if own == "fp32" else "pass --checkpoint"
+    return f"dtype {dtype} is not this bundle's ({own}); {remedy}"
+
+
+def _run_bundle(bundle: Bundle, backend: str, device: str | None, dtype: str | None, threads: int | None) -> Backend:
+    """A bundle's graphs in OpenVINO or ONNX Runtime, or its engines in TensorRT."""
     if backend in FLAVOURS:
         from pie_engine.backends.tensorrt.backend import TensorRTBackend, check_engines
 
@@ -105,6 +116,12 @@ def _run_bundle(bundle: Bundle, backend: str, device: str | None, threads: int |
         device = _check_gpu(device or "cuda:0", bundle.precision)
         with _explaining_memory(device, bundle.precision):
             return TensorRTBackend(bundle, backend, device=device)
+    if backend == "openvino":
+        from pie_engine.backends.openvino_backend import OpenVINOBackend
+
+        precision = _check_openvino(device, dtype)
+        with _explaining_memory("cpu", precision):
+            return OpenVINOBackend(bundle, precision=precision, threads=threads)
     from pie_engine.backends.onnx_backend import OnnxBackend
 
     device = _onnx_device(device)
@@ -125,9 +142,14 @@ def _build_checkpoint(
     from pie_engine.checkpoint import load_checkpoint
 
     compiled = choice.name in FLAVOURS
-    if dtype == "bf16":
-        raise ConfigError(f"backend {choice.name} has no bf16; pass --dtype fp32 or fp16, or --backend torch")
-    if compiled:
+    if dtype == "bf16" and choice.name != "openvino":
+        raise ConfigError(
+            f"backend {choice.name} has no bf16; pass --dtype fp32 or fp16, or --backend torch or openvino"
+        )
+    if choice.name == "openvino":
+        _check_openvino(device, dtype)  # before a checkpoint of gigabytes is read
+        config = BuildConfig(precision="fp16" if dtype == "fp16" else "fp32")
+    elif compiled:
         from pie_engine.backends.tensorrt.library import import_library, require_gpu
 
         import_library(choice.name)  # before a checkpoint of gigabytes is read
@@ -140,7 +162,7 @@ def _build_checkpoint(
     bundle = cached_bundle(loaded, config, on_component=on_component)
     sources = loaded.sources
     del loaded  # the weights are read from the bundle
-    return Opened(_run_bundle(bundle, choice.name, device, threads), sources, choice.why)
+    return Opened(_run_bundle(bundle, choice.name, device, dtype, threads), sources, choice.why)
 
 
 def _open_checkpoint(
@@ -165,6 +187,19 @@ def _open_checkpoint(
     with _explaining_memory(device, dtype):
         backend = TorchBackend(loaded, model_info(loaded), device=device, precision=dtype, compile=compile, reload=load)
     return Opened(backend, loaded.sources, choice.why)
+
+
+def _check_openvino(device: str | None, dtype: str | None) -> str:
+    """The precision that OpenVINO computes in, once it is known to run here."""
+    from pie_engine.backends.openvino_session import check_bf16, import_openvino
+
+    if device is not None and device != "cpu":
+        raise ConfigError(f"backend openvino runs on a processor, not on {device}; pass --device cpu")
+    import_openvino()
+    if dtype == "bf16":
+        check_bf16()
+        return "bf16"
+    return "fp32"
 
 
 def _onnx_device(device: str | None) -> str:

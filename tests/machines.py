@@ -12,10 +12,15 @@ import pytest
 import torch
 
 from pie_engine import doctor, inspection
+from pie_engine.backends import openvino_session
 from pie_engine.backends.tensorrt import fingerprint, library
+from pie_engine.errors import BackendError
 from pie_engine.gpu import Gpu, Machine
 
-BACKENDS = ["tensorrt", "tensorrt-rtx", "torch on GPU", "torch on CPU", "onnxruntime on GPU", "onnxruntime on CPU"]
+BACKENDS = [
+    "tensorrt", "tensorrt-rtx", "torch on GPU", "torch on CPU", "onnxruntime on GPU", "onnxruntime on CPU",
+    "openvino on CPU",
+]  # fmt: skip
 A5000 = Gpu(0, "NVIDIA RTX A5000", "8.6", 24_000_000_000)
 H100 = Gpu(0, "NVIDIA H100 80GB HBM3", "9.0", 85_000_000_000)
 ADA = Gpu(0, "NVIDIA RTX 6000 Ada Generation", "8.9", 48_000_000_000)
@@ -28,7 +33,8 @@ def pretend(
     reason: str = "no NVIDIA driver",
     torch_cuda: str | None = "13.0",
 ) -> None:
-    """Show these GPUs to all that ask, torch included; `torch_cuda` is what torch was built for."""
+    """Show these GPUs to all that ask, torch included; `torch_cuda` is what torch was built for. No OpenVINO."""
+    pretend_openvino(monkeypatch, None)
     machine = Machine(gpus, driver if gpus else "", "" if gpus else reason)
     for module in (doctor, inspection, fingerprint, library):
         monkeypatch.setattr(module, "probe", lambda: machine)
@@ -48,6 +54,27 @@ def pretend_installed(
         module.__spec__, module.__dict__["__version__"] = ModuleSpec(name, None), version
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(library, "driver_floor", lambda asked: floor)
+
+
+def pretend_openvino(monkeypatch: pytest.MonkeyPatch, finds: tuple[str, ...] | None) -> None:
+    """Have OpenVINO installed, on a processor that it finds able to compute in these, or not at all (None)."""
+
+    def load() -> None:
+        if finds is None:
+            raise BackendError("backend 'openvino' is not installed; pip install it, or pass --backend onnxruntime")
+
+    monkeypatch.setattr(openvino_session, "installed", lambda: finds is not None)
+    monkeypatch.setattr(openvino_session, "import_openvino", load)
+    monkeypatch.setattr(openvino_session, "capabilities", lambda: finds)
+
+
+def needs_openvino(*values: Any, dtype: str = "fp32") -> Any:
+    """A row of a parametrised test that is skipped, with the reason, where OpenVINO cannot run it."""
+    reason = "openvino is not installed"
+    runs = openvino_session.installed()
+    if runs and dtype == "bf16":
+        runs, reason = "BF16" in openvino_session.capabilities(), "this processor has no bf16"
+    return pytest.param(*values, marks=pytest.mark.skipif(not runs, reason=reason))
 
 
 def running_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What the published implementation computed, reproduced by the reference and by both backends.
+"""What the published implementation computed, reproduced by the reference and by every backend of a processor.
 
 Tolerances are those that the golden cases state: latents 2e-3, frames 3 grey levels anywhere and 0.05 on average.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from golden import CASES, GOLDEN, Case, golden_case
+from machines import needs_openvino
 from PIL import Image
 
 from pie_engine import Item, PieEngine
@@ -47,10 +48,13 @@ def test_torch_engine(name: str) -> None:
     check(case, result.frames, result.latents)
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", needs_openvino("openvino")])
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case["checkpoint"] == "checkpoint_ddim"])
-def test_onnxruntime_engine(name: str, bundle: Bundle) -> None:
+def test_engine_over_a_bundle(name: str, backend: str, bundle: Bundle) -> None:
     case = golden_case(name)
-    result = PieEngine.load(bundle.path).run(Item(case.image, case.prompt, case.mask), case.config)
+    result = PieEngine.load(bundle.path, backend=backend, threads=1).run(
+        Item(case.image, case.prompt, case.mask), case.config
+    )
     check(case, result.frames, result.latents)
 
 

@@ -21,7 +21,7 @@ def test_help_needs_no_heavy_import() -> None:
         "import sys\n"
         "from pie_engine.cli.main import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'diffusers', 'transformers', 'onnx', 'onnxruntime', 'scipy', 'numpy', 'PIL'}\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'onnx', 'onnxruntime', 'openvino', 'scipy', 'numpy', 'PIL'}\n"
         "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
@@ -34,7 +34,7 @@ def test_layers_follow_the_data_flow(tmp_path: Path) -> None:
     if importlib.util.find_spec("importlinter") is None:
         pytest.skip("import-linter is not installed; pip install 'pie-engine[lint]'")
     shutil.copytree(ROOT / "pie_engine", tmp_path / "pie_engine", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("export", "kernels", "cpp_ext"):
+    for name in ("export", "kernels", "cpp_ext", "benchmarks"):
         shutil.copytree(ROOT / name, tmp_path / "pie_engine" / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     program = "from importlinter.cli import lint_imports_command; lint_imports_command(['--no-cache'])"
@@ -61,7 +61,8 @@ def has_toolchain() -> bool:
 
 def test_wheel_holds_everything_and_no_foreign_top_level(tmp_path: Path) -> None:
     source = tmp_path / "source"  # a copy: building leaves a build/ folder behind
-    wanted = ("pie_engine", "export", "kernels", "cpp_ext", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+    wanted = ("pie_engine", "export", "kernels", "cpp_ext", "benchmarks")
+    wanted += ("setup.py", "pyproject.toml", "README.md", "LICENSE")
     for name in wanted:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         source.mkdir(exist_ok=True)
@@ -73,7 +74,14 @@ def test_wheel_holds_everything_and_no_foreign_top_level(tmp_path: Path) -> None
     wheel = next(tmp_path.glob("*.whl"))
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.split("/")[0].split("-")[0] for name in names} == {"pie_engine"}  # never a top-level `kernels`
-    for package in ("export/graph.py", "kernels/denoise_step.py", "cli/main.py", "checkpoint/load.py", "py.typed"):
+    for package in (
+        "export/graph.py",
+        "kernels/denoise_step.py",
+        "cli/main.py",
+        "checkpoint/load.py",
+        "py.typed",
+        "benchmarks/harness/worker.py",
+    ):
         assert f"pie_engine/{package}" in names
     for source in ("build.py", "ops.cpp", "ops.cu", "checks.h"):
         assert f"pie_engine/cpp_ext/{source}" in names

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from golden import GOLDEN
+from machines import needs_openvino
 from pie_engine.kernels.dispatch import EAGER
 
 from pie_engine import Item, PieEngine, RunConfig, RuntimeConfig
 from pie_engine.backends.onnx_backend import OnnxBackend
+from pie_engine.backends.openvino_backend import OpenVINOBackend
 from pie_engine.backends.torch_backend import TorchBackend
 from pie_engine.bundle import Bundle
 from pie_engine.bundling import model_info
@@ -42,6 +44,11 @@ def torch_engine(pndm_checkpoint: Checkpoint) -> PieEngine:
 @pytest.fixture(scope="module")
 def onnx_engine(bundle: Bundle) -> PieEngine:
     return PieEngine(OnnxBackend(bundle, threads=1))
+
+
+@pytest.fixture(scope="module")
+def openvino_engine(bundle: Bundle) -> PieEngine:
+    return PieEngine(OpenVINOBackend(bundle, threads=1))
 
 
 def reference(checkpoint: Checkpoint, config: RunConfig, *, masked: bool, item_id: str = "0") -> np.ndarray:
@@ -116,7 +123,7 @@ def test_onnxruntime_over_ten_rounds(onnx_engine: PieEngine, ddim_checkpoint: Ch
     assert np.abs(result.latents[-1] - expected[-1]).max() < TOLERANCE
 
 
-@pytest.mark.parametrize("engine_name", ["torch_engine", "onnx_engine"])
+@pytest.mark.parametrize("engine_name", ["torch_engine", "onnx_engine", needs_openvino("openvino_engine")])
 def test_batch_equals_one_at_a_time(engine_name: str, request: pytest.FixtureRequest) -> None:
     engine = request.getfixturevalue(engine_name)
     config = replace(SHORT, steps=3)

@@ -33,7 +33,7 @@ class Backend(Protocol):
     """The four components of a model on one device. What a call returns may be overwritten by its next call.
 
     Attributes:
-        name: "torch", "onnxruntime", "tensorrt" or "tensorrt-rtx".
+        name: "torch", "onnxruntime", "openvino", "tensorrt" or "tensorrt-rtx".
         model: what is known about the model.
         device: where its buffers live.
         precisions: "fp32", "fp16" or "bf16", by component (`pie_engine.config.COMPONENTS`).

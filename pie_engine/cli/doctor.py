@@ -93,6 +93,9 @@ def _version(found: dict[str, Any], name: str) -> str:
     if name == "onnxruntime":
         packages, providers = found["onnxruntime"]["packages"], found["onnxruntime"]["providers"]
         return f"{version} ({' and '.join(packages)}: {', '.join(providers) or 'does not load'})"
+    if name == "openvino":
+        notes = {None: "does not load", True: "bf16 on this processor", False: "no bf16 on this processor"}
+        return f"{version} ({notes[found['openvino']['bf16']]})"
     return version
 
 

@@ -6,10 +6,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pie_engine.cli.shared import add_checkpoint_options
-from pie_engine.config import DTYPES, INVERSIONS, NOISES, SEMANTICS, STEP_KERNELS, RunConfig, RuntimeConfig
+from pie_engine.config import DTYPES, FITS, INVERSIONS, NOISES, SEMANTICS, STEP_KERNELS, RunConfig, RuntimeConfig
+
+if TYPE_CHECKING:
+    from pie_engine.imaging import Reading
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -25,14 +28,17 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     add_checkpoint_options(model)
     model.add_argument(
         "--backend", default="auto", metavar="NAME",
-        help="auto, tensorrt, tensorrt-rtx, torch or onnxruntime (auto)",
+        help="auto, tensorrt, tensorrt-rtx, torch, openvino or onnxruntime (auto)",
     )  # fmt: skip
     model.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if it can be used)")
     model.add_argument("--dtype", choices=DTYPES, help="precision (default: fp32, or the bundle's own)")
     model.add_argument("--threads", type=int, help="processor threads (default: the backend's choice)")
 
     patient = parser.add_argument_group("patient")
-    patient.add_argument("--image", required=True, metavar="FILE", help="the patient's image")
+    patient.add_argument(
+        "--image", required=True, metavar="FILE", help="the patient's image: PNG, JPEG, TIFF, DICOM, NIfTI"
+    )
+    add_reading_options(patient)
     patient.add_argument("--mask", metavar="FILE", help="region of interest: white may change")
     patient.add_argument("--prompt", required=True, metavar="TEXT", help="the finding to progress towards")
     patient.add_argument("--item-id", default="0", metavar="ID", help="names the item in its noise's seed (0)")
@@ -77,6 +83,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     settings.add_argument("--seed", type=int, default=0, help="(0)")
     settings.add_argument("--resolution", type=int, metavar="PIXELS", help="side of the square (default: the model's)")
+    settings.add_argument("--fit", choices=FITS, default="crop", help="how the image becomes a square (crop)")
 
     add_runtime_options(parser.add_argument_group("optimisations (the results agree up to rounding)"))
 
@@ -86,6 +93,22 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     output.add_argument("--json", action="store_true", help="print the result as one JSON object")
     output.add_argument("--quiet", action="store_true", help="no progress")
     return parser
+
+
+def add_reading_options(group: Any) -> None:
+    """The options of `Reading`."""
+    group.add_argument("--frame", type=int, metavar="N", help="DICOM frame, TIFF page or NIfTI volume, from 1")
+    group.add_argument("--slice", type=int, metavar="N", help="NIfTI slice, from 1")
+    group.add_argument("--axis", type=int, metavar="A", help="NIfTI: 0 sagittal, 1 coronal, 2 axial (2)")
+    group.add_argument("--window-center", type=float, metavar="C", help="value that becomes middle grey")
+    group.add_argument("--window-width", type=float, metavar="W", help="values between black and white")
+
+
+def reading_from(arguments: argparse.Namespace) -> Reading:
+    """Which part of the image's file the options name, validated."""
+    from pie_engine.imaging import Reading
+
+    return Reading(arguments.frame, arguments.slice, arguments.axis, arguments.window_center, arguments.window_width)
 
 
 def add_runtime_options(group: Any) -> None:
@@ -129,6 +152,7 @@ def config_from(arguments: argparse.Namespace) -> RunConfig:
         semantics=arguments.semantics,
         seed=arguments.seed,
         resolution=arguments.resolution,
+        fit=arguments.fit,
     )
 
 
@@ -136,14 +160,15 @@ def main(arguments: argparse.Namespace) -> int:
     from pie_engine.checkpoint import LoraSpec
     from pie_engine.cli.progress import Progress, say
     from pie_engine.files import check_folder
-    from pie_engine.imaging import open_image
+    from pie_engine.imaging import read_image
 
     # Everything that can be refused cheaply is refused before a model is loaded.
     config = config_from(arguments)
     check_folder(arguments.output, replaceable="provenance.json")
-    open_image(arguments.image)
+    reading = reading_from(arguments)
+    read_image(arguments.image, reading=reading)
     if arguments.mask is not None:
-        open_image(arguments.mask, "mask")
+        read_image(arguments.mask, "mask")
     loras = [LoraSpec.parse(text) for text in arguments.lora]
 
     from pie_engine import Item, PieEngine
@@ -162,7 +187,7 @@ def main(arguments: argparse.Namespace) -> int:
     )
     if not arguments.quiet:
         say(f"backend: {engine.chosen}")
-    item = Item(arguments.image, arguments.prompt, arguments.mask, arguments.item_id)
+    item = Item(arguments.image, arguments.prompt, arguments.mask, arguments.item_id, reading)
     result = engine.run(item, config, on_progress=Progress(config.steps, quiet=arguments.quiet))
     written = result.save(arguments.output, save_latents=arguments.save_latents)
     if arguments.json:

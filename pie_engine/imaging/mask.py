@@ -33,7 +33,9 @@ class Mask:
     weight: np.ndarray
 
 
-def prepare_mask(mask: Image, image_size: tuple[int, int], resolution: int, *, official: bool, scale: int = 8) -> Mask:
+def prepare_mask(
+    mask: Image, image_size: tuple[int, int], resolution: int, *, official: bool, scale: int = 8, how: str = "crop"
+) -> Mask:
     """Check a mask against its image and bring it to output and latent resolution.
 
     Args:
@@ -41,6 +43,7 @@ def prepare_mask(mask: Image, image_size: tuple[int, int], resolution: int, *, o
         image_size: (width, height) of the image it belongs to, before fitting.
         official: as the published code reduces it (soft, four channels) instead of by area average.
         scale: pixels per latent along one side.
+        how: as the image is fitted; see `fit`.
 
     Raises:
         InputError: another aspect ratio than the image's, or nothing may change.
@@ -58,7 +61,7 @@ def prepare_mask(mask: Image, image_size: tuple[int, int], resolution: int, *, o
     if not official and mask.size != image_size:
         # Onto the image's own grid first, or rounding in the aspect ratio would shift it in the crop.
         mask = mask.convert("RGB").resize(image_size, PILImage.Resampling.BILINEAR)
-    fitted = fit(mask, resolution)
+    fitted = fit(mask, resolution, how)
     pixels = binary_mask(fitted)
     latent = official_latent_mask(fitted, scale) if official else latent_mask(pixels, scale)
     # Engine masks are binary, official ones soft: any grey counts there.

@@ -15,6 +15,7 @@ from pie_engine.export.promote import to_single_precision
 
 from pie_engine import Item, PieEngine, RunConfig
 from pie_engine.backends import onnx_session
+from pie_engine.backends.graph_backend import NAMES
 from pie_engine.backends.onnx_backend import OnnxBackend
 from pie_engine.backends.torch_backend import TorchBackend
 from pie_engine.bundle import Bundle
@@ -83,7 +84,7 @@ class FakeSession:
         return list(self.started)
 
     def get_inputs(self) -> list[Any]:
-        return [SimpleNamespace(name=name) for name in onnx_session.NAMES["unet"][:-1]]
+        return [SimpleNamespace(name=name) for name in NAMES["unet"][:-1]]
 
     def get_outputs(self) -> list[Any]:
         return [SimpleNamespace(name="prediction")]

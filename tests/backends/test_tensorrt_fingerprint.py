@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from golden import GOLDEN
-from machines import A5000, ADA, H100, pretend, pretend_installed
+from machines import A5000, ADA, H100, pretend, pretend_installed, pretend_openvino
 
 from pie_engine import PieEngine
 from pie_engine.backends.tensorrt import backend as backend_module
@@ -269,10 +269,11 @@ def test_a_fingerprint_that_lacks_something(engines: Bundle, untouched: None, tm
 
 @pytest.mark.trt
 def test_auto_goes_on_without_engines_that_do_not_fit(
-    engines: Bundle, untouched: None, caplog: pytest.LogCaptureFixture
+    engines: Bundle, untouched: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if probe().gpus:
         pytest.skip("there is a GPU")
+    pretend_openvino(monkeypatch, None)
     with caplog.at_level(logging.WARNING):
         engine = load(engines, backend="auto", threads=1)
     assert engine.backend.name == "onnxruntime"
@@ -316,7 +317,7 @@ def test_auto_for_a_bundle(here: None, holding: Any, bundle: Bundle, caplog: pyt
 
     assert choose(bundle) == ("onnxruntime", "onnxruntime; the bundle holds no compiled engines")
     both = holding(*FLAVOURS)
-    assert choose(both, "cpu") == ("onnxruntime", "onnxruntime, since --device cpu was asked for")
+    assert choose(both, "cpu") == ("onnxruntime", "onnxruntime; --device cpu was asked for")
     assert choose(both) == choose(both, "cuda") == choose(both, "cuda:0")
     assert choose(both) == ("tensorrt", "tensorrt; the bundle holds engines for this GPU")
     name, why = choose(holding("tensorrt-rtx"))
@@ -372,17 +373,18 @@ def test_engines_of_some_components_are_none(here: None, holding: Any, tmp_path:
     [
         (True, None, None, False, "torch", "a GPU"),
         (True, "cuda:0", "fp16", False, "torch", "a GPU"),
-        (True, "cpu", None, False, "onnxruntime", "the fastest on a processor"),
+        (True, "cpu", None, False, "onnxruntime", "faster than torch on a processor; openvino is not installed"),
         (False, "cuda", None, False, "torch", "a GPU"),  # refused later, with the reason
         (False, None, None, True, "torch", "--compile"),
         (False, None, "bf16", False, "torch", "no bf16"),
-        (False, None, "fp32", False, "onnxruntime", "the fastest on a processor"),
+        (False, None, "fp32", False, "onnxruntime", "(pip install 'pie-engine[openvino]')"),
     ],
 )
 def test_auto_for_a_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
     gpu: bool, device: str | None, dtype: str | None, compile: bool, expected: str, reason: str,
 ) -> None:  # fmt: skip
+    pretend_openvino(monkeypatch, None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     choice = choose_for_checkpoint(device, dtype, compile)
     assert choice.name == expected

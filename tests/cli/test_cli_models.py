@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pie_engine.backends import openvino_session
 from pie_engine.bundle import MANIFEST, _own_hash, describe_files
 
 
@@ -146,7 +147,7 @@ def test_cuda_without_a_gpu(refuse: Any, checkpoint: Path, monkeypatch: pytest.M
 
 def test_without_onnxruntime(refuse: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert "pip install 'pie-engine[cpu]', or pass --backend torch" in refuse("--seed", "0")
+    assert "pip install 'pie-engine[cpu]', or pass --backend torch" in refuse("--backend", "onnxruntime")
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])
@@ -154,5 +155,6 @@ def test_checkpoint_runs_without_a_build(simulate: Any, checkpoint: Path, tmp_pa
     outcome = simulate("--checkpoint", checkpoint, "--device", "cpu", "--backend", backend)
     assert outcome.code == 0
     found = json.loads((tmp_path / "result" / "provenance.json").read_text())["backend"]
-    assert found["name"] == {"auto": "onnxruntime", "torch": "torch"}[backend]
+    graphs = "openvino" if openvino_session.installed() else "onnxruntime"
+    assert found["name"] == {"auto": graphs, "torch": "torch"}[backend]
     assert found["chosen"].startswith(found["name"])

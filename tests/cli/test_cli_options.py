@@ -45,7 +45,10 @@ RANGES = [
         "EulerAncestralDiscreteScheduler is stochastic with this configuration; pass --scheduler ddim",
     ),
     (["--scheduler", "DDPMScheduler"], "DDPMScheduler is stochastic with this configuration; pass --scheduler ddim"),
-    (["--backend", "tpu"], "backend 'tpu' is unknown (one of auto, tensorrt, tensorrt-rtx, torch, onnxruntime)"),
+    (
+        ["--backend", "tpu"],
+        "backend 'tpu' is unknown (one of auto, tensorrt, tensorrt-rtx, torch, openvino, onnxruntime)",
+    ),
     (["--dtype", "int8"], "--dtype: invalid choice: 'int8' (choose from 'fp32', 'fp16', 'bf16')"),
     (["--semantics", "paper"], "--semantics: invalid choice: 'paper'"),
     (["--device", "tpu"], "device 'tpu' is unknown (cpu, cuda or cuda:N); pass --device cpu"),
@@ -153,12 +156,13 @@ from pie_engine.cli.main import main
 shown = io.StringIO()
 with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
     main(sys.argv[1:])
-heavy = {"torch", "numpy", "PIL", "diffusers", "transformers", "onnx", "onnxruntime", "scipy"} & sys.modules.keys()
+heavy = {"torch", "numpy", "PIL", "diffusers", "transformers", "onnx", "onnxruntime", "openvino", "scipy"}
+heavy &= sys.modules.keys()
 print("usage: pie-engine" in shown.getvalue(), sorted(heavy))
 """
 
 
-@pytest.mark.parametrize("command", ["", "build", "run", "demo"])
+@pytest.mark.parametrize("command", ["", "build", "run", "bench", "demo"])
 def test_help_imports_nothing_heavy(command: str) -> None:
     words = [command, "--help"] if command else ["--help"]
     done = subprocess.run([sys.executable, "-c", HELP, *words], capture_output=True, text=True, check=True, timeout=60)

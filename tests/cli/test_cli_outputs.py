@@ -167,6 +167,8 @@ def test_signals_reach_a_running_process(bundle: Any, image: Path, tmp_path: Pat
         "10000",
         "--resolution",
         "32",
+        "--backend",
+        "onnxruntime",
     ]
     process = subprocess.Popen(
         [sys.executable, "-c", start, *map(str, words), "--output", str(tmp_path / "result")],

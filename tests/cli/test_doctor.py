@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from machines import A5000, BACKENDS, H100, diagnose, lacks, pretend, pretend_installed, running_torch
+from machines import A5000, BACKENDS, H100, diagnose, lacks, pretend, pretend_installed, pretend_openvino, running_torch
 
 from pie_engine import doctor, environment
+from pie_engine.backends import openvino_session
 from pie_engine.backends.tensorrt import library
 from pie_engine.gpu import Machine
 
@@ -107,6 +108,7 @@ def test_a_gpu_on_which_everything_runs(pie: Any, monkeypatch: pytest.MonkeyPatc
     pretend_installed(monkeypatch, "tensorrt", "11.0.0", floor="13.0")
     monkeypatch.setattr(doctor, "onnxruntime_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(doctor, "_cuda_provider_starts", lambda: True)
+    pretend_openvino(monkeypatch, ("FP32",))
     found = diagnose(pie)
     assert all(backend["runs"] for backend in found["backends"])
     assert found["machine"]["gpus"][0]["name"] == A5000.name and found["machine"]["driver_cuda"] == "13.0"
@@ -212,3 +214,27 @@ def test_gpus_that_nothing_could_ask_for(pie: Any, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(doctor, "probe", refuse)
     assert diagnose(pie)["machine"]["no_gpu_because"] == "it cannot be asked: libcuda.so: invalid ELF header"
+
+
+def test_openvino(pie: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = diagnose(pie)
+    missing = [("openvino is not installed", "pip install 'pie-engine[openvino]'")]
+    assert lacks(found["by_name"]["openvino on CPU"]) == missing
+    assert found["openvino"] == {"bf16": None}
+    installed = environment.installed
+    monkeypatch.setattr(environment, "installed", lambda name: "2026.4.1" if name == "openvino" else installed(name))
+    for finds, note in ((("FP32", "BF16"), "bf16 on this processor"), (("FP32",), "no bf16 on this processor")):
+        pretend_openvino(monkeypatch, finds)
+        found = diagnose(pie)
+        backend = found["by_name"]["openvino on CPU"]
+        assert (backend["runs"], backend["builds"], found["openvino"]) == (True, True, {"bf16": "BF16" in finds})
+        assert found["auto"]["backend"] == "openvino"
+        assert f"  openvino            2026.4.1 ({note})" in pie("doctor").out.splitlines()
+
+
+@pytest.mark.skipif(not openvino_session.installed(), reason="openvino is not installed")
+def test_openvino_itself_is_asked(pie: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    found = diagnose(pie)
+    assert found["by_name"]["openvino on CPU"]["runs"]
+    assert found["openvino"] == {"bf16": "BF16" in openvino_session.capabilities()}

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from machines import needs_openvino
 from pie_engine.kernels import dispatch, triton_launch
 from pie_engine.kernels.denoise_step import denoise_step_triton
 from pie_engine.kernels.dispatch import available
@@ -37,7 +38,11 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "no overlap": {"overlap": False},
     "nothing": {"fused_step": "eager", "cuda_graph": False, "overlap": False},
 }
-CPU = [("torch", "fp32"), ("torch", "fp16"), ("torch", "bf16"), ("onnxruntime", "fp32"), ("onnxruntime", "fp16")]
+CPU = [
+    *(("torch", precision) for precision in ("fp32", "fp16", "bf16")),
+    *(("onnxruntime", precision) for precision in ("fp32", "fp16")),
+    *(needs_openvino("openvino", precision, dtype=precision) for precision in ("fp32", "bf16")),
+]
 
 
 def rounds(device: str, precision: str) -> int:

@@ -1,0 +1,16 @@
+"""Measuring: interleaved repeats, memory, arithmetic, the machine's own limits, and results as rows of a CSV."""
+
+from pie_engine.benchmarks.harness.measure import Samples, clock, interleave, quantile, summarise
+from pie_engine.benchmarks.harness.remote import BenchmarkError, MemoryRanOut, Remote, Spec
+
+__all__ = [
+    "BenchmarkError",
+    "MemoryRanOut",
+    "Remote",
+    "Samples",
+    "Spec",
+    "clock",
+    "interleave",
+    "quantile",
+    "summarise",
+]

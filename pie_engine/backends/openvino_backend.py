@@ -1,0 +1,48 @@
+"""A bundle's ONNX graphs in OpenVINO on the processor, in fp32 or bf16, bound to torch buffers without copies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pie_engine.backends.graph_backend import GraphBackend
+from pie_engine.backends.openvino_session import BoundGraph, check_bf16, open_graph
+from pie_engine.config import COMPONENTS
+
+if TYPE_CHECKING:
+    from pie_engine.bundle import Bundle
+
+
+class OpenVINOBackend(GraphBackend):
+    """The four graphs of a bundle, on buffers of float32.
+
+    `precisions` says what is computed in. Weights keep what the bundle's precision rounded them to: one in fp16 runs
+    in fp32 all the same, so that nothing overflows.
+
+    Args:
+        precision: "fp32" or "bf16", of all arithmetic.
+        threads: of the processor; None leaves it to OpenVINO.
+
+    Raises:
+        BackendError: OpenVINO is not installed, cannot run these graphs, or finds no bf16 in this processor.
+    """
+
+    name = "openvino"
+
+    def __init__(self, bundle: Bundle, *, precision: str = "fp32", threads: int | None = None):
+        self._threads = threads
+        if precision == "bf16":
+            check_bf16()
+        super().__init__(bundle, "cpu", dict.fromkeys(COMPONENTS, precision))
+
+    def _open(self, component: str) -> Any:
+        return self._compile(component, self.precisions[component])
+
+    def _open_in_fp32(self, component: str) -> Any:
+        return self._compile(component, "fp32")
+
+    def _compile(self, component: str, precision: str) -> Any:
+        return open_graph(self._paths[component], component, precision=precision, threads=self._threads)
+
+    def _bind(self, graph: Any, shapes: Mapping[str, tuple[int, ...]]) -> BoundGraph:
+        return BoundGraph(graph, shapes)

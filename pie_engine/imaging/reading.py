@@ -1,0 +1,56 @@
+"""Which part of a file is the image, and how its values become grey: what an item's options say."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pie_engine.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How one image file is read. None leaves it to the file; what the file cannot answer is refused.
+
+    Attributes:
+        frame: frame of a DICOM file, page of a TIFF file, volume of a 4-D NIfTI file; counts from 1.
+        slice: slice of a NIfTI volume along `axis`; counts from 1, from the patient's left, posterior or inferior end.
+        axis: 0 sagittal, 1 coronal, 2 axial (NIfTI; None means 2).
+        window_center: the value, after the file's own rescaling, that becomes middle grey; goes with window_width.
+        window_width: how many values lie between black and white; greater than 0.
+
+    Raises:
+        ConfigError: a value is out of range, or one half of a window is missing.
+    """
+
+    frame: int | None = None
+    slice: int | None = None
+    axis: int | None = None
+    window_center: float | None = None
+    window_width: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("frame", self.frame), ("slice", self.slice)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ConfigError(
+                    f"{name} {value!r} is not a whole number of at least 1; pass --{name} 1 for the first"
+                )
+        if self.axis is not None and (isinstance(self.axis, bool) or self.axis not in (0, 1, 2)):
+            raise ConfigError(f"axis {self.axis!r} is not 0, 1 or 2; pass --axis 2 for axial slices")
+        for name, number in (("window-center", self.window_center), ("window-width", self.window_width)):
+            if number is None:
+                continue
+            if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+                raise ConfigError(f"{name} {number!r} is not a finite number; pass --{name} 400")
+        if (self.window_center is None) != (self.window_width is None):
+            given, missing = ("center", "width") if self.window_width is None else ("width", "center")
+            raise ConfigError(f"window-{given} is given without window-{missing}; pass both, or neither")
+        if self.window_width is not None and self.window_width <= 0:
+            raise ConfigError(f"window-width {self.window_width:g} is not greater than 0; pass --window-width 400")
+
+    @property
+    def window(self) -> tuple[float, float] | None:
+        """(centre, width), or None."""
+        if self.window_center is None or self.window_width is None:
+            return None
+        return self.window_center, self.window_width

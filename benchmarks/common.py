@@ -53,6 +53,7 @@ class Bench:
         parameters: by component.
         vae_scale: pixels per latent along one side.
         resolution_multiple: of which sides in pixels have to be multiples.
+        asked_at_once: instead of `at_once`'s own estimate.
     """
 
     model: str
@@ -64,10 +65,13 @@ class Bench:
     parameters: dict[str, int] = field(default_factory=dict)
     vae_scale: int = 8
     resolution_multiple: int = 8
+    asked_at_once: int | None = None
 
     @property
     def at_once(self) -> int:
-        """How many processes that each hold the model fit beside one another, at least three."""
+        """How many processes that each hold the model fit beside one another, at least three unless asked for."""
+        if self.asked_at_once is not None:
+            return max(3, self.asked_at_once)  # one beside the first and the one before it
         # Single precision, and half as much again for what a call needs beside the weights.
         return max(3, int(0.85 * memory(self.setting.device) / (6 * sum(self.parameters.values()) + 1e9)))
 
@@ -91,6 +95,9 @@ def add_setting_options(parser: argparse.ArgumentParser, *, repeats: int = 5) ->
     parser.add_argument("--threads", type=int, help="of every library, on a processor (all cores)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (a GPU if there is one)")
     parser.add_argument("--output", type=Path, default=results.FOLDER, help="folder of the CSV files")
+    parser.add_argument(
+        "--at-once", type=int, help="processes that hold the model at the same time (3 or more; what memory holds)"
+    )
     parser.add_argument("--quick-limits", action="store_true", help="to try a script: limits from tiny sizes")
 
 
@@ -120,7 +127,7 @@ def prepare(arguments: argparse.Namespace) -> Bench:
     dtypes = ["fp32", "bf16"] if device == "cpu" else ["fp32", "fp16", "bf16"]
     limits = measured_limits(device, dtypes, threads, arguments)
     name = folder.name if arguments.model not in ("demo", "sd") else arguments.model
-    return Bench(name, setting, flops, limits, identify(device, threads), arguments.output, *facts)
+    return Bench(name, setting, flops, limits, identify(device, threads), arguments.output, *facts, arguments.at_once)
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -133,7 +140,9 @@ def check(arguments: argparse.Namespace) -> None:
         given = getattr(arguments, name, None)
         for value in given if isinstance(given, list) else [given]:
             if value is not None and value < 1:
-                raise BenchmarkError(f"{name} {value} is not a positive number; pass --{name} 1 or more")
+                raise BenchmarkError(
+                    f"{name} {value} is not a positive number; pass --{name.replace('_', '-')} 1 or more"
+                )
 
 
 def place(arguments: argparse.Namespace) -> tuple[str, int | None]:

@@ -11,16 +11,37 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pie_engine.benchmarks.common import add_setting_options, finish, prepare, print_row, run, say
-from pie_engine.benchmarks.harness import interleave, summarise
+from pie_engine.benchmarks.harness import Samples, Spec, interleave, summarise
 from pie_engine.benchmarks.harness.arithmetic import progression_flops
 from pie_engine.benchmarks.harness.remote import remotes
 from pie_engine.benchmarks.subjects import psnr
 from pie_engine.benchmarks.variants import ENGINE, ON_CPU, ON_GPU, PUBLISHED, specs, usable
 
 REFERENCE = "eager fp32, engine semantics"
+
+
+def measure(
+    variants: Mapping[str, Spec], at_once: int, repeats: int, *, required: bool
+) -> list[tuple[str, Samples, Samples | None, float]]:
+    """Measure the variants in groups that memory holds, each beside the computation as published.
+
+    Returns:
+        Name, samples, samples of the published computation from the same group, and seconds of loading, of each.
+    """
+    measured: list[tuple[str, Samples, Samples | None, float]] = []
+    rest = list(variants)
+    while rest:
+        beside = [PUBLISHED] if measured and PUBLISHED in variants else []
+        group, rest = rest[: at_once - len(beside)], rest[at_once - len(beside) :]
+        chosen = {name: variants[name] for name in beside + group}
+        with remotes(chosen, on_load=say, required=required) as subjects:
+            samples = interleave(subjects, repeats, on_call=print_row)
+            loads = {name: subject.load_seconds for name, subject in subjects.items()}
+        measured += [(name, samples[name], samples.get(PUBLISHED), loads[name]) for name in group if name in samples]
+    return measured
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -32,12 +53,10 @@ def main(words: Sequence[str] | None = None) -> None:
     setting = bench.setting
     chosen = arguments.variants.split(";") if arguments.variants else None
     names = [name.strip() for name in chosen] if chosen else usable(ON_CPU if setting.device == "cpu" else ON_GPU)
-    with remotes(specs(setting, names), on_load=say, required=chosen is not None) as subjects:
-        samples = interleave(subjects, arguments.repeats, on_call=print_row)
-        loads = {name: subject.load_seconds for name, subject in subjects.items()}
-    reference = samples.get(REFERENCE)
+    measured = measure(specs(setting, names), bench.at_once, arguments.repeats, required=chosen is not None)
+    reference = next((own for name, own, _, _ in measured if name == REFERENCE), None)
     rows = []
-    for name, own in samples.items():
+    for name, own, published, load_s in measured:
         official = "as published" in name
         work = progression_flops(
             bench.flops,
@@ -51,8 +70,8 @@ def main(words: Sequence[str] | None = None) -> None:
         if reference is not None and not official:
             distance = psnr(own.facts["frame"], reference.facts["frame"])
             distance = "" if math.isinf(distance) else distance
-        columns = summarise(own, samples.get(PUBLISHED))
-        row = {"variant": name, **columns, "load_s": loads[name], "psnr_db": distance}
+        columns = summarise(own, published)
+        row = {"variant": name, **columns, "load_s": load_s, "psnr_db": distance}
         rows.append({**row, **bench.arithmetic(work, columns["median_s"], dtype=name)})
     finish(bench, "progression", rows)
 

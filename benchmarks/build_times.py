@@ -18,11 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pie_engine import PieEngine
 from pie_engine.benchmarks.common import Bench, add_setting_options, finish, prepare, run, say
 from pie_engine.benchmarks.harness import BenchmarkError, Remote, Samples, Spec, summarise
 from pie_engine.benchmarks.variants import installed
-
-from pie_engine import PieEngine
 from pie_engine.config import COMPONENTS, FLAVOURS, BuildConfig, EngineConfig
 
 # Backend and dtype of what is loaded; the graphs are in fp32.

@@ -16,7 +16,6 @@ from pie_engine.benchmarks.harness.machine import Limits, identify, limits_of
 from pie_engine.benchmarks.harness.measure import Call
 from pie_engine.benchmarks.subjects import model_folder
 from pie_engine.benchmarks.variants import ENGINE, ON_CPU, ON_GPU, Setting, usable
-
 from pie_engine.config import COMPONENTS, RunConfig, check_resolution
 from pie_engine.errors import PieError
 

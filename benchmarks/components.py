@@ -20,7 +20,6 @@ from pie_engine.benchmarks.common import Bench, add_setting_options, finish, pre
 from pie_engine.benchmarks.harness import Samples, Spec, interleave, summarise
 from pie_engine.benchmarks.harness.remote import remotes
 from pie_engine.benchmarks.variants import engine_source, installed
-
 from pie_engine.config import COMPONENTS
 
 # Backend and dtype; the first is what the others are compared with.

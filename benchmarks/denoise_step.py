@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.benchmark import Timer
+
+from pie_engine.backends.torch_backend import torch_dtype
 from pie_engine.benchmarks.common import check, measured_limits, place, run, say
 from pie_engine.benchmarks.harness import Samples, clock, interleave, results, summarise
 from pie_engine.benchmarks.harness.machine import Limits, identify
 from pie_engine.benchmarks.harness.measure import Call
+from pie_engine.config import DTYPES
 from pie_engine.kernels.dispatch import available, select
 from pie_engine.kernels.table import columns
-from torch.utils.benchmark import Timer
-
-from pie_engine.backends.torch_backend import torch_dtype
-from pie_engine.config import DTYPES
 
 CHANNELS = 4
 

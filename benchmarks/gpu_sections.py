@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from pie_engine.benchmarks.harness.machine import device_name
 
 PACKAGES = (
@@ -105,9 +106,8 @@ def kernels(device: str) -> int:
 
 def progression(device: str) -> int:
     """Ten rounds of the demo checkpoint: every backend, dtype and switch, in time and in distance from eager fp32."""
-    from pie_engine.benchmarks.gpu_parity import CHECKPOINT, Case, clock, holds
-
     from pie_engine import PieEngine, RuntimeConfig
+    from pie_engine.benchmarks.gpu_parity import CHECKPOINT, Case, clock, holds
 
     small = device == "cpu"
     case = Case(small)
@@ -155,12 +155,12 @@ def progression(device: str) -> int:
 
 def full_size(device: str) -> int:
     """Random weights of Stable Diffusion v1.4's shape at 512 x 512: milliseconds per guided step, and peak memory."""
-    from pie_engine.benchmarks.gpu_parity import clock
-    from pie_engine.benchmarks.random_checkpoint import make_scheduler, make_text_encoder, make_unet, make_vae
     from transformers import CLIPTokenizer
 
     from pie_engine import Item, PieEngine, RunConfig, RuntimeConfig
     from pie_engine.backends.torch_backend import TorchBackend
+    from pie_engine.benchmarks.gpu_parity import clock
+    from pie_engine.benchmarks.random_checkpoint import make_scheduler, make_text_encoder, make_unet, make_vae
     from pie_engine.bundling import model_info
     from pie_engine.checkpoint import Checkpoint
     from pie_engine.demo.assets import CHECKPOINT

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from pie_engine.benchmarks.gpu_parity import CHECKPOINT, Case, clock, holds
 
 from pie_engine import PieEngine
 from pie_engine.backends.tensorrt.fingerprint import obstacle
 from pie_engine.backends.tensorrt.library import installed_version
+from pie_engine.benchmarks.gpu_parity import CHECKPOINT, Case, clock, holds
 from pie_engine.bundle import Bundle
 from pie_engine.bundling import build_bundle
 from pie_engine.bundling.refit import refit_bundle

@@ -30,7 +30,6 @@ from pie_engine.benchmarks.common import (
 from pie_engine.benchmarks.harness import BenchmarkError, MemoryRanOut, Remote, interleave, summarise
 from pie_engine.benchmarks.harness.arithmetic import progression_flops
 from pie_engine.benchmarks.variants import Setting, specs
-
 from pie_engine.config import RunConfig, check_resolution
 
 FACTORS = ("rounds", "resolution", "batch")

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pie_engine.benchmarks.harness import BenchmarkError, MemoryRanOut, Remote, Samples, Spec, interleave, summarise
-
 from pie_engine.config import DTYPES, RunConfig
 
 if TYPE_CHECKING:
@@ -109,7 +108,6 @@ def bench(config: Quick | None = None, on_line: Callable[[str], None] = lambda l
     from pie_engine.benchmarks.common import place
     from pie_engine.benchmarks.harness.machine import identify, limits_of
     from pie_engine.benchmarks.quick_model import open_model
-
     from pie_engine.environment import processor_cores, versions
 
     config = config or Quick()

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pie_engine.benchmarks.harness import BenchmarkError
-
 from pie_engine.config import FLAVOURS, BuildConfig, EngineConfig, check_resolution
 from pie_engine.errors import BackendError
 from pie_engine.selection import BACKENDS as _WITH_AUTO
@@ -15,7 +14,6 @@ from pie_engine.selection import BACKENDS as _WITH_AUTO
 if TYPE_CHECKING:
     from pie_engine.benchmarks.harness.machine import Limits
     from pie_engine.benchmarks.quick import Quick
-
     from pie_engine.bundle import Bundle
     from pie_engine.checkpoint import Checkpoint
 
@@ -47,7 +45,6 @@ class Model:
     def arithmetic(self, config: Quick, official: bool, seconds: float, limits: Limits) -> dict[str, float | None]:
         """Work of one item, its rate in `seconds`, and the share of what the machine reached; None for a bundle."""
         from pie_engine.benchmarks.harness.arithmetic import progression_flops
-
         from pie_engine.config import RunConfig
 
         if not self.flops:
@@ -106,7 +103,6 @@ def _open_bundle(config: Quick, on_line: Callable[[str], None]) -> Model:
 def _open_checkpoint(config: Quick, on_line: Callable[[str], None]) -> Model:
     from pie_engine.benchmarks.harness.arithmetic import count_flops
     from pie_engine.benchmarks.subjects import model_folder
-
     from pie_engine.checkpoint import LoraSpec, load_checkpoint
 
     dtype = config.dtype or ("fp32" if config.device == "cpu" else "fp16")

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from pie_engine import PieEngine, RunConfig, RuntimeConfig
 from pie_engine.benchmarks.common import (
     Bench,
     add_setting_options,
@@ -32,8 +33,6 @@ from pie_engine.benchmarks.harness.measure import Call
 from pie_engine.benchmarks.harness.remote import remotes
 from pie_engine.benchmarks.subjects import load_engine, make_item
 from pie_engine.benchmarks.variants import ENGINE, engine_source
-
-from pie_engine import PieEngine, RunConfig, RuntimeConfig
 
 PARTS = ("unet", "step", "decode")
 

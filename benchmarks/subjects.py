@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pie_engine.benchmarks.harness.measure import clock
 
 from pie_engine import Item, PieEngine, RunConfig, RuntimeConfig
+from pie_engine.benchmarks.harness.measure import clock
 from pie_engine.imaging import fit, prepare_mask, to_image
 
 # glibc keeps what was freed instead of giving it back: on a virtual machine page faults are dear.
@@ -232,6 +232,7 @@ def model_folder(name: str) -> Path:
     if name != "sd":
         return Path(name)
     import torch
+
     from pie_engine.benchmarks.random_checkpoint import write
 
     folder = cache_root() / "benchmarks" / "sd-v1.4-random"

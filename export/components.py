@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pie_engine.export.graph import Component
 from torch import Tensor, nn
+
+from pie_engine.export.graph import Component
 
 if TYPE_CHECKING:
     from pie_engine.checkpoint import Checkpoint

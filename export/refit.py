@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pie_engine.export.load import external_place, map_weights
 
 from pie_engine.errors import BuildError
+from pie_engine.export.load import external_place, map_weights
 
 if TYPE_CHECKING:
     import onnx_ir as ir

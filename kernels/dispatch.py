@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pie_engine.errors import BackendError
 from pie_engine.kernels.denoise_step import denoise_step
 from pie_engine.kernels.noising import noising
-
-from pie_engine.errors import BackendError
 
 if TYPE_CHECKING:
     import torch
@@ -98,6 +97,7 @@ _LOADERS: dict[str, Callable[[torch.device], Kernels]] = {"triton": _triton, "cp
 def _try_out(kernels: Kernels, device: torch.device, note: str) -> Kernels:
     """One small round of both operations against the eager ones: a kernel that does not compile is found out here."""
     import torch
+
     from pie_engine.kernels.table import columns
 
     def compute(operations: Kernels) -> list[torch.Tensor]:

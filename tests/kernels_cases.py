@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from pie_engine.kernels.denoise_step import denoise_step
 from pie_engine.kernels.noising import noising
 from pie_engine.kernels.table import columns
-from torch import Tensor
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # One unit in the last place of what is stored: two float32 results that differ in rounding may fall on either side.

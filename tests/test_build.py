@@ -13,7 +13,6 @@ import onnx
 import pytest
 import torch
 from golden import GOLDEN
-from pie_engine.export import graph
 
 from pie_engine import Item, PieEngine, RunConfig
 from pie_engine.backends.onnx_backend import OnnxBackend
@@ -23,6 +22,7 @@ from pie_engine.bundling.components import cached_component
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import COMPONENTS, BuildConfig
 from pie_engine.errors import BuildError
+from pie_engine.export import graph
 from pie_engine.files import cache_root
 
 RUN = RunConfig(steps=2, num_inference_steps=8, resolution=128)

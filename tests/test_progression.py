@@ -10,7 +10,6 @@ import pytest
 import torch
 from golden import GOLDEN
 from machines import needs_openvino
-from pie_engine.kernels.dispatch import EAGER
 
 from pie_engine import Item, PieEngine, RunConfig, RuntimeConfig
 from pie_engine.backends.onnx_backend import OnnxBackend
@@ -22,6 +21,7 @@ from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import COMPONENTS
 from pie_engine.errors import BackendError
 from pie_engine.imaging import fit, open_image, prepare_mask
+from pie_engine.kernels.dispatch import EAGER
 from pie_engine.loop import Loop
 from pie_engine.plan import Batch, Plan
 from pie_engine.progression import invert, posterior_sample

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from golden import GOLDEN
-from pie_engine.export.graph import graph_opset
 
 import pie_engine.bundling.refit_engines as refit_engines
 from pie_engine import Item, PieEngine, RunConfig
@@ -23,6 +22,7 @@ from pie_engine.checkpoint import Checkpoint, load_unet_alone
 from pie_engine.checkpoint.hashing import hash_text_encoder, hash_unet
 from pie_engine.config import EngineConfig
 from pie_engine.errors import BuildError, ConfigError
+from pie_engine.export.graph import graph_opset
 
 
 def changed(checkpoint: Checkpoint, *names: str) -> Checkpoint:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pie_engine.benchmarks.harness.measure import Call
-
 from pie_engine.errors import PieError
 
 

@@ -1,4 +1,4 @@
-"""`pie-engine bench`: how fast the engine runs on this machine, beside eager PyTorch, in about two minutes."""
+"""`pie-engine bench`: the engine beside eager PyTorch on this machine, the quick form of the benchmarks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "bench",
         help="time the engine against eager PyTorch on this machine",
         description="Time whole progressions on every backend that runs here, beside eager PyTorch, and hold them to "
-        "what this machine reaches at best. The default, the demo model, takes at most two minutes on two cores.",
+        "what this machine reaches at best. The default, the demo model, takes minutes on a processor.",
         allow_abbrev=False,
     )
     model = parser.add_argument_group("model (default: the embedded demo checkpoint)")

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 from golden import GOLDEN
-from pie_engine.export.graph import TOLERANCE, relative_error
-from pie_engine.export.promote import to_single_precision
 
 from pie_engine import Item, PieEngine, RunConfig
 from pie_engine.backends import onnx_session
@@ -23,6 +21,8 @@ from pie_engine.bundling import build_bundle, model_info
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import COMPONENTS, BuildConfig
 from pie_engine.errors import BackendError
+from pie_engine.export.graph import TOLERANCE, relative_error
+from pie_engine.export.promote import to_single_precision
 
 ITEM = Item(GOLDEN / "image.png", "the heart lung", GOLDEN / "mask.png")
 SHORT = RunConfig(steps=2, num_inference_steps=6, resolution=128)

@@ -15,7 +15,6 @@ import pytest
 import torch
 from golden import GOLDEN
 from machines import needs_openvino
-from pie_engine.export.graph import TOLERANCE, relative_error
 
 from pie_engine import Item, PieEngine, RunConfig
 from pie_engine.backends import openvino_session
@@ -27,6 +26,7 @@ from pie_engine.bundling import build_bundle, model_info
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import COMPONENTS, BuildConfig
 from pie_engine.errors import BackendError, ConfigError
+from pie_engine.export.graph import TOLERANCE, relative_error
 
 pytestmark = pytest.mark.skipif(not openvino_session.installed(), reason="openvino is not installed")
 

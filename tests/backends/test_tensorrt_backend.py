@@ -20,7 +20,6 @@ from fake_tensorrt import CLASSES, DataType, Strategy, add_engines
 from golden import GOLDEN
 from graph_emulator import EmulatedTimeline
 from onnx import TensorProto, helper
-from pie_engine.export.graph import TOLERANCE, relative_error
 
 from pie_engine import Item, PieEngine, RunConfig
 from pie_engine.backends.onnx_backend import OnnxBackend
@@ -29,6 +28,7 @@ from pie_engine.backends.tensorrt.engine import Engine
 from pie_engine.bundle import MANIFEST, Bundle, open_bundle, write_manifest
 from pie_engine.config import COMPONENTS, FLAVOURS
 from pie_engine.errors import BackendError, BundleError, ConfigError
+from pie_engine.export.graph import TOLERANCE, relative_error
 
 SIDE = 128
 RUN = RunConfig(steps=2, num_inference_steps=6, resolution=SIDE)

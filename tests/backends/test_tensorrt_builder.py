@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
-from pie_engine.export.promote import to_single_precision
 
 from pie_engine.backends.tensorrt import builder, library
 from pie_engine.backends.tensorrt.builder import Profile, Request, compile_plan, inspect_plan, needs_decomposing
@@ -27,6 +26,7 @@ from pie_engine.checkpoint import Checkpoint, load_checkpoint
 from pie_engine.config import COMPONENTS, BuildConfig, EngineConfig
 from pie_engine.demo.assets import CHECKPOINT
 from pie_engine.errors import BackendError, BuildError, ConfigError
+from pie_engine.export.promote import to_single_precision
 from pie_engine.gpu import probe
 
 pytestmark = [pytest.mark.trt]

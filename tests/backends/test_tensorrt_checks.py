@@ -15,8 +15,6 @@ import pytest
 import torch
 from fake_tensorrt import add_engines
 from onnx import numpy_helper
-from pie_engine.export.graph import TOLERANCE, relative_error
-from pie_engine.export.load import load_graph
 
 import pie_engine.bundling.assemble as assemble
 from pie_engine.backends.tensorrt import worker
@@ -28,6 +26,8 @@ from pie_engine.bundle import Bundle
 from pie_engine.bundling.target import Target
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import BuildConfig, EngineConfig
+from pie_engine.export.graph import TOLERANCE, relative_error
+from pie_engine.export.load import load_graph
 
 CPU = torch.device("cpu")
 needs_polygraphy = pytest.mark.skipif(

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from pie_engine.benchmarks.harness import BenchmarkError, machine, results
 from pie_engine.benchmarks.harness.arithmetic import count_flops, progression_flops
 from pie_engine.benchmarks.random_checkpoint import make_scheduler, make_text_encoder, make_unet, make_vae
-
 from pie_engine.checkpoint import Checkpoint, load_checkpoint
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from pie_engine.benchmarks.harness import BenchmarkError, MemoryRanOut, Remote, Spec, clock, interleave, summarise
 from pie_engine.benchmarks.harness.measure import Call, Samples, quantile
 from pie_engine.benchmarks.harness.memory import Peaks

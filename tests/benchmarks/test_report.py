@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from pie_engine.benchmarks import report
 from pie_engine.benchmarks.harness import results
 from pie_engine.benchmarks.report_format import form

@@ -16,6 +16,7 @@ from unittest import mock
 
 import pytest
 from golden import GOLDEN
+
 from pie_engine.benchmarks import (
     build_times,
     common,
@@ -30,7 +31,6 @@ from pie_engine.benchmarks import (
 )
 from pie_engine.benchmarks.harness import MemoryRanOut, Spec, remote, results, worker
 from pie_engine.benchmarks.harness.measure import Call
-
 from pie_engine.bundle import Bundle
 from pie_engine.config import COMPONENTS
 

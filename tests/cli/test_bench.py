@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from pie_engine.benchmarks import quick, quick_model
 from pie_engine.benchmarks.harness import BenchmarkError, MemoryRanOut
 from pie_engine.benchmarks.harness.measure import Call
-
 from pie_engine.cli.bench import report
 
 # Two steps of one round at the smallest side, and limits from tiny sizes.

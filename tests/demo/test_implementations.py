@@ -16,10 +16,6 @@ import numpy as np
 import pytest
 import torch
 from machines import needs_openvino
-from pie_engine.kernels import dispatch, triton_launch
-from pie_engine.kernels.denoise_step import denoise_step_triton
-from pie_engine.kernels.dispatch import available
-from pie_engine.kernels.noising import noising_triton
 from PIL.Image import Image
 
 from pie_engine import Item, PieEngine, Result, RunConfig, RuntimeConfig
@@ -29,6 +25,10 @@ from pie_engine.demo.assets import CHECKPOINT, load_defaults
 from pie_engine.demo.data import healthy_cohort
 from pie_engine.demo.phantom import render, roi_mask
 from pie_engine.imaging import fit, prepare_mask, to_image
+from pie_engine.kernels import dispatch, triton_launch
+from pie_engine.kernels.denoise_step import denoise_step_triton
+from pie_engine.kernels.dispatch import available
+from pie_engine.kernels.noising import noising_triton
 from pie_engine.reference import progress_engine
 
 SWITCHES: dict[str, dict[str, Any]] = {

@@ -15,16 +15,16 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from onnx import numpy_helper
-from pie_engine.export import graph
-from pie_engine.export.components import component
-from pie_engine.export.graph import Component, check_parity, export_component, relative_error
-from pie_engine.export.load import load_graph
-from pie_engine.export.refit import Source, replace_weights, weight_map
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import COMPONENTS
 from pie_engine.errors import BuildError
+from pie_engine.export import graph
+from pie_engine.export.components import component
+from pie_engine.export.graph import Component, check_parity, export_component, relative_error
+from pie_engine.export.load import load_graph
+from pie_engine.export.refit import Source, replace_weights, weight_map
 
 # As graph.TOLERANCE for models of this size: unit roundoff 6e-8, times the square root of a dot product's length
 # (up to 216 terms), times the square root of about 100 layers.

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from pie_engine.cpp_ext import build
 
 from pie_engine import cpp_ext
+from pie_engine.cpp_ext import build
 from pie_engine.errors import BackendError
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ def test_no_compiler(tmp_path: Path) -> None:
 
 def test_package_builds_without_a_compiler(tmp_path: Path) -> None:
     """A wheel for every platform, without the library, even if an older one lies in the sources."""
-    for name in ("pie_engine", "export", "kernels", "cpp_ext"):
+    for name in ("pie_engine", "export", "kernels", "cpp_ext", "benchmarks"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)

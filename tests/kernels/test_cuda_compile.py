@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from pie_engine.cpp_ext import build
 
 NVCC = shutil.which("nvcc")

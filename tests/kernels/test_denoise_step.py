@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from kernels_cases import ABSOLUTE, STORED, Case, compare_flags, entry_arguments, step_arguments, step_cases
+
 from pie_engine.kernels.denoise_step import denoise_step
 from pie_engine.kernels.noising import noising
 from pie_engine.kernels.table import columns, history_of

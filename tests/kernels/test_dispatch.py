@@ -6,12 +6,12 @@ import logging
 
 import pytest
 import torch
+
+from pie_engine.errors import BackendError
 from pie_engine.kernels import dispatch
 from pie_engine.kernels.denoise_step import denoise_step
 from pie_engine.kernels.dispatch import EAGER, Kernels, available, select
 from pie_engine.kernels.noising import noising
-
-from pie_engine.errors import BackendError
 
 
 def with_cpp(monkeypatch: pytest.MonkeyPatch, kernels: Kernels | Exception) -> None:

@@ -28,12 +28,12 @@ from kernels_cases import (
     step_arguments,
     step_cases,
 )
+
+from pie_engine.errors import BackendError
 from pie_engine.kernels import triton_launch
 from pie_engine.kernels.denoise_step import denoise_step, denoise_step_triton
 from pie_engine.kernels.noising import noising, noising_triton
 from pie_engine.kernels.table import ENTRY_COLUMNS, columns, history_of
-
-from pie_engine.errors import BackendError
 from pie_engine.schedule import SCHEDULERS, build_inversion, build_schedule
 
 SD_V1 = json.loads((GOLDEN / "checkpoint_ddim" / "scheduler" / "scheduler_config.json").read_text())

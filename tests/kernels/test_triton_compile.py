@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from pie_engine.kernels import compile_check
 from pie_engine.kernels.compile_check import CAPABILITIES, Variant, compile_for, variants
 from pie_engine.kernels.triton_launch import jitted

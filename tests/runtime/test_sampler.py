@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from pie_engine.kernels.table import NOISE, SCALE, SIGNAL, TIMESTEP, VECTORS, A, B, columns
 
 from pie_engine.checkpoint import Checkpoint
+from pie_engine.kernels.table import NOISE, SCALE, SIGNAL, TIMESTEP, VECTORS, A, B, columns
 from pie_engine.runtime.sampler import pack
 from pie_engine.schedule import SCHEDULERS, build_schedule
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pie_engine.config import BuildConfig, RunConfig, RuntimeConfig
+    from pie_engine.config import BuildConfig, OutputConfig, RunConfig, RuntimeConfig
     from pie_engine.engine import PieEngine
     from pie_engine.errors import PieError
     from pie_engine.imaging import Reading
@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BuildConfig",
     "Item",
+    "OutputConfig",
     "PieEngine",
     "PieError",
     "Reading",
@@ -36,6 +37,7 @@ __all__ = [
 
 _HOME = {
     "BuildConfig": "config",
+    "OutputConfig": "config",
     "RunConfig": "config",
     "RuntimeConfig": "config",
     "Item": "items",

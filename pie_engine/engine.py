@@ -213,7 +213,8 @@ class PieEngine:
                 **shared,
                 "change": change.to_dict(),
             }
-            results.append(Result(frames, own_latents, original[i], pixels, change, config, provenance))
+            roi = None if item.mask is None else item.mask.source
+            results.append(Result(frames, own_latents, original[i], pixels, change, config, provenance, item.item, roi))
         return results
 
     def _take_loop(self, batch: Batch, config: RunConfig) -> Loop:

@@ -6,13 +6,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pie_engine.cli.outputs import add_output_options, outputs_from
+from pie_engine.cli.patient import add_patient_options, reading_from
 from pie_engine.cli.shared import add_checkpoint_options
-from pie_engine.config import DTYPES, FITS, INVERSIONS, NOISES, SEMANTICS, STEP_KERNELS, RunConfig, RuntimeConfig
-
-if TYPE_CHECKING:
-    from pie_engine.imaging import Reading
+from pie_engine.config import DTYPES, INVERSIONS, NOISES, SEMANTICS, STEP_KERNELS, RunConfig, RuntimeConfig
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -35,11 +34,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     model.add_argument("--threads", type=int, help="processor threads (default: the backend's choice)")
 
     patient = parser.add_argument_group("patient")
-    patient.add_argument(
-        "--image", required=True, metavar="FILE", help="the patient's image: PNG, JPEG, TIFF, DICOM, NIfTI"
-    )
-    add_reading_options(patient)
-    patient.add_argument("--mask", metavar="FILE", help="region of interest: white may change")
+    add_patient_options(patient)
     patient.add_argument("--prompt", required=True, metavar="TEXT", help="the finding to progress towards")
     patient.add_argument("--item-id", default="0", metavar="ID", help="names the item in its noise's seed (0)")
 
@@ -83,32 +78,15 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     settings.add_argument("--seed", type=int, default=0, help="(0)")
     settings.add_argument("--resolution", type=int, metavar="PIXELS", help="side of the square (default: the model's)")
-    settings.add_argument("--fit", choices=FITS, default="crop", help="how the image becomes a square (crop)")
 
     add_runtime_options(parser.add_argument_group("optimisations (the results agree up to rounding)"))
 
     output = parser.add_argument_group("output")
     output.add_argument("--output", type=Path, default=Path("pie-output"), metavar="DIR", help="folder (pie-output)")
-    output.add_argument("--save-latents", action="store_true", help="write latents.safetensors too")
+    add_output_options(output)
     output.add_argument("--json", action="store_true", help="print the result as one JSON object")
     output.add_argument("--quiet", action="store_true", help="no progress")
     return parser
-
-
-def add_reading_options(group: Any) -> None:
-    """The options of `Reading`."""
-    group.add_argument("--frame", type=int, metavar="N", help="DICOM frame, TIFF page or NIfTI volume, from 1")
-    group.add_argument("--slice", type=int, metavar="N", help="NIfTI slice, from 1")
-    group.add_argument("--axis", type=int, metavar="A", help="NIfTI: 0 sagittal, 1 coronal, 2 axial (2)")
-    group.add_argument("--window-center", type=float, metavar="C", help="value that becomes middle grey")
-    group.add_argument("--window-width", type=float, metavar="W", help="values between black and white")
-
-
-def reading_from(arguments: argparse.Namespace) -> Reading:
-    """Which part of the image's file the options name, validated."""
-    from pie_engine.imaging import Reading
-
-    return Reading(arguments.frame, arguments.slice, arguments.axis, arguments.window_center, arguments.window_width)
 
 
 def add_runtime_options(group: Any) -> None:
@@ -163,7 +141,7 @@ def main(arguments: argparse.Namespace) -> int:
     from pie_engine.imaging import read_image
 
     # Everything that can be refused cheaply is refused before a model is loaded.
-    config = config_from(arguments)
+    config, outputs = config_from(arguments), outputs_from(arguments)
     check_folder(arguments.output, replaceable="provenance.json")
     reading = reading_from(arguments)
     read_image(arguments.image, reading=reading)
@@ -189,7 +167,7 @@ def main(arguments: argparse.Namespace) -> int:
         say(f"backend: {engine.chosen}")
     item = Item(arguments.image, arguments.prompt, arguments.mask, arguments.item_id, reading)
     result = engine.run(item, config, on_progress=Progress(config.steps, quiet=arguments.quiet))
-    written = result.save(arguments.output, save_latents=arguments.save_latents)
+    written = result.save(arguments.output, outputs)
     if arguments.json:
         sys.stdout.write(json.dumps({**written, "change": result.change.to_dict()}) + "\n")
     else:

@@ -26,11 +26,13 @@ class Mask:
         pixels: [H, W] bool, True = may change, at output resolution.
         latent: float32 in [0, 1], [1, H/8, W/8] (engine semantics) or [4, H/8, W/8] (official).
         weight: [H, W] float32 in [0, 1], share of the decoded frame in the composited one; 0 outside the ROI.
+        source: [height, width] bool, the ROI in the image's own pixels, before fitting; None in official semantics.
     """
 
     pixels: np.ndarray
     latent: np.ndarray
     weight: np.ndarray
+    source: np.ndarray | None = None
 
 
 def prepare_mask(
@@ -71,7 +73,7 @@ def prepare_mask(
             f"{'above 0' if official else 'at least 128'} needed); "
             "paint the region that may change white (255), or leave the mask out"
         )
-    return Mask(pixels, latent, feather(pixels))
+    return Mask(pixels, latent, feather(pixels), None if official else binary_mask(mask))
 
 
 def binary_mask(fitted: Image) -> np.ndarray:

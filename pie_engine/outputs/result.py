@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pie_engine.config import OutputConfig
 from pie_engine.files import new_folder
 from pie_engine.metrics import Change
 from pie_engine.outputs.frames import STATEMENT, contact_sheet, png_metadata, save_frames, save_gif
 
 if TYPE_CHECKING:
     from pie_engine.config import RunConfig
+    from pie_engine.items import Item
 
 PROVENANCE = "provenance.json"
 
@@ -31,6 +33,8 @@ class Result:
         change: how much each round changed, inside and outside the region of interest.
         config: the settings, with everything that was left open filled in.
         provenance: inputs' hashes, settings, model, versions, backend and timings; JSON.
+        item: what was simulated; its image is read again for outputs at the source's own geometry.
+        roi: [height, width] bool, `mask` in the source image's own pixels, or None.
     """
 
     frames: np.ndarray
@@ -40,12 +44,14 @@ class Result:
     change: Change
     config: RunConfig
     provenance: dict[str, Any] = field(repr=False)
+    item: Item | None = field(default=None, repr=False)
+    roi: np.ndarray | None = field(default=None, repr=False)
 
     def save(
         self,
         output: str | Path,
+        outputs: OutputConfig | None = None,
         *,
-        save_latents: bool = False,
         captions: list[str] | None = None,
         note: str = "",
     ) -> dict[str, Any]:
@@ -54,7 +60,7 @@ class Result:
         An earlier result in `output` is replaced; a folder that holds anything else is refused.
 
         Args:
-            save_latents: write latents.safetensors too: "latents" and "original_latent".
+            outputs: what is written beside frames, animation, contact sheet and provenance.
             captions: a label per frame for the contact sheet instead of its number.
             note: added to the contact sheet's first line.
 
@@ -67,7 +73,7 @@ class Result:
         """
         from PIL import Image
 
-        output = Path(output)
+        output, outputs = Path(output), outputs or OutputConfig()
         labels = captions or ["input", *(f"round {n}" for n in range(1, len(self.frames)))]
         with new_folder(output, replaceable=PROVENANCE) as folder:
             frames = save_frames(self.frames, folder / "frames")
@@ -78,7 +84,7 @@ class Result:
                 Image.fromarray(self.mask.astype(np.uint8) * 255).save(
                     folder / "mask.png", pnginfo=png_metadata(simulated=False)
                 )
-            if save_latents:
+            if outputs.latents:
                 from safetensors.numpy import save_file
 
                 arrays = {"latents": self.latents, "original_latent": self.original_latent}
@@ -98,5 +104,5 @@ class Result:
             "sheet": str(output / "sheet.png"),
             **({} if self.mask is None else {"mask": str(output / "mask.png")}),
             "provenance": str(output / PROVENANCE),
-            **({"latents": str(output / "latents.safetensors")} if save_latents else {}),
+            **({"latents": str(output / "latents.safetensors")} if outputs.latents else {}),
         }

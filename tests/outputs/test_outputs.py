@@ -11,7 +11,7 @@ from golden import GOLDEN
 from PIL import Image
 from safetensors.numpy import load_file
 
-from pie_engine import Item, PieEngine, Result, RunConfig
+from pie_engine import Item, OutputConfig, PieEngine, Result, RunConfig
 from pie_engine.config import COMPONENTS
 from pie_engine.errors import OutputError
 from pie_engine.metrics import measure_change
@@ -26,7 +26,7 @@ def result() -> Result:
 
 
 def test_everything_is_written_and_marked(result: Result, tmp_path: Path) -> None:
-    paths = result.save(tmp_path / "run", save_latents=True)
+    paths = result.save(tmp_path / "run", OutputConfig(latents=True))
     written = sorted(str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file())
     assert written == [
         "frames/000.png",
@@ -79,7 +79,7 @@ def test_provenance_lets_the_run_be_repeated(result: Result, tmp_path: Path) -> 
 
 
 def test_saving_again_replaces_and_foreign_folders_stay(result: Result, tmp_path: Path) -> None:
-    result.save(tmp_path / "run", save_latents=True)
+    result.save(tmp_path / "run", OutputConfig(latents=True))
     result.save(tmp_path / "run")
     assert not (tmp_path / "run/latents.safetensors").exists()
     (tmp_path / "mine").mkdir()

@@ -1,0 +1,31 @@
+"""Checks of one value: each refusal names the value, the limit and the remedy."""
+
+from __future__ import annotations
+
+import math
+
+from pie_engine.errors import ConfigError
+
+
+def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Refuse a value that is none of `allowed`. Raises ConfigError."""
+    if value not in allowed:
+        raise ConfigError(f"{name} {value!r} is unknown (one of {', '.join(allowed)})")
+
+
+def number(name: str, value: object, low: float, high: float, remedy: str, *, open_low: bool = False) -> None:
+    """Refuse what is no finite number in [low, high], or in (low, high] with `open_low`. Raises ConfigError."""
+    # bool is an int in Python; a flag passed as a number is a caller's mistake, not a 1.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"{name} {value!r} is not a finite number; {remedy}")
+    if value > high or value < low or (open_low and value == low):
+        left = "(" if open_low else "["
+        limits = f"{low:g}, {high:g}" if isinstance(high, float) else f"{low}, {high}"
+        raise ConfigError(f"{name} {value} is outside {left}{limits}]; {remedy}")
+
+
+def integer(name: str, value: object, low: int, high: int, remedy: str) -> None:
+    """Refuse what is no whole number in [low, high]. Raises ConfigError."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name} {value!r} is not a whole number; {remedy}")
+    number(name, value, low, high, remedy)

@@ -1,0 +1,143 @@
+"""What to simulate, and how it is computed.
+
+Symbols follow the paper (arXiv 2309.11745): N = `steps`, T = `num_inference_steps`, gamma = `strength`,
+beta1 and beta2 = blend outside and inside the region of interest (ROI).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pie_engine.config.checks import integer, number, one_of
+from pie_engine.errors import ConfigError
+
+SEMANTICS = ("engine", "official")
+INVERSIONS = ("noise", "ddim")
+FITS = ("crop", "pad", "stretch")
+NOISES = ("shared", "fresh")
+DTYPES = ("fp32", "fp16", "bf16")
+STEP_KERNELS = ("auto", "eager", "triton", "cpp")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How one progression is simulated. The same for every item of a batch.
+
+    `None` means "what the semantics prescribe": see `__post_init__`, which fills those in.
+
+    Raises:
+        ConfigError: a value is out of range, or contradicts the semantics.
+    """
+
+    steps: int = 10
+    strength: float = 0.5
+    num_inference_steps: int = 50
+    guidance_scale: float = 7.5
+    negative_prompt: str = ""
+    beta1: float = 0.01
+    beta2: float = 0.75
+    scheduler: str | None = None
+    inversion: str = "noise"
+    noise: str | None = None
+    composite: bool | None = None
+    semantics: str = "engine"
+    seed: int = 0
+    resolution: int | None = None
+    fit: str = "crop"
+
+    def __post_init__(self) -> None:
+        one_of("semantics", self.semantics, SEMANTICS)
+        official = self.semantics == "official"
+        if self.noise is None:
+            object.__setattr__(self, "noise", "fresh" if official else "shared")
+        if self.composite is None:
+            object.__setattr__(self, "composite", not official)
+        integer("steps", self.steps, 1, 10_000, "pass --steps 10")
+        integer("num-inference-steps", self.num_inference_steps, 1, 1000, "pass --num-inference-steps 50")
+        number("strength", self.strength, 0.0, 1.0, "pass --strength 0.5", open_low=True)
+        number("guidance-scale", self.guidance_scale, 0.0, 100.0, "pass --guidance-scale 7.5")
+        number("beta1", self.beta1, 0.0, 1.0, "pass --beta1 0.01")
+        number("beta2", self.beta2, 0.0, 1.0, "pass --beta2 0.75")
+        integer("seed", self.seed, 0, 2**63 - 1, "pass --seed 0")
+        if self.resolution is not None:
+            integer("resolution", self.resolution, 8, 8192, "pass --resolution 512")
+        if not isinstance(self.negative_prompt, str):
+            raise ConfigError(f"negative-prompt {self.negative_prompt!r} is not text; pass a string")
+        if self.scheduler is not None and (not isinstance(self.scheduler, str) or not self.scheduler):
+            raise ConfigError(f"scheduler {self.scheduler!r} is no name; pass --scheduler ddim, or leave it out")
+        one_of("inversion", self.inversion, INVERSIONS)
+        one_of("noise", self.noise, NOISES)
+        one_of("fit", self.fit, FITS)
+        if self.denoising_steps < 1:
+            least = math.ceil(100 / self.num_inference_steps) / 100  # rounded up: the remedy has to work when copied
+            raise ConfigError(
+                f"strength {self.strength:g} of {self.num_inference_steps} steps runs no denoising step "
+                f"(at least {least:g} needed); pass --strength {least:g} or more --num-inference-steps"
+            )
+        if official:
+            for name, value, prescribed in (
+                ("inversion", self.inversion, "noise"),
+                ("noise", self.noise, "fresh"),
+                ("composite", self.composite, False),
+                ("fit", self.fit, "crop"),
+            ):
+                if value != prescribed:
+                    raise ConfigError(
+                        f"{name} {value!r} is not what the published code computes ({prescribed!r}); "
+                        "pass --semantics engine"
+                    )
+
+    @property
+    def denoising_steps(self) -> int:
+        """k = int(T * gamma): the denoising steps of one round, as the published code counts them."""
+        return int(self.num_inference_steps * self.strength)
+
+    @property
+    def guided(self) -> bool:
+        """Whether classifier-free guidance runs: the empty prompt is evaluated too when g > 1."""
+        return self.guidance_scale > 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How a progression is computed. Each switch turns one optimisation off; results agree up to rounding.
+
+    Attributes:
+        fused_step: implementation of what runs between two U-Net evaluations: "triton" (GPU), "cpp" (C++ on a
+            processor, CUDA C++ on a GPU), "eager" (PyTorch, one operation after the other), or "auto": the first of
+            these that works here.
+        cuda_graph: capture a round once and replay it (GPU only).
+        overlap: decode a frame on a second stream while the next round runs (GPU only).
+        compile: compile the U-Net with torch.compile (torch backend only). Off by default: compiling a full-size U-Net
+            takes longer than a progression.
+
+    Raises:
+        ConfigError: an unknown implementation.
+    """
+
+    fused_step: str = "auto"
+    cuda_graph: bool = True
+    overlap: bool = True
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("fused-step", self.fused_step, STEP_KERNELS)
+
+
+def check_resolution(resolution: int, multiple: int) -> None:
+    """Refuse sizes that the exported U-Net cannot take: its skip connections would not line up.
+
+    Raises:
+        ConfigError: `resolution` is not a multiple of `multiple` = 8 * 2**(levels - 1) pixels.
+    """
+    if resolution < multiple or resolution % multiple:
+        nearest = max(multiple, round(resolution / multiple) * multiple)
+        raise ConfigError(
+            f"resolution {resolution} does not fit this U-Net (multiple of {multiple} expected); "
+            f"pass --resolution {nearest}"
+        )

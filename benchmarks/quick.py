@@ -1,7 +1,7 @@
 """The quick form of the benchmarks, behind `pie-engine bench`: one patient, a few repeats, plain data.
 
 from pie_engine.benchmarks.quick import Quick, bench
-found = bench(Quick(rounds=5))
+found = bench(Quick(rounds=3))
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Quick:
     backends: tuple[str, ...] | None = None
     dtype: str | None = None
     compare: tuple[str, ...] | None = None
-    rounds: int = 5
+    rounds: int = 3
     strength: float = 0.5
     resolution: int | None = None
     batch: int = 1
@@ -269,11 +269,12 @@ def _shares(config: Quick, name: str, source: Mapping[str, Any]) -> dict[str, An
     settings = _setting(config, "").config()
     arguments = {"source": dict(source), "config": settings, "batch": config.batch}
     with Remote(Spec("pie_engine.benchmarks.round_share:Rounds", arguments, config.threads)) as subject:
-        step = subject.facts["implementations"][0]  # what "auto" takes
+        step = subject.facts["chosen"]
         found = [subject(step).facts for _ in range(1 + min(2, config.repeats))][1:]
     shares = {part: statistics.median(own[part] / own["total"] for own in found) for part in _PARTS}
     return {
         "variant": name,
+        "fused_step": step,
         "round_s": statistics.median(own["total"] for own in found) / config.rounds,
         **{f"{part}_share": share for part, share in shares.items()},
         "rest_share": 1 - sum(shares.values()),

@@ -47,7 +47,7 @@ class Rounds:
     """
 
     def __init__(self, source: dict[str, Any], config: dict[str, Any], batch: int = 1, compile: bool = False):
-        from pie_engine.kernels.dispatch import available
+        from pie_engine.kernels.dispatch import available, select
 
         loaded = load_engine(source, RuntimeConfig(compile=compile))
         backend, self._config = loaded.backend, RunConfig(**config)
@@ -65,7 +65,7 @@ class Rounds:
             step, noising = (timed("step", part) for part in (kernels.denoise_step, kernels.noising))
             engine._kernels = replace(kernels, denoise_step=step, noising=noising)
             self._engines[name] = engine
-        self.facts = {"implementations": list(self._engines)}
+        self.facts = {"implementations": list(self._engines), "chosen": select("cpu").name}
 
     def _timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 # In the order that `auto` tries: compiled engines, PyTorch on a GPU, OpenVINO and ONNX Runtime on the processor.
 BACKENDS = ("auto", *FLAVOURS, "torch", "openvino", "onnxruntime")
 # docs/performance.md; whoever installed it, an extra, wants it.
-_FASTEST = "openvino, the fastest on a processor where it was measured"
+_FASTEST = "openvino, the fastest at full size on the processor where it was measured"
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     what.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if it can be used)")
     what.add_argument("--threads", type=int, help="processor threads of every library (default: all cores)")
     size = parser.add_argument_group("progression")
-    size.add_argument("--rounds", type=int, default=5, help="(5)")
+    size.add_argument("--rounds", type=int, default=3, help="(3)")
     size.add_argument("--strength", type=float, default=0.5, help="share of a schedule of 50 steps per round (0.5)")
     size.add_argument("--resolution", type=int, metavar="PIXELS", help="side of the square (default: the model's)")
     size.add_argument("--batch", type=int, default=1, help="items that the engine runs at once; eager runs one (1)")

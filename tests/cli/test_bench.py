@@ -12,6 +12,7 @@ from pie_engine.benchmarks import quick, quick_model
 from pie_engine.benchmarks.harness import BenchmarkError, MemoryRanOut
 from pie_engine.benchmarks.harness.measure import Call
 from pie_engine.cli.bench import report
+from pie_engine.kernels.dispatch import select
 
 # Two steps of one round at the smallest side, and limits from tiny sizes.
 SMALL = (
@@ -44,6 +45,7 @@ def check_found(found: dict[str, Any]) -> None:
         (row for row in found["rows"] if row["variant"].startswith("engine")), key=lambda row: row["median_s"]
     )
     assert part["variant"] == fastest["variant"] and part["round_s"] > 0
+    assert part["fused_step"] == select("cpu").name  # what a run takes
     assert sum(part[f"{name}_share"] for name in ("unet", "step", "decode", "rest")) == pytest.approx(1)
 
 

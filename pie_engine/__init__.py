@@ -17,18 +17,22 @@ if TYPE_CHECKING:
     from pie_engine.config import BuildConfig, OutputConfig, RunConfig, RuntimeConfig
     from pie_engine.engine import PieEngine
     from pie_engine.errors import PieError
-    from pie_engine.imaging import Reading
+    from pie_engine.imaging import Box, Ellipse, Polygon, Reading, Region
     from pie_engine.items import Item
     from pie_engine.outputs import Result
 
 __version__ = "0.1.0"
 __all__ = [
+    "Box",
     "BuildConfig",
+    "Ellipse",
     "Item",
     "OutputConfig",
     "PieEngine",
     "PieError",
+    "Polygon",
     "Reading",
+    "Region",
     "Result",
     "RunConfig",
     "RuntimeConfig",
@@ -41,7 +45,11 @@ _HOME = {
     "RunConfig": "config",
     "RuntimeConfig": "config",
     "Item": "items",
+    "Box": "imaging",
+    "Ellipse": "imaging",
+    "Polygon": "imaging",
     "Reading": "imaging",
+    "Region": "imaging",
     "PieEngine": "engine",
     "Result": "outputs",
     "PieError": "errors",

@@ -163,11 +163,13 @@ class PieEngine:
         start = time.monotonic()
         inputs = np.stack([np.asarray(p.image) for p in prepared])  # [B, H, W, 3]
         masks = [torch.from_numpy(p.mask.latent) for p in prepared if p.mask is not None]
+        inside = [torch.from_numpy(p.mask.inside) for p in prepared if p.mask is not None and p.mask.inside is not None]
         batch = Batch(
             pixels=torch.from_numpy(inputs.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2).contiguous(),
             mask=torch.stack(masks) if masks else None,
             prompts=[p.item.prompt for p in prepared],
             item_ids=[p.item.item_id for p in prepared],
+            inside=torch.stack(inside) if inside else None,
         )
         loop = self._take_loop(batch, config)
         loop.load(batch, config)
@@ -195,9 +197,8 @@ class PieEngine:
         for i, item in enumerate(prepared):
             own = np.stack([frames[i] for frames in decoded])
             own_latents = np.stack([z[i] for z in latents])
-            frames = np.concatenate(
-                [inputs[i : i + 1], composite(own, inputs[i], item.mask, item.inside) if config.composite else own]
-            )
+            edited = composite(own, inputs[i], item.mask, item.inside) if config.composite else own
+            frames = np.concatenate([inputs[i : i + 1], edited])
             latent_mask, pixels = (None, None) if item.mask is None else (item.mask.latent, item.mask.pixels)
             change = measure_change(own_latents, original[i], own, decoded_original[i], frames, latent_mask, pixels)
             simulated = {
@@ -213,8 +214,8 @@ class PieEngine:
                 **shared,
                 "change": change.to_dict(),
             }
-            roi = None if item.mask is None else item.mask.source
-            results.append(Result(frames, own_latents, original[i], pixels, change, config, provenance, item.item, roi))
+            origin = (item.source, item.roi)
+            results.append(Result(frames, own_latents, original[i], pixels, change, config, provenance, *origin))
         return results
 
     def _take_loop(self, batch: Batch, config: RunConfig) -> Loop:

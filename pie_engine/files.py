@@ -169,8 +169,8 @@ def check_file(path: Path, *, suffix: str) -> None:
             raise PermissionError
 
 
-def write_file(path: Path, text: str) -> None:
-    """Write a file, or leave what was there.
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file (text as UTF-8), or leave what was there.
 
     Raises:
         OutputError: it cannot be written.
@@ -179,8 +179,8 @@ def write_file(path: Path, text: str) -> None:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.partial-", dir=path.parent)
         partial = Path(name)
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
             partial.chmod(0o666 & ~_umask())
             partial.replace(path)
         except BaseException:

@@ -28,12 +28,14 @@ class Batch:
         pixels: [B, 3, H, W] float32 in [-1, 1].
         mask: [B, 1 or 4, h, w] float32, 1 = may change, or None. All items of a batch have one, or none has.
         prompts, item_ids: B strings each.
+        inside: [B, 1, h, w] float32, the blend inside the mask where regions may have betas of their own; None: beta2.
     """
 
     pixels: Tensor
     mask: Tensor | None
     prompts: list[str]
     item_ids: list[str]
+    inside: Tensor | None = None
 
 
 class Plan:
@@ -118,7 +120,8 @@ class Plan:
         buffers.x.copy_(buffers.z0)
         if buffers.mask is not None and buffers.weight is not None and batch.mask is not None:
             buffers.mask.copy_(batch.mask)
-            buffers.weight.copy_(config.beta1 * (1 - batch.mask) + config.beta2 * batch.mask)
+            inside = config.beta2 * batch.mask if batch.inside is None else batch.inside
+            buffers.weight.copy_(config.beta1 * (1 - batch.mask) + inside)
 
     @property
     def evaluations(self) -> int:

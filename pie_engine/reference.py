@@ -73,17 +73,27 @@ def progress_official(
 
 
 def progress_engine(
-    checkpoint: Checkpoint, image: Image, mask: np.ndarray | None, prompt: str, config: RunConfig, item_id: str = "0"
+    checkpoint: Checkpoint,
+    image: Image,
+    mask: np.ndarray | None,
+    prompt: str,
+    config: RunConfig,
+    item_id: str = "0",
+    inside: np.ndarray | None = None,
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
     """The engine's own semantics: latents carried from round to round, posterior means, one noise per item.
 
     Arguments and yields as for `progress_official`; the mask is [1, h, w] and frames are not composited.
+
+    Args:
+        inside: [1, h, w] float32, each pixel's beta averaged over the ROI, where its regions have their own, or None.
     """
     import torch
 
     vae, scaling = checkpoint.vae, checkpoint.scaling_factor
     model = next(checkpoint.unet.parameters())
     m = None if mask is None else torch.from_numpy(mask)[None].to(model)
+    own = None if inside is None else torch.from_numpy(inside)[None].to(model)
     with torch.inference_mode():
         context = encode_prompts(checkpoint, prompt, config)
         empty = encode_text(checkpoint, [""])
@@ -101,7 +111,7 @@ def progress_engine(
                 eps = item_noise(tuple(z.shape[1:]), config.seed, item_id, number)[None].to(model)
             x = scheduler.add_noise(z, eps, timesteps[:1])
             x = denoise(checkpoint, scheduler, timesteps, x, context, m, z0, eps, config)
-            z = x if m is None else blend(x, z0, m, config)
+            z = x if m is None else blend(x, z0, m, config, own)
             yield z.float().cpu().clone(), to_uint8(vae.decode(z / scaling).sample)
 
 
@@ -144,9 +154,10 @@ def _renoise(scheduler: Any, z0: Tensor, eps: Tensor, timesteps: Tensor, i: int)
     return twin.add_noise(z0, eps, timesteps[i : i + 1])
 
 
-def blend(x: Tensor, z0: Tensor, m: Tensor, config: RunConfig) -> Tensor:
-    """Step 3 of a round: z0 + (beta1 (1 - m) + beta2 m) (x - z0)."""
-    return z0 + (config.beta1 * (1 - m) + config.beta2 * m) * (x - z0)
+def blend(x: Tensor, z0: Tensor, m: Tensor, config: RunConfig, inside: Tensor | None = None) -> Tensor:
+    """Step 3 of a round: z0 + (beta1 (1 - m) + beta2 m) (x - z0); `inside` takes the place of beta2 m."""
+    inside = config.beta2 * m if inside is None else inside
+    return z0 + (config.beta1 * (1 - m) + inside) * (x - z0)
 
 
 def invert(checkpoint: Checkpoint, z: Tensor, empty: Tensor, timesteps: Tensor, config: RunConfig) -> Tensor:

@@ -100,7 +100,7 @@ def test_masks_as_arrays(engine: PieEngine, greys: np.ndarray) -> None:
     assert (as_bool.frames == as_bytes.frames).all()
     assert (as_bool.frames[1] == as_bool.frames[0])[~as_bool.mask].all()
     for mask, line in (
-        (~np.ones(greys.shape, bool), "mask is black at 32 x 32"),
+        (~np.ones(greys.shape, bool), r"mask is black \(brightest grey 0"),
         (region.astype(np.uint8), "brightest grey 1, at least 128 needed"),
         (region.T, "does not have the aspect ratio of the image"),
     ):

@@ -72,7 +72,7 @@ def test_captured_rounds_compute_the_same(
     setting: str,
     masked: bool,
 ) -> None:
-    config = replace(SHORT, **{"noise": None, "composite": None, **SETTINGS[setting]})
+    config = replace(SHORT, **{"noise": None, "composite": None, "feather": None, **SETTINGS[setting]})
     item = replace(ITEM, mask=MASK if masked else None)
     backend = backend_of(ddim_checkpoint)
     captured = PieEngine(backend)
@@ -175,7 +175,7 @@ def test_a_frame_that_broke_once_does_not_break_later_runs(ddim_checkpoint: Chec
             return super().encode_image(pixels) * (float("nan") if self.calls == 3 else 1.0)
 
     engine = PieEngine(Once(copy.deepcopy(ddim_checkpoint), model_info(ddim_checkpoint)))
-    config = replace(SHORT, semantics="official", noise=None, composite=None)
+    config = replace(SHORT, semantics="official", noise=None, composite=None, feather=None)
     with pytest.raises(BackendError, match="round 3 gave values that are not finite in fp32 for item 0"):
         engine.run(ITEM, config)
     assert np.isfinite(engine.run(ITEM, config).latents).all()
@@ -238,7 +238,7 @@ def test_an_overflow_is_run_again_in_single_precision(
 ) -> None:
     if emulated:
         monkeypatch.setattr(loop_module, "make_timeline", lambda backend, runtime: EmulatedTimeline())
-    config = replace(SHORT, semantics=semantics, noise=None, composite=None)
+    config = replace(SHORT, semantics=semantics, noise=None, composite=None, feather=None)
     engine = PieEngine(backend_of(overflowing(ddim_checkpoint, component), "fp16"))
     with caplog.at_level(logging.WARNING):
         result = engine.run(ITEM, config)
@@ -304,7 +304,7 @@ def test_an_overflow_in_a_later_round(
     if emulated:
         # Not captured: the fake overflow is host code, which a replay would not run.
         monkeypatch.setattr(loop_module, "make_timeline", lambda backend, runtime: EmulatedTimeline())
-    config = replace(SHORT, semantics=semantics, noise=noise, composite=None)
+    config = replace(SHORT, semantics=semantics, noise=noise, composite=None, feather=None)
     runtime = RuntimeConfig(cuda_graph=False)
     backend = OverflowingLate(
         copy.deepcopy(ddim_checkpoint), model_info(ddim_checkpoint), precision="fp16", component=component, call=call

@@ -11,7 +11,7 @@ import torch
 from golden import GOLDEN
 from machines import needs_openvino
 
-from pie_engine import Item, PieEngine, RunConfig, RuntimeConfig
+from pie_engine import Box, Ellipse, Item, PieEngine, Region, RunConfig, RuntimeConfig
 from pie_engine.backends.onnx_backend import OnnxBackend
 from pie_engine.backends.openvino_backend import OpenVINOBackend
 from pie_engine.backends.torch_backend import TorchBackend
@@ -92,6 +92,36 @@ def test_engine_semantics(torch_engine: PieEngine, pndm_checkpoint: Checkpoint, 
     config = replace(SHORT, **SETTINGS[setting])
     result = torch_engine.run(Item(IMAGE, PROMPT, MASK if masked else None), config)
     assert distance(result.latents, reference(pndm_checkpoint, config, masked=masked)) < TOLERANCE
+
+
+def block_means(values: np.ndarray) -> np.ndarray:
+    """[128, 128] -> [1, 16, 16] float32."""
+    return values.reshape(16, 8, 16, 8).mean(axis=(1, 3))[None].astype(np.float32)
+
+
+def test_regions_with_betas_of_their_own(torch_engine: PieEngine, pndm_checkpoint: Checkpoint) -> None:
+    image = fit(open_image(IMAGE), 128)
+    config = replace(SHORT, steps=3, beta1=0.05, beta2=0.6)
+    regions = ((Box(10, 20, 61, 90), 0.95), (Ellipse(70.5, 60, 31, 40), 0.6), (Box(5, 80, 80, 100), 0.2))
+    beta = np.zeros((128, 128))
+    for shape, value in regions:  # where they overlap, the later one holds
+        beta[shape.draw((128, 128))] = value
+    rounds = progress_engine(pndm_checkpoint, image, block_means(beta > 0), PROMPT, config, inside=block_means(beta))
+    expected = np.concatenate([z.numpy() for z, _ in rounds])
+    masks = [Region(shape, None if value == config.beta2 else value) for shape, value in regions]
+    items = [Item(image, PROMPT, masks), Item(image, PROMPT, [shape for shape, _ in regions])]
+    alone = [torch_engine.run(item, config).latents for item in items]
+    assert distance(alone[0], expected) < TOLERANCE
+    assert distance(alone[0], alone[1]) > 100 * TOLERANCE
+    for result, latents in zip(torch_engine.run_batch(items, config), alone, strict=True):
+        assert distance(result.latents, latents) < TOLERANCE
+
+
+def test_a_region_with_the_runs_own_beta_changes_no_bit(torch_engine: PieEngine) -> None:
+    config = replace(SHORT, beta2=0.7)
+    results = [torch_engine.run(Item(IMAGE, PROMPT, mask), config) for mask in (MASK, Region(MASK, 0.7))]
+    assert np.array_equal(results[0].latents, results[1].latents)
+    assert np.array_equal(results[0].frames, results[1].frames)
 
 
 @pytest.mark.parametrize("masked", [True, False])

@@ -70,6 +70,7 @@ def main(arguments: argparse.Namespace) -> int:
     again = [program, "run", "--checkpoint", str(CHECKPOINT), "--image", written["frames"][0]]
     again += ["--mask", written["mask"], "--prompt", prompt]
     again += ["--guidance-scale", f"{demo.result.config.guidance_scale:g}", "--output", "my-output"]
-    lines += [f"look at: {written['sheet']}", f"     or: {written['gif']}", f"try:     {shlex.join(again)}"]
+    look = [f"look at: {written['report']}", f"     or: {written['sheet']}", f"     or: {written['gif']}"]
+    lines += [*look, f"try:     {shlex.join(again)}"]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0

@@ -6,12 +6,15 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pie_engine.cli.outputs import add_output_options, outputs_from
-from pie_engine.cli.patient import add_patient_options, reading_from
+from pie_engine.cli.patient import add_patient_options, add_region_options, reading_from, regions_from
 from pie_engine.cli.shared import add_checkpoint_options
 from pie_engine.config import DTYPES, INVERSIONS, NOISES, SEMANTICS, STEP_KERNELS, RunConfig, RuntimeConfig
+
+if TYPE_CHECKING:
+    from pie_engine.items import Item
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -35,6 +38,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
     patient = parser.add_argument_group("patient")
     add_patient_options(patient)
+    add_region_options(patient)
     patient.add_argument("--prompt", required=True, metavar="TEXT", help="the finding to progress towards")
     patient.add_argument("--item-id", default="0", metavar="ID", help="names the item in its noise's seed (0)")
 
@@ -131,6 +135,23 @@ def config_from(arguments: argparse.Namespace) -> RunConfig:
         seed=arguments.seed,
         resolution=arguments.resolution,
         fit=arguments.fit,
+        feather=arguments.feather,
+    )
+
+
+def item_from(arguments: argparse.Namespace) -> Item:
+    """The item that the options name, validated; nothing is read."""
+    from pie_engine.items import Item
+
+    return Item(
+        arguments.image,
+        arguments.prompt,
+        regions_from(arguments.mask, "mask"),
+        arguments.item_id,
+        reading_from(arguments),
+        keep=regions_from(arguments.keep, "keep"),
+        dilate=arguments.dilate,
+        components=arguments.mask_components,
     )
 
 
@@ -138,18 +159,21 @@ def main(arguments: argparse.Namespace) -> int:
     from pie_engine.checkpoint import LoraSpec
     from pie_engine.cli.progress import Progress, say
     from pie_engine.files import check_folder
-    from pie_engine.imaging import read_image
+    from pie_engine.imaging import read_stored
+    from pie_engine.items import check_item
+    from pie_engine.outputs import check_outputs, check_source
 
     # Everything that can be refused cheaply is refused before a model is loaded.
     config, outputs = config_from(arguments), outputs_from(arguments)
+    check_outputs(outputs)
     check_folder(arguments.output, replaceable="provenance.json")
-    reading = reading_from(arguments)
-    read_image(arguments.image, reading=reading)
-    if arguments.mask is not None:
-        read_image(arguments.mask, "mask")
+    item = item_from(arguments)
+    check_item(item, config)
+    if outputs.native_size or outputs.dicom:
+        check_source(read_stored(item.image, reading=item.reading), config, outputs)
     loras = [LoraSpec.parse(text) for text in arguments.lora]
 
-    from pie_engine import Item, PieEngine
+    from pie_engine import PieEngine
 
     engine = PieEngine.load(
         arguments.engine,
@@ -165,11 +189,11 @@ def main(arguments: argparse.Namespace) -> int:
     )
     if not arguments.quiet:
         say(f"backend: {engine.chosen}")
-    item = Item(arguments.image, arguments.prompt, arguments.mask, arguments.item_id, reading)
     result = engine.run(item, config, on_progress=Progress(config.steps, quiet=arguments.quiet))
     written = result.save(arguments.output, outputs)
     if arguments.json:
         sys.stdout.write(json.dumps({**written, "change": result.change.to_dict()}) + "\n")
     else:
-        sys.stdout.write(f"{written['output']}: {config.steps} simulated frames; look at {written['sheet']}\n")
+        look = written.get("report", written["sheet"])
+        sys.stdout.write(f"{written['output']}: {config.steps} simulated frames; look at {look}\n")
     return 0

@@ -19,6 +19,8 @@ FITS = ("crop", "pad", "stretch")
 NOISES = ("shared", "fresh")
 DTYPES = ("fp32", "fp16", "bf16")
 STEP_KERNELS = ("auto", "eager", "triton", "cpp")
+# Pixels at output resolution over which a frame fades in, inward from the edge of the region of interest.
+FEATHER = 8
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class RunConfig:
     seed: int = 0
     resolution: int | None = None
     fit: str = "crop"
+    feather: int | None = None
 
     def __post_init__(self) -> None:
         one_of("semantics", self.semantics, SEMANTICS)
@@ -54,12 +57,15 @@ class RunConfig:
             object.__setattr__(self, "noise", "fresh" if official else "shared")
         if self.composite is None:
             object.__setattr__(self, "composite", not official)
+        if self.feather is None:
+            object.__setattr__(self, "feather", 0 if official else FEATHER)
         integer("steps", self.steps, 1, 10_000, "pass --steps 10")
         integer("num-inference-steps", self.num_inference_steps, 1, 1000, "pass --num-inference-steps 50")
         number("strength", self.strength, 0.0, 1.0, "pass --strength 0.5", open_low=True)
         number("guidance-scale", self.guidance_scale, 0.0, 100.0, "pass --guidance-scale 7.5")
         number("beta1", self.beta1, 0.0, 1.0, "pass --beta1 0.01")
         number("beta2", self.beta2, 0.0, 1.0, "pass --beta2 0.75")
+        integer("feather", self.feather, 0, 256, "pass --feather 8")
         integer("seed", self.seed, 0, 2**63 - 1, "pass --seed 0")
         if self.resolution is not None:
             integer("resolution", self.resolution, 8, 8192, "pass --resolution 512")
@@ -82,6 +88,7 @@ class RunConfig:
                 ("noise", self.noise, "fresh"),
                 ("composite", self.composite, False),
                 ("fit", self.fit, "crop"),
+                ("feather", self.feather, 0),
             ):
                 if value != prescribed:
                     raise ConfigError(

@@ -34,9 +34,10 @@ class Demo:
         return [f"{name}   {value:.2f}" for name, value in zip(names, self.confidence, strict=True)]
 
     def save(self, output: str | Path) -> dict[str, Any]:
-        """`Result.save`, with the confidence in the contact sheet."""
+        """`Result.save`, with the confidence in the contact sheet and the report."""
         note = "(numbers: a classifier's confidence that the heart is enlarged)"
-        return self.result.save(output, captions=self.captions(), note=note)
+        confidence = {"that the heart is enlarged": self.confidence}
+        return self.result.save(output, captions=self.captions(), note=note, confidence=confidence)
 
 
 def simulate(

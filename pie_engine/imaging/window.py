@@ -1,8 +1,6 @@
-"""Stored values to grey: DICOM's window functions (PS3.3 C.11.2) the full range, and what provenance says."""
+"""DICOM's window functions (PS3.3 C.11.2), and the last step to 8 bits."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
@@ -26,22 +24,6 @@ def apply_window(values: np.ndarray, center: float, width: float, function: str 
     if width == 0:
         return (values > center).astype(np.float64)
     return np.clip((values - center) / width + 0.5, 0, 1)
-
-
-def window_mapping(
-    values: np.ndarray, window: tuple[float, float], function: str, source: str
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Windowed values in [0, 1], and the mapping as provenance states it."""
-    center, width = window
-    facts = {"function": function, "window_center": center, "window_width": width, "source": source}
-    return apply_window(values, center, width, function), facts
-
-
-def range_mapping(values: np.ndarray, low: float, high: float, source: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """low -> 0, high -> 1; where they are equal there is nothing to see, and all is black."""
-    scale = high - low
-    grey = np.clip((values.astype(np.float64) - low) / scale, 0, 1) if scale > 0 else np.zeros(values.shape)
-    return grey, {"function": "full range", "low": float(low), "high": float(high), "source": source}
 
 
 def check_finite(values: np.ndarray, what: str) -> None:

@@ -19,6 +19,7 @@ class Change:
         decoded_outside: mean absolute grey levels between decoded frame n, before compositing, and the decoded
             original, outside the ROI. Against the decoded original, so that the VAE's own error is left out.
         frame_outside: mean absolute grey levels between written frame n and the input outside the ROI.
+        frame_inside: the same inside the ROI; without a mask, of the whole image.
     """
 
     increment_inside: list[float]
@@ -26,6 +27,7 @@ class Change:
     displacement_outside: list[float] | None
     decoded_outside: list[float] | None
     frame_outside: list[float] | None
+    frame_inside: list[float]
 
     def to_dict(self) -> dict[str, list[float] | None]:
         return asdict(self)
@@ -56,12 +58,13 @@ def measure_change(
         inside = soft == soft.max()  # a ROI smaller than half a latent
     previous = np.concatenate([original_latent[None], latents[:-1]])
     pixels_outside = np.zeros(frames.shape[1:3], bool) if mask is None else ~mask
+    # In official semantics any grey counts, and none of it need be half white.
+    pixels_inside = np.ones(frames.shape[1:3], bool) if mask is None or not mask.any() else mask
 
     def grey(images: np.ndarray, reference: np.ndarray | None) -> list[float] | None:
         if reference is None or not pixels_outside.any():
             return None
-        difference = np.abs(images.astype(np.int16) - reference.astype(np.int16))
-        return [float(d[pixels_outside].mean()) for d in difference]
+        return [float(d[pixels_outside].mean()) for d in _apart(images, reference)]
 
     return Change(
         increment_inside=[_rms((z - before)[inside]) for z, before in zip(latents, previous, strict=True)],
@@ -69,8 +72,14 @@ def measure_change(
         displacement_outside=[_rms((z - original_latent)[outside]) for z in latents] if outside.any() else None,
         decoded_outside=grey(decoded, decoded_original),
         frame_outside=grey(frames[1:], frames[0]),
+        frame_inside=[float(d[pixels_inside].mean()) for d in _apart(frames[1:], frames[0])],
     )
 
 
 def _rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+
+
+def _apart(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """[N, H, W, 3] absolute grey levels, of uint8 images."""
+    return np.abs(images.astype(np.int16) - reference.astype(np.int16))

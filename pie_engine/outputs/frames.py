@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 
 STATEMENT = "Simulated image (PIE, arXiv 2309.11745). Synthetic data, research use only, not for diagnosis."
 _INPUT_STATEMENT = "Input of a simulation, resized and cropped, or its mask. Research use only, not for diagnosis."
+# What photo tools and platforms read: part of the picture was made by a trained model (IPTC's digital source type).
+_XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
+    'Iptc4xmpExt:DigitalSourceType="http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"/>'
+    "</rdf:RDF></x:xmpmeta>"
+)
 _FRAME_MS = 300
 _LAST_FRAME_MS = 1500
 
@@ -26,6 +33,8 @@ def png_metadata(*, simulated: bool, **facts: str) -> PngInfo:
     info.add_text("Software", "pie-engine")
     info.add_text("Synthetic", "true" if simulated else "false")
     info.add_text("Description", STATEMENT if simulated else _INPUT_STATEMENT)
+    if simulated:
+        info.add_itxt("XML:com.adobe.xmp", _XMP)
     for key, value in facts.items():
         info.add_itxt(key, value)
     return info

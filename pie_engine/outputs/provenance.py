@@ -12,7 +12,10 @@ from pie_engine.outputs.frames import STATEMENT
 if TYPE_CHECKING:
     from pie_engine.config import RunConfig
 
-_RECORDED = ("torch", "diffusers", "transformers", "onnxruntime", "openvino", "numpy", "pillow", "safetensors")
+_RECORDED = (
+    "torch", "diffusers", "transformers", "onnxruntime", "openvino", "numpy", "pillow", "safetensors", "pydicom",
+    "highdicom", "nibabel",
+)  # fmt: skip
 
 
 def describe_run(config: RunConfig) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +11,11 @@ import numpy as np
 from pie_engine.config import OutputConfig
 from pie_engine.files import new_folder
 from pie_engine.metrics import Change
-from pie_engine.outputs.frames import STATEMENT, contact_sheet, png_metadata, save_frames, save_gif
+from pie_engine.outputs.write import PROVENANCE, Confidence, check_confidence, check_outputs, write_result
 
 if TYPE_CHECKING:
     from pie_engine.config import RunConfig
-    from pie_engine.items import Item
-
-PROVENANCE = "provenance.json"
+    from pie_engine.imaging import ImageSource
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Result:
         change: how much each round changed, inside and outside the region of interest.
         config: the settings, with everything that was left open filled in.
         provenance: inputs' hashes, settings, model, versions, backend and timings; JSON.
-        item: what was simulated; its image is read again for outputs at the source's own geometry.
+        source: the image as it was given; it is read again for native frames and DICOM series.
         roi: [height, width] bool, `mask` in the source image's own pixels, or None.
     """
 
@@ -44,7 +41,7 @@ class Result:
     change: Change
     config: RunConfig
     provenance: dict[str, Any] = field(repr=False)
-    item: Item | None = field(default=None, repr=False)
+    source: ImageSource | None = field(default=None, repr=False)
     roi: np.ndarray | None = field(default=None, repr=False)
 
     def save(
@@ -54,55 +51,35 @@ class Result:
         *,
         captions: list[str] | None = None,
         note: str = "",
+        confidence: Confidence | None = None,
     ) -> dict[str, Any]:
-        """Write frames, animation, contact sheet and provenance into the folder `output`.
+        """Write frames, animation, contact sheet, difference maps, report and provenance into the folder `output`.
 
         An earlier result in `output` is replaced; a folder that holds anything else is refused.
 
         Args:
-            outputs: what is written beside frames, animation, contact sheet and provenance.
+            outputs: what is written, and what is not.
             captions: a label per frame for the contact sheet instead of its number.
             note: added to the contact sheet's first line.
+            confidence: a classifier's confidence in [0, 1], one value per frame, the input's first, or several such
+                lists by the classifiers' names; shown in the report and kept in provenance.
 
         Returns:
-            Paths by name: "output", "frames" (a list), "gif", "sheet", "provenance", with a mask "mask" (the region of
-            interest as it was used) and, if asked for, "latents".
+            Paths by name: "output", "frames" (a list), "gif", "sheet", "differences", "provenance", with a mask "mask"
+            (the region of interest as it was used) and, if asked for, "report", "mp4", "latents", "native" and "dicom"
+            (lists).
 
         Raises:
-            OutputError: the folder cannot be written.
+            OutputError: the folder cannot be written, or a package that writes a format is missing.
+            ConfigError: `confidence` does not fit the frames; or, as InputError, see `check_source`.
         """
-        from PIL import Image
-
         output, outputs = Path(output), outputs or OutputConfig()
-        labels = captions or ["input", *(f"round {n}" for n in range(1, len(self.frames)))]
+        check_outputs(outputs)
+        per_frame = check_confidence(confidence, len(self.frames))
         with new_folder(output, replaceable=PROVENANCE) as folder:
-            frames = save_frames(self.frames, folder / "frames")
-            save_gif(self.frames, folder / "progression.gif")
-            sheet = contact_sheet(self.frames, labels, self.mask, note=note)
-            sheet.save(folder / "sheet.png", pnginfo=png_metadata(simulated=True))
-            if self.mask is not None:
-                Image.fromarray(self.mask.astype(np.uint8) * 255).save(
-                    folder / "mask.png", pnginfo=png_metadata(simulated=False)
-                )
-            if outputs.latents:
-                from safetensors.numpy import save_file
+            written = write_result(self, folder, outputs, captions=captions, note=note, confidence=per_frame)
 
-                arrays = {"latents": self.latents, "original_latent": self.original_latent}
-                save_file(
-                    {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-                    folder / "latents.safetensors",
-                    metadata={"synthetic": "true", "description": STATEMENT},
-                )
-            # The list of files is also what lets a later run into the same folder replace this result and nothing else.
-            files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-            provenance = {**self.provenance, "files": files}
-            (folder / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
-        return {
-            "output": str(output),
-            "frames": [str(output / "frames" / path.name) for path in frames],
-            "gif": str(output / "progression.gif"),
-            "sheet": str(output / "sheet.png"),
-            **({} if self.mask is None else {"mask": str(output / "mask.png")}),
-            "provenance": str(output / PROVENANCE),
-            **({"latents": str(output / "latents.safetensors")} if outputs.latents else {}),
-        }
+        def final(path: Any) -> Any:
+            return [final(p) for p in path] if isinstance(path, list) else str(output / path.relative_to(folder))
+
+        return {"output": str(output), **{name: final(path) for name, path in written.items()}}

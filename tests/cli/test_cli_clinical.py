@@ -53,10 +53,51 @@ def test_refusals(refuse: Any, tmp_path: Path, greys: np.ndarray) -> None:
         (("--image", path, "--window-center", "2"), "without window-width"),
         (("--image", path, "--window-center", "2", "--window-width", "-1"), "window-width -1 is not greater than 0"),
         (("--image", cut), "cannot be decoded"),
-        (("--mask", path), "is DICOM; pass the mask as a PNG or TIFF file"),
+        (("--mask", path, "--mask-label", "1"), "is a DICOM image and no segmentation, so mask-label 1 picks nothing"),
+        (("--mask", cut), f"mask {cut} has pixel data that cannot be decoded"),
         (("--window-center", "2", "--window-width", "9"), "is no 16-bit greyscale image"),
         (("--fit", "pad", "--semantics", "official"), "fit 'pad' is not what the published code computes"),
     ):
         said = refuse(*words)
+        assert line in said
+        assert not any(secret.decode() in said for secret in SECRETS)
+
+
+def test_native_frames_and_a_series(simulate: Any, tmp_path: Path, greys: np.ndarray) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    stored = greys.astype(np.uint16) * 16
+    path = make_dicom(tmp_path / "a.dcm", stored)
+    window = ("--window-center", "2040", "--window-width", "4081")
+    outcome = simulate("--image", path, "--mask-box", "60,80,200,180", *window, "--native-size", "--dicom", "--json")
+    assert (outcome.code, outcome.err) == (0, "")
+    written = json.loads(outcome.out)
+    assert [Path(p).name for p in written["native"]] == ["000.png", "001.png"]
+    assert [Path(p).name for p in written["dicom"]] == ["001.dcm"]
+    outside = np.ones(stored.shape, bool)
+    outside[80:180, 60:200] = False
+    frame = np.asarray(Image.open(written["native"][1]))
+    ds = pydicom.dcmread(written["dicom"][0])
+    assert np.array_equal(frame, ds.pixel_array)
+    assert np.array_equal(frame[outside], stored[outside])
+    assert (frame != stored).any()
+    assert (ds.WindowCenter, ds.WindowWidth, ds.BitsStored) == (2040, 4081, 12)
+    files = json.loads(Path(written["provenance"]).read_text())["files"]
+    assert {"native/000.png", "native/001.png", "dicom/001.dcm"} <= set(files)
+    for file in (tmp_path / "result").rglob("*"):
+        assert file.is_dir() or not any(secret in file.read_bytes() for secret in SECRETS[:2])
+
+
+def test_outputs_that_a_source_does_not_allow(refuse: Any, tmp_path: Path, greys: np.ndarray) -> None:
+    path = make_dicom(tmp_path / "a.dcm", greys.astype(np.uint16) * 16)
+    window = ("--window-center", "2040", "--window-width", "4081")
+    for words, line in (
+        (("--native-size", "--no-composite"), "--no-composite lets all of a frame change; leave out one of the two"),
+        (("--native-size", "--semantics", "official"), "and --semantics official lets all of a frame change"),
+        (("--dicom-same-study",), "pass --dicom too"),
+        (("--dicom", "--dicom-same-study"), "and the image is PNG; leave it out"),
+        (("--dicom", "--dicom-same-study", "--image", path, *window), "does not say its StudyInstanceUID, Series"),
+    ):
+        # Refused before a model is loaded, which this one could not be.
+        said = refuse(*words, "--checkpoint", tmp_path / "none")
         assert line in said
         assert not any(secret.decode() in said for secret in SECRETS)

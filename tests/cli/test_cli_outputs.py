@@ -19,7 +19,7 @@ import pie_engine.files as files
 from pie_engine.engine import PieEngine
 from pie_engine.errors import OutputError
 
-RESULT = {"frames", "progression.gif", "sheet.png", "provenance.json"}
+RESULT = {"frames", "progression.gif", "sheet.png", "differences.png", "report.html", "provenance.json"}
 
 
 def disk_full(*_: Any, **__: Any) -> None:

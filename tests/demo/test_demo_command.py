@@ -47,14 +47,18 @@ def test_demo_prints_one_object_and_writes_everything(tmp_path: Path, capsys: py
     assert len(report["confidence"]) == 4
     assert all(0 <= value <= 1 for value in report["confidence"])
     assert report["confidence"][-1] > report["confidence"][0]
+    assert json.loads(Path(report["provenance"]).read_text())["confidence"] == {
+        "that the heart is enlarged": report["confidence"]
+    }
     assert "round 3/3" in printed.err
-    for name in ("sheet", "gif", "mask", "provenance"):
+    for name in ("sheet", "gif", "mask", "differences", "report", "provenance"):
         assert Path(report[name]).is_file()
     with Image.open(report["sheet"]) as sheet:
         assert sheet.text["Synthetic"] == "true"
     assert main(arguments) == 0
     printed = capsys.readouterr()
     assert "confidence of an enlarged heart" in printed.out
+    assert f"look at: {tmp_path / 'demo' / 'report.html'}" in printed.out
     assert "run --checkpoint" in printed.out
 
 

@@ -9,52 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clinical_files import SECRETS, pydicom
+from clinical_files import write_dicom as write
 from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, JPEG2000Lossless, RLELossless
 
 from pie_engine.errors import InputError
 from pie_engine.imaging import Reading, read_image
 
-pydicom = pytest.importorskip("pydicom")
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset  # noqa: E402
-from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless, generate_uid  # noqa: E402
-
-SECRETS = ("DOE^JANE", "PID-4711", "19700101", "1.2.826.0.1.3680043.8.498.1")
 RAMP = np.array([[0, 1000, 2000], [3000, 4000, 4095]], np.uint16)
-
-
-def write(path: Path, pixels: np.ndarray | None, **tags: Any) -> Path:
-    """A DICOM file of these stored values, with a made-up patient."""
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.7")
-    meta.MediaStorageSOPInstanceUID = generate_uid()
-    meta.TransferSyntaxUID = tags.pop("syntax", ExplicitVRLittleEndian)
-    compress = tags.pop("compress", None)
-    ds = FileDataset(path, {}, file_meta=meta, preamble=b"\0" * 128)
-    ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    ds.PatientName, ds.PatientID, ds.PatientBirthDate = SECRETS[:3]
-    ds.StudyInstanceUID = SECRETS[3]
-    if pixels is not None:
-        samples = 3 if pixels.ndim >= 3 and pixels.shape[-1] == 3 else 1
-        ds.SamplesPerPixel = samples
-        ds.PhotometricInterpretation = "RGB" if samples == 3 else "MONOCHROME2"
-        if samples == 3:
-            ds.PlanarConfiguration = 0
-        ds.Rows, ds.Columns = pixels.shape[-3:-1] if samples == 3 else pixels.shape[-2:]
-        if pixels.ndim == (4 if samples == 3 else 3):
-            ds.NumberOfFrames = len(pixels)
-        ds.BitsAllocated = ds.BitsStored = 8 * pixels.dtype.itemsize
-        ds.PixelRepresentation = int(pixels.dtype.kind == "i")
-        data = pixels.tobytes()
-        ds.PixelData = data + b"\0" * (len(data) % 2)
-        ds["PixelData"].VR = "OW" if pixels.dtype.itemsize == 2 else "OB"
-    for name, value in tags.items():
-        setattr(ds, name, value)
-    if pixels is not None:
-        ds.HighBit = ds.BitsStored - 1
-    if compress:
-        ds.compress(compress, generate_instance_uid=False)
-    ds.save_as(path, enforce_file_format=True)
-    return path
 
 
 def grey(path: Path, **reading: Any) -> tuple[list[list[int]], dict[str, Any]]:

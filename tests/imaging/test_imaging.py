@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from pie_engine.imaging import (
     official_latent_mask,
     open_image,
     prepare_mask,
+    read_image,
     to_image,
 )
 
@@ -40,6 +43,30 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(values).save(tmp_path / "deep.png")
     for image in (open_image(tmp_path / "deep.png"), to_image(values)):
         assert np.asarray(image).tolist() == [[0, 1, 128, 255]]
+
+
+def test_16_bit_colour_is_read_with_8_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Pillow writes no such file: one red pixel of 0x1234, by the PNG specification."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    pixels = zlib.compress(b"\0" + struct.pack(">HHH", 0x1234, 0, 0xFFFF))
+    path = tmp_path / "deep.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
+    image, facts = read_image(path)
+    assert np.asarray(image).tolist() == [[[0x12, 0, 0xFF]]]
+    assert (facts["bits"], facts["mapping"]["function"]) == (16, "upper 8 of 16 bits")
+    assert "has 16 bits a channel; the upper 8 of each are used" in caplog.text
+
+
+def test_exif_turns_16_bits_too(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[0, 65535]], np.uint16))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "deep.png", exif=exif)
+    assert np.asarray(open_image(tmp_path / "deep.png")).tolist() == [[0], [255]]
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:

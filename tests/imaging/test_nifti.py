@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +80,47 @@ def test_refusals(tmp_path: Path) -> None:
     path.write_bytes(data[:-10])
     with pytest.raises(InputError, match="cannot be read as NIfTI"):
         read(path, slice=4)
+
+
+def test_nifti_2_and_its_own_window(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image = nibabel.Nifti2Image(VOLUME, np.eye(4))
+    image.header["cal_min"], image.header["cal_max"] = 10, 20
+    image.to_filename(tmp_path / "a.nii")
+    picture, facts = read_image(tmp_path / "a.nii", reading=Reading(slice=3))
+    values = np.array([[VOLUME[x, y, 2] for x in (1, 0)] for y in (2, 1, 0)])
+    assert np.asarray(picture).tolist() == np.round(np.clip((values - 10) / 10, 0, 1) * 255).tolist()
+    assert (facts["format"], facts["mapping"]["source"]) == ("NIfTI-2", "file (cal_min, cal_max)")
+    assert "names no window" not in caplog.text
+
+
+def test_scaling_of_the_header(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(VOLUME, np.eye(4))
+    image.header.set_slope_inter(2.5, -7.5)
+    image.to_filename(tmp_path / "a.nii")
+    assert read(tmp_path / "a.nii", slice=4)[0][0] == 2.5 * VOLUME[1, 2, 3] - 7.5
+    facts = read_image(tmp_path / "a.nii", reading=Reading(slice=4, **WINDOW))[1]
+    assert facts["mapping"]["modality"] == {"slope": 2.5, "intercept": -7.5}
+
+
+def test_without_a_place_in_the_patient(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image = nibabel.Nifti1Image(VOLUME, np.eye(4))
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    image.to_filename(tmp_path / "a.nii")
+    facts = read_image(tmp_path / "a.nii", reading=Reading(slice=1, **WINDOW))[1]
+    assert "does not say how the patient lies (no sform, no qform)" in caplog.text
+    assert facts["orientation"].endswith("none in the header")
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.nii", VOLUME)
+    found = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.split(".")[0] == "nibabel":
+            raise ImportError(name)
+        return found(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(InputError, match=r"is NIfTI and nibabel is missing; pip install 'pie-engine\[nifti\]'"):
+        read(path, slice=1)

@@ -7,28 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from golden import GOLDEN
 from PIL import Image
 from safetensors.numpy import load_file
 
-from pie_engine import Item, OutputConfig, PieEngine, Result, RunConfig
+from pie_engine import OutputConfig, Result, RunConfig
 from pie_engine.config import COMPONENTS
 from pie_engine.errors import OutputError
 from pie_engine.metrics import measure_change
 from pie_engine.outputs.frames import contact_sheet
 
 
-@pytest.fixture(scope="module")
-def result() -> Result:
-    engine = PieEngine.load(checkpoint=GOLDEN / "checkpoint_ddim", backend="torch", device="cpu")
-    config = RunConfig(steps=2, num_inference_steps=4, resolution=128)
-    return engine.run(Item(GOLDEN / "image.png", "the heart lung", GOLDEN / "mask.png", "patient 7"), config)
-
-
 def test_everything_is_written_and_marked(result: Result, tmp_path: Path) -> None:
     paths = result.save(tmp_path / "run", OutputConfig(latents=True))
     written = sorted(str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file())
     assert written == [
+        "differences.png",
         "frames/000.png",
         "frames/001.png",
         "frames/002.png",
@@ -36,6 +29,7 @@ def test_everything_is_written_and_marked(result: Result, tmp_path: Path) -> Non
         "mask.png",
         "progression.gif",
         "provenance.json",
+        "report.html",
         "sheet.png",
     ]
     assert [Path(p).name for p in paths["frames"]] == ["000.png", "001.png", "002.png"]
@@ -44,6 +38,14 @@ def test_everything_is_written_and_marked(result: Result, tmp_path: Path) -> Non
             assert frame.text["Synthetic"] == ("true" if index else "false")
             assert "not for diagnosis" in frame.text["Description"]
             assert np.array_equal(np.asarray(frame), result.frames[index])
+    for path in (tmp_path / "run").rglob("*.png"):
+        simulated = path.name not in ("000.png", "mask.png")
+        with Image.open(path) as image:
+            assert image.text["Synthetic"] == ("true" if simulated else "false")
+            assert "esearch use only" in image.text["Description"]
+            # The code that IPTC gives to pictures that a trained model had a part in.
+            source = "digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
+            assert (source in image.text.get("XML:com.adobe.xmp", "")) == simulated
     with Image.open(tmp_path / "run/progression.gif") as gif:
         assert gif.n_frames == 3
         assert b"Simulated" in gif.info["comment"]
@@ -94,7 +96,7 @@ def test_a_failure_half_way_leaves_nothing(result: Result, tmp_path: Path, monke
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pie_engine.outputs.result.save_gif", full)
+    monkeypatch.setattr("pie_engine.outputs.write.save_gif", full)
     with pytest.raises(OutputError, match="the disk is full"):
         result.save(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
@@ -115,6 +117,7 @@ def test_change_by_hand() -> None:
     pixels = np.zeros((2, 2), bool)
     pixels[:, 0] = True
     frames = np.zeros((3, 2, 2, 3), np.uint8)
+    frames[1, :, 0], frames[2, :, 0] = 6, 9
     decoded = np.full((2, 2, 2, 3), 10, np.uint8)
     change = measure_change(
         latents, np.zeros((4, 2, 2), np.float32), decoded, np.full((2, 2, 3), 4, np.uint8), frames, latent_mask, pixels
@@ -124,3 +127,4 @@ def test_change_by_hand() -> None:
     assert change.displacement_outside == [1.0, 1.0]
     assert change.decoded_outside == [6.0, 6.0]
     assert change.frame_outside == [0.0, 0.0]
+    assert change.frame_inside == [6.0, 9.0]

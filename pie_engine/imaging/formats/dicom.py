@@ -1,4 +1,4 @@
-"""One frame of a DICOM file as 8-bit grey or RGB.
+"""One frame of a DICOM file: stored values, and how they become grey or RGB.
 
 No value of the header reaches a message, a log or provenance, but for technical ones (sizes, bits, windows, the
 transfer syntax's name): others may identify the patient.
@@ -6,16 +6,22 @@ transfer syntax's name): others may identify the patient.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pie_engine.errors import InputError
-from pie_engine.imaging.dicom_grey import map_grey
+from pie_engine.imaging.formats.dicom_geometry import pixel_aspect, pixel_spacing
+from pie_engine.imaging.formats.dicom_grey import grey_mapping
 from pie_engine.imaging.limits import MAX_PIXELS, quiet
+from pie_engine.imaging.mapping import Mapping, Range
 from pie_engine.imaging.reading import Reading
+from pie_engine.imaging.stored import Stored
 from pie_engine.imaging.window import to_bytes
 
 log = logging.getLogger(__name__)
@@ -45,45 +51,62 @@ def _begins_bare(head: bytes) -> bool:
     return head[:2] in (b"\x02\x00", b"\x08\x00") and len(head) > 8 and head[3] == head[7] == 0
 
 
-def read_dicom(path: Path, reading: Reading) -> tuple[np.ndarray, dict[str, Any]]:
+def read_dicom(path: Path, reading: Reading, kind: str = "image") -> Stored:
     """Read one frame.
 
-    Returns:
-        [H, W] or [H, W, 3] uint8, and what provenance says of it.
+    Args:
+        kind: what it is to the user, for messages: "image" or "mask".
 
     Raises:
         InputError: no image, or one that cannot be decoded, or `reading` does not apply to it.
     """
-    what = f"image {path}"
-    try:
-        import pydicom
-    except ImportError:
-        raise InputError(f"{what} is DICOM and pydicom is missing; pip install 'pie-engine[dicom]'") from None
+    what = f"{kind} {path}"
     for name in ("slice", "axis"):
         if getattr(reading, name) is not None:
             raise InputError(f"--{name} belongs to NIfTI, and {what} is DICOM; pass --frame, or leave it out")
-    try:
-        with quiet("pydicom"):
-            dataset = pydicom.dcmread(path, force=True)
-            _check(dataset, what)
-            frame, frames = _choose_frame(dataset, what, reading)
-            stored = _decode(dataset, frame, what)
-            pixels, mapping = _to_8_bits(dataset, stored, frame, what, reading)
-    except (InputError, MemoryError, PermissionError):
-        raise
-    except Exception as error:  # whatever a damaged header leads to; its text may quote the header
-        raise InputError(
-            f"{what} cannot be read as DICOM ({type(error).__name__}: damaged or cut off); copy or export it anew"
-        ) from None
-    return pixels, {
+    with open_dicom(path, what) as dataset:
+        check_pixels(dataset, what)
+        frame, frames = _choose_frame(dataset, what, reading)
+        values = decode_frame(dataset, frame, what)
+        stored = _stored(dataset, values, frame, what, reading)
+        spacing, plane = pixel_spacing(dataset, frame) or (None, None)
+        aspect = pixel_aspect(dataset, frame)
+    if abs(aspect[0] / aspect[1] - 1) > 0.05:
+        log.warning("%s has pixels of %.3g x %.3g, used as if they were square; resample it first", what, *aspect[::-1])
+    facts = {
         "format": "DICOM",
         "transfer_syntax": _name(_syntax(dataset)),
         "photometric": str(dataset.PhotometricInterpretation),
         "bits": int(dataset.get("BitsStored", dataset.BitsAllocated)),
         "frame": frame,
         "frames": frames,
-        "mapping": mapping,
+        "spacing_mm": spacing,
+        "spacing_plane": plane,
+        "mapping": stored.mapping.facts,
     }
+    return replace(stored, facts=facts, aspect=aspect)
+
+
+@contextlib.contextmanager
+def open_dicom(path: Path, what: str) -> Iterator[Any]:
+    """A file as a pydicom Dataset, within the block alone; libraries' warnings, which quote headers, stay silent.
+
+    Raises:
+        InputError: it cannot be read, also where the block finds that out.
+    """
+    try:
+        import pydicom
+    except ImportError:
+        raise InputError(f"{what} is DICOM and pydicom is missing; pip install 'pie-engine[dicom]'") from None
+    try:
+        with quiet("pydicom"):
+            yield pydicom.dcmread(path, force=True)
+    except (InputError, MemoryError, PermissionError):
+        raise
+    except Exception as error:  # whatever a damaged header leads to; its text may quote the header
+        raise InputError(
+            f"{what} cannot be read as DICOM ({type(error).__name__}: damaged or cut off); copy or export it anew"
+        ) from None
 
 
 def _syntax(dataset: Any) -> Any:
@@ -103,7 +126,7 @@ def _name(uid: Any) -> str:
     return name if name and not name[0].isdigit() else "unknown"
 
 
-def _check(dataset: Any, what: str) -> None:
+def check_pixels(dataset: Any, what: str) -> None:
     """Refuse what holds no image that can be decoded, before anything is decoded."""
     kind = dataset.get("SOPClassUID")
     if not kind and not any(name in dataset for name in _PIXELS):
@@ -146,7 +169,7 @@ def _choose_frame(dataset: Any, what: str, reading: Reading) -> tuple[int, int]:
     return reading.frame or 1, frames
 
 
-def _decode(dataset: Any, frame: int, what: str) -> np.ndarray:
+def decode_frame(dataset: Any, frame: int, what: str) -> np.ndarray:
     """[H, W] or [H, W, 3], stored values; colour is RGB."""
     from pydicom.pixels import get_decoder, pixel_array
 
@@ -178,28 +201,33 @@ def _decode(dataset: Any, frame: int, what: str) -> np.ndarray:
     return array
 
 
-def _to_8_bits(
-    dataset: Any, stored: np.ndarray, frame: int, what: str, reading: Reading
-) -> tuple[np.ndarray, dict[str, Any]]:
-    photometric = str(dataset.PhotometricInterpretation)
-    if photometric in _GREY and stored.ndim == 2:
-        grey, mapping = map_grey(dataset, stored, frame, what, reading)
-        return to_bytes(grey), mapping
+def _stored(dataset: Any, values: np.ndarray, frame: int, what: str, reading: Reading) -> Stored:
+    """Stored values with what they mean; without facts about the file."""
+    photometric, bits = str(dataset.PhotometricInterpretation), int(dataset.get("BitsStored", dataset.BitsAllocated))
+    if photometric in _GREY and values.ndim == 2:
+        mapping, padding = grey_mapping(dataset, values, frame, what, reading)
+        limits = None
+        if np.issubdtype(values.dtype, np.integer):
+            signed = bool(dataset.get("PixelRepresentation", 0))
+            limits = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+        return Stored(values, mapping, {}, limits, padding, header=dataset)
     if reading.window is not None:
         raise InputError(
             f"{what} is in colour, and a window belongs to greyscale; leave out --window-center and -width"
         )
+    depth, source = bits, "stored values"
     if photometric == "PALETTE COLOR":
         from pydicom.pixels import apply_color_lut
 
-        depth = int(dataset.RedPaletteColorLookupTableDescriptor[2])
-        colour, source = apply_color_lut(stored, dataset)[..., :3], "palette"
-    else:
-        depth, source = int(dataset.get("BitsStored", dataset.BitsAllocated)), "stored values"
-        colour = stored[..., :3]
+        depth, source = int(dataset.RedPaletteColorLookupTableDescriptor[2]), "palette"
+        values = apply_color_lut(values, dataset)
+    colour = values[..., :3]
     if colour.ndim != 3 or colour.shape[2] != 3 or not np.issubdtype(colour.dtype, np.integer):
         raise InputError(f"{what} has {colour.shape[2:]} samples per pixel, not 3; export it as RGB or MONOCHROME2")
-    mapping = {"function": "full range", "low": 0.0, "high": float(2**depth - 1), "source": source}
+    everything = Range(0, 2**depth - 1)
+    facts = everything.describe(source)
     if photometric.startswith("YBR"):
-        mapping["converted"] = "YBR to RGB"
-    return to_bytes(colour / (2**depth - 1)), mapping
+        facts["converted"] = "YBR to RGB"
+    if source == "palette":  # of mostly 16 bits for what 8-bit indices choose: the colours are kept with 8
+        colour, everything = to_bytes(everything.forward(colour)), Range(0, 255)
+    return Stored(colour, Mapping(everything, facts=facts), {}, (0, int(everything.high)), header=dataset)

@@ -1,0 +1,1 @@
+"""Files of other kinds than pictures: DICOM and NIfTI."""

@@ -1,0 +1,1 @@
+"""Regions of interest: drawn, read, joined, and brought to the model's resolution."""

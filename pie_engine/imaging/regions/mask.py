@@ -1,0 +1,171 @@
+"""The region of interest (ROI): white may change, black is held to the patient's anatomy."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pie_engine.config.run import FEATHER
+from pie_engine.errors import InputError
+from pie_engine.imaging.fitting import fit, kept
+from pie_engine.imaging.regions.roi import HALF, Roi, align
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """One ROI in the forms that the engine needs.
+
+    Attributes:
+        pixels: [H, W] bool, True = may change, at output resolution.
+        latent: float32 in [0, 1], [1, H/8, W/8] (engine semantics) or [4, H/8, W/8] (official).
+        weight: [H, W] float32 in [0, 1], share of the decoded frame in the composited one; 0 outside the ROI.
+        source: [height, width] bool, the ROI in the image's own pixels, before fitting; None in official semantics.
+        inside: [1, H/8, W/8] float32, area average of each pixel's beta over the ROI: beta2 * latent where all of it
+            takes the run's; None in official semantics, where that is all there is.
+        facts: what provenance says of it at output resolution.
+    """
+
+    pixels: np.ndarray
+    latent: np.ndarray
+    weight: np.ndarray
+    source: np.ndarray | None = None
+    inside: np.ndarray | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def prepare_mask(
+    mask: Image, image_size: tuple[int, int], resolution: int, *, official: bool, scale: int = 8, how: str = "crop"
+) -> Mask:
+    """Check a mask against its image and bring it to output and latent resolution.
+
+    Args:
+        mask: any size with the image's aspect ratio; white = may change.
+        image_size: (width, height) of the image it belongs to, before fitting.
+        official: as the published code reduces it (soft, four channels) instead of by area average.
+        scale: pixels per latent along one side.
+        how: as the image is fitted; see `fit`.
+
+    Raises:
+        InputError: another aspect ratio than the image's, or nothing may change.
+    """
+    if not official:
+        return fit_roi(Roi(align(mask, image_size)), resolution, scale=scale, how=how)
+    fitted = fit(mask, resolution, how)
+    if not np.asarray(fitted).any():  # soft, so that any grey counts
+        raise InputError(
+            f"mask is black at {resolution} x {resolution} (brightest grey 0, above 0 needed); "
+            "paint the region that may change white (255), or leave the mask out"
+        )
+    pixels = binary_mask(fitted)
+    return Mask(pixels, official_latent_mask(fitted, scale), feather(pixels))
+
+
+def fit_roi(
+    roi: Roi,
+    resolution: int,
+    *,
+    scale: int = 8,
+    how: str = "crop",
+    feather_width: int = FEATHER,
+    beta2: float = 0.75,
+) -> Mask:
+    """Bring a ROI to output and latent resolution, exactly as `fit` brings its image there.
+
+    Args:
+        feather_width: pixels at output resolution over which the decoded frame fades in, inward from the edge.
+        beta2: the blend of regions that have none of their own.
+
+    Raises:
+        InputError: nothing of it is left in the square.
+    """
+    source = roi.pixels
+    lost, total = int((source & ~kept(source.shape[::-1], resolution, how)).sum()), int(source.sum())
+    if lost and lost == total:
+        raise InputError(
+            f"mask lies outside the square that --fit {how} takes (all {total} pixels); pass --fit pad or --fit stretch"
+        )
+    if lost:
+        log.warning(
+            "--fit %s cuts off %.2g %% of the mask (%d of %d pixels); pass --fit pad or --fit stretch to keep it",
+            how, 100 * lost / total, lost, total,
+        )  # fmt: skip
+    fitted = fit_grey(roi.drawn, resolution, how)
+    pixels = fitted >= HALF
+    if not pixels.any():
+        raise InputError(
+            f"mask is black at {resolution} x {resolution} (brightest grey {fitted.max()}, at least {HALF} needed; "
+            f"{total} pixels in the image); paint the region that may change white (255) and larger, or leave it out"
+        )
+    facts = {"output_pixels": int(pixels.sum()), "output_share": float(pixels.mean()), "cut_off_pixels": lost}
+    latent = latent_mask(pixels, scale)
+    parts = [latent_mask(part, scale) for part in _split(roi, pixels, resolution, how)]
+    betas = [np.float32(beta2 if beta is None else beta) for beta in roi.betas]
+    inside = sum((beta * part for beta, part in zip(betas, parts, strict=True)), np.zeros_like(latent))
+    return Mask(pixels, latent, feather(pixels, feather_width), source, inside, facts)
+
+
+def fit_grey(grey: np.ndarray, resolution: int, how: str) -> np.ndarray:
+    """`fit` of one channel: [H, W] uint8 -> [R, R] uint8."""
+    from PIL import Image as PILImage
+
+    return np.asarray(fit(PILImage.fromarray(grey), resolution, how).convert("L"))
+
+
+def _split(roi: Roi, pixels: np.ndarray, resolution: int, how: str) -> list[np.ndarray]:
+    """The fitted ROI, [R, R] bool, in parts: one for each of `roi.betas`, that of which most lies in a pixel."""
+    if roi.owner is None:
+        return [pixels]
+    shares = [
+        fit_grey(np.where(roi.owner == index, roi.drawn, np.uint8(0)), resolution, how)
+        for index in range(len(roi.betas))
+    ]
+    # Where two regions have equal shares, the later one holds, as it does where they overlap.
+    winner = len(shares) - 1 - np.argmax(np.stack(shares[::-1]), axis=0)
+    return [pixels & (winner == index) for index in range(len(shares))]
+
+
+def binary_mask(fitted: Image) -> np.ndarray:
+    """[H, W] bool: at least half white after fitting."""
+    return np.asarray(fitted.convert("L")) >= HALF
+
+
+def latent_mask(pixels: np.ndarray, scale: int = 8) -> np.ndarray:
+    """Area average of the binary mask at 1/scale: [H, W] bool -> [1, H/8, W/8] float32."""
+    height, width = pixels.shape
+    blocks = pixels.reshape(height // scale, scale, width // scale, scale)
+    return blocks.mean(axis=(1, 3), dtype=np.float32)[None]
+
+
+def official_latent_mask(fitted: Image, scale: int = 8) -> np.ndarray:
+    """What the published code's OpenCV INTER_LINEAR reduction to 1/8 gives on 8-bit values.
+
+    It samples between the two middle pixels of each block: (sum of the 4 centre pixels + 2) >> 2. The four
+    channels are R, G, B and R again. Returns [4, H/8, W/8] float32 in [0, 1].
+    """
+    values = np.asarray(fitted.convert("RGB")).astype(np.uint16)
+    before, after = values[(scale - 1) // 2 :: scale], values[scale // 2 :: scale]
+    middle = ((scale - 1) // 2, scale // 2)
+    centre = np.stack([rows[:, start::scale] for rows in (before, after) for start in middle]).sum(axis=0)
+    reduced = ((centre + 2) >> 2).astype(np.float32) / 255.0
+    return np.ascontiguousarray(reduced.transpose(2, 0, 1)[[0, 1, 2, 0]])
+
+
+def feather(pixels: np.ndarray, width: int = FEATHER) -> np.ndarray:
+    """Ramp from the ROI's edge inward over `width` pixels: [H, W] bool -> [H, W] float32, 0 outside the ROI.
+
+    Inward only, so that no pixel outside the ROI can change; the image's own border is not an edge.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    if pixels.all():
+        return np.ones(pixels.shape, np.float32)
+    distance = distance_transform_edt(pixels)
+    return np.clip(distance / (width + 1), 0, 1).astype(np.float32)

@@ -1,0 +1,80 @@
+"""One image as its file stores it: values, and how they become a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pie_engine.imaging.mapping import Mapping
+from pie_engine.imaging.window import to_bytes
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Stored values, upright, before they become 8 bits.
+
+    Attributes:
+        values: [H, W], or [H, W, 3] in RGB, of the file's own type. Palettes and YBR are RGB already.
+        mapping: between them and grey.
+        facts: what provenance says: format, bits, which part of the file, the mapping.
+        limits: the least and the greatest value that may be stored; None for floating point.
+        padding: the least and the greatest of the values that belong to no anatomy and are shown black, or None.
+        aspect: (height, width) of a pixel in any unit.
+        header: what its own format needs to write it again: a pydicom Dataset, a `NiftiSlice`, or None. It may name
+            the patient.
+        shown: the picture, where a library made it (mode L, LA, P, RGB, ...); None: it is made from the values.
+    """
+
+    values: np.ndarray = field(repr=False)
+    mapping: Mapping
+    facts: dict[str, Any]
+    limits: tuple[int, int] | None = None
+    padding: tuple[int, int] | None = None
+    aspect: tuple[float, float] = (1.0, 1.0)
+    header: Any = field(default=None, repr=False)
+    shown: Image | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)."""
+        return self.values.shape[1], self.values.shape[0]
+
+    @property
+    def colour(self) -> bool:
+        return self.values.ndim == 3
+
+    @property
+    def spacing(self) -> tuple[float, float] | None:
+        """(row, column) distance of pixels in the patient in mm, or None if the file does not say it."""
+        known = self.facts.get("spacing_mm")
+        if not known or self.facts.get("spacing_plane") == "detector":
+            return None
+        return known[0], known[1]
+
+    @property
+    def padded(self) -> np.ndarray:
+        """[H, W] bool: which pixels are padding."""
+        return within(self.values[..., 0] if self.colour else self.values, self.padding)
+
+    def grey(self) -> np.ndarray:
+        """What is shown of every value, in float64: [H, W] or [H, W, 3] in [0, 1]."""
+        grey = self.mapping.forward(self.values)
+        return grey if self.padding is None else np.where(self.padded, 0.0, grey)
+
+    def picture(self) -> Image:
+        """The picture with 8 bits a channel."""
+        from PIL import Image as PILImage
+
+        return PILImage.fromarray(to_bytes(self.grey())) if self.shown is None else self.shown
+
+
+def within(values: np.ndarray, limits: tuple[int, int] | None) -> np.ndarray:
+    """Which values lie between two limits, both included; None holds none. Bool, of the values' shape."""
+    if limits is None:
+        return np.zeros(values.shape, bool)
+    return np.asarray((values >= limits[0]) & (values <= limits[1]))

@@ -1,0 +1,100 @@
+"""Tables of the report. Every text in them is escaped: prompts, names and ids may hold anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from pie_engine.outputs.report.plots import Series
+
+_SETTINGS = {
+    "steps": "Rounds (N)",
+    "strength": "Strength (gamma, share of the schedule per round)",
+    "num_inference_steps": "Denoising steps of a full schedule (T)",
+    "guidance_scale": "Guidance scale",
+    "negative_prompt": "Negative prompt",
+    "beta1": "beta1 (blend outside the region)",
+    "beta2": "beta2 (blend inside the region)",
+    "scheduler": "Scheduler",
+    "inversion": "Inversion",
+    "noise": "Noise",
+    "composite": "Outside the region: the input's own pixels",
+    "semantics": "Semantics",
+    "seed": "Seed",
+    "resolution": "Resolution (pixels)",
+    "fit": "Fit to a square",
+    "feather": "Feather inward from the edge of the region (pixels)",
+}
+# Shown elsewhere on the page.
+_SHOWN = {"settings", "change", "confidence", "statement", "synthetic", "files"}
+
+
+def settings_table(provenance: Mapping[str, Any]) -> str:
+    """The run's settings, by their names in words."""
+    settings = provenance["settings"]
+    return facts_table(
+        (_SETTINGS.get(name, name), "default" if value is None else _plain(value)) for name, value in settings.items()
+    )
+
+
+def provenance_table(provenance: Mapping[str, Any]) -> str:
+    """Everything else of a provenance, nested names joined by dots."""
+    return facts_table(
+        (name, text) for key, value in provenance.items() if key not in _SHOWN for name, text in _flatten(key, value)
+    )
+
+
+def facts_table(rows: Iterable[tuple[str, str]]) -> str:
+    """Names and values, both plain text."""
+    body = "".join(f'<tr><th scope="row">{escape(name)}</th><td>{escape(text)}</td></tr>' for name, text in rows)
+    return f'<table class="facts"><tbody>{body}</tbody></table>'
+
+
+def figures_table(groups: Sequence[tuple[str, str, Sequence[Series]]], rounds: int) -> str:
+    """One row per round from 0 on, one column per line of a plot, under the plot's title and unit.
+
+    Args:
+        groups: title, unit and lines of each plot.
+    """
+    lines = [line for _, _, group in groups for line in group]
+    over = "".join(
+        f'<th scope="colgroup" colspan="{len(group)}">{escape(title)}<br><small>{escape(unit)}</small></th>'
+        for title, unit, group in groups
+    )
+    names = "".join(f'<th scope="col">{escape(line.name)}</th>' for line in lines)
+    rows = []
+    for number in range(rounds + 1):
+        cells = []
+        for line in lines:
+            place = number - line.first
+            cells.append(f"<td>{line.values[place]:.4g}</td>" if 0 <= place < len(line.values) else "<td></td>")
+        name = "input" if number == 0 else str(number)
+        rows.append(f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>')
+    return (
+        f'<table class="figures"><thead><tr><th scope="col" rowspan="2">Round</th>{over}</tr><tr>{names}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def _flatten(name: str, value: Any) -> Iterable[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flatten(f"{name}.{key}", inner)
+    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        for index, inner in enumerate(value, 1):
+            yield from _flatten(f"{name}.{index}", inner)
+    else:
+        yield name, _plain(value)
+
+
+def _plain(value: Any) -> str:
+    if value is None or value == [] or value == {} or value == "":
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    if isinstance(value, list):
+        return ", ".join(_plain(inner) for inner in value)
+    return str(value)

@@ -92,7 +92,7 @@ def fit_roi(
         raise InputError(
             f"mask lies outside the square that --fit {how} takes (all {total} pixels); pass --fit pad or --fit stretch"
         )
-    if lost:
+    if lost and total < source.size:  # a mask of all of the image has been warned of
         log.warning(
             "--fit %s cuts off %.2g %% of the mask (%d of %d pixels); pass --fit pad or --fit stretch to keep it",
             how, 100 * lost / total, lost, total,

@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 	$(BIN)/pie-engine demo --output $(OUTPUT)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --cov --cov-report=term
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

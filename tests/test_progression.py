@@ -25,7 +25,7 @@ from pie_engine.kernels.dispatch import EAGER
 from pie_engine.loop import Loop
 from pie_engine.plan import Batch, Plan
 from pie_engine.progression import invert, posterior_sample
-from pie_engine.reference import progress_engine, progress_official
+from pie_engine.reference import progress_engine, progress_official, to_uint8
 from pie_engine.runtime.buffers import DENOISE, Shape
 from pie_engine.runtime.timeline import Timeline
 from pie_engine.schedule import SCHEDULERS, make_scheduler
@@ -207,6 +207,18 @@ def test_without_compositing_frames_are_what_was_decoded(torch_engine: PieEngine
     result = torch_engine.run(Item(IMAGE, PROMPT, MASK), replace(SHORT, composite=False))
     assert result.mask is not None
     assert not np.array_equal(result.frames[1][~result.mask], result.frames[0][~result.mask])
+
+
+def test_leakage_is_measured_against_the_decoded_original(torch_engine: PieEngine, pndm_checkpoint: Checkpoint) -> None:
+    result = torch_engine.run(Item(IMAGE, PROMPT, MASK), replace(SHORT, composite=False))
+    assert result.mask is not None
+    assert result.change.decoded_outside is not None
+    latent = torch.from_numpy(result.original_latent)[None]
+    with torch.inference_mode():
+        original = to_uint8(pndm_checkpoint.vae.decode(latent / pndm_checkpoint.scaling_factor).sample)
+    apart = np.abs(result.frames[1:].astype(int) - original)
+    assert result.change.decoded_outside == pytest.approx([own[~result.mask].mean() for own in apart])
+    assert min(result.change.decoded_outside) > 0
 
 
 class ConstantEdit:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from pie_engine import __version__
-from pie_engine.cli import bench, build, demo, doctor, inspect, mask, refit, run, view
+from pie_engine.cli import bench, build, converge, demo, doctor, ensemble, evaluate, inspect, mask, refit, run, view
 from pie_engine.errors import ConfigError, PieError
 
 # The published script's spellings. Underscores are accepted in every option.
@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pie-engine {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (build, refit, inspect, run, mask, view, bench, demo, doctor):
+    for command in (build, refit, inspect, run, mask, view, evaluate, converge, ensemble, bench, demo, doctor):
         added = command.add_parser(commands)
         added.add_argument("--debug", action="store_true", help="show tracebacks and libraries' warnings")
         added.set_defaults(main=command.main)

@@ -110,7 +110,7 @@ def _augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def export_classifier(model: HeartClassifier, onnx_file: Path, description: Path) -> None:
-    """Write the ONNX file (any batch size) and the JSON that says how to feed it."""
+    """Write the ONNX file (any batch size) and the JSON that declares it to `pie_engine.metrics.classifier`."""
     example = torch.zeros(2, 1, SIZE, SIZE)
     program = torch.onnx.export(
         model,
@@ -125,13 +125,22 @@ def export_classifier(model: HeartClassifier, onnx_file: Path, description: Path
     assert program is not None  # only the older exporter returns nothing
     program.save(onnx_file, external_data=False)
     spec = {
+        "name": "enlarged heart",
+        "file": onnx_file.name,
         "size": SIZE,
+        "channels": 1,
+        "grey": "mean",
+        "range": [0, 1],
         "mean": MEAN,
         "std": STD,
-        "input": "image: float32 [N, 1, size, size] = (grey / 255 - mean) / std",
-        "output": "confidence: float32 [N], 0 = usual heart size, 1 = enlarged",
-        "boundary_ctr": BOUNDARY,
-        "softness_ctr": SOFTNESS,
+        "layout": "NCHW",
+        "output": 0,
+        "activation": "none",
+        "notes": {
+            "confidence": "0 = usual heart size, 1 = enlarged",
+            "boundary_ctr": BOUNDARY,
+            "softness_ctr": SOFTNESS,
+        },
     }
     description.write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Measures of progressions and regions that need no model."""
+"""Measures: plain functions on arrays. Those that need a package or a model file have modules of their own."""
 
 from pie_engine.metrics.change import Change, measure_change
 from pie_engine.metrics.overlap import Overlap, measure_overlap

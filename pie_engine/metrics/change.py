@@ -64,7 +64,7 @@ def measure_change(
     def grey(images: np.ndarray, reference: np.ndarray | None) -> list[float] | None:
         if reference is None or not pixels_outside.any():
             return None
-        return [float(d[pixels_outside].mean()) for d in _apart(images, reference)]
+        return [float(d[pixels_outside].mean()) for d in grey_levels_apart(images, reference)]
 
     return Change(
         increment_inside=[_rms((z - before)[inside]) for z, before in zip(latents, previous, strict=True)],
@@ -72,7 +72,7 @@ def measure_change(
         displacement_outside=[_rms((z - original_latent)[outside]) for z in latents] if outside.any() else None,
         decoded_outside=grey(decoded, decoded_original),
         frame_outside=grey(frames[1:], frames[0]),
-        frame_inside=[float(d[pixels_inside].mean()) for d in _apart(frames[1:], frames[0])],
+        frame_inside=[float(d[pixels_inside].mean()) for d in grey_levels_apart(frames[1:], frames[0])],
     )
 
 
@@ -80,6 +80,6 @@ def _rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
 
 
-def _apart(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """[N, H, W, 3] absolute grey levels, of uint8 images."""
+def grey_levels_apart(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Absolute differences in grey levels, int16 [..., H, W, 3], of uint8 images and a reference [H, W, 3]."""
     return np.abs(images.astype(np.int16) - reference.astype(np.int16))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,6 @@ def find_report(folder: Path) -> tuple[Path, bool]:
         InputError: no such folder, or none that a run wrote, or its files are damaged.
         OutputError: the report is missing and cannot be written.
     """
-    from PIL import Image
-
     remedy = "pass the folder that pie-engine run wrote"
     if folder.is_file():
         raise InputError(f"{folder} is a file; {remedy}")
@@ -46,9 +44,32 @@ def find_report(folder: Path) -> tuple[Path, bool]:
         return path, False
     if not marker.is_file():
         raise InputError(f"{folder} holds no {REPORT}, and no {_PROVENANCE} to write one from; {remedy}")
+    _write(folder, {})
+    return path, True
+
+
+def add_confidence(folder: Path, confidence: Mapping[str, Sequence[float]]) -> None:
+    """Write classifiers' confidence into a run's report.html and provenance.json; one of the same name is replaced.
+
+    Args:
+        confidence: by the classifier's name, a value in [0, 1] per frame, the input's first.
+
+    Raises:
+        InputError: the run's files are damaged. OutputError: they cannot be written.
+    """
+    _write(folder, confidence)
+
+
+def _write(folder: Path, confidence: Mapping[str, Sequence[float]]) -> None:
+    """The report anew, and provenance that lists it."""
+    from PIL import Image
+
+    marker = folder.resolve() / _PROVENANCE
     try:
         provenance = json.loads(marker.read_text(encoding="utf-8"))
         files = sorted({*provenance.pop("files"), REPORT})
+        if confidence:
+            provenance["confidence"] = {**provenance.get("confidence", {}), **confidence}
         page = make_report(folder.resolve(), provenance)
         listed = json.dumps({**provenance, "files": files}, indent=2)
         page.encode()
@@ -58,5 +79,4 @@ def find_report(folder: Path) -> tuple[Path, bool]:
         ) from error
     # The list comes first: a later run replaces a folder that holds no file but those listed.
     write_file(marker, listed + "\n")
-    write_file(path, page)
-    return path, True
+    write_file(folder.resolve() / REPORT, page)

@@ -60,7 +60,7 @@ def line_plot(title: str, unit: str, lines: Sequence[Series], rounds: int, top: 
         ]
     parts += [
         f'<text x="{x(number):.2f}" y="{bottom + 16}" text-anchor="middle">{number}</text>'
-        for number in _round_ticks(rounds)
+        for number in round_ticks(rounds)
     ]
     middle = (over + bottom) / 2
     parts += [
@@ -96,7 +96,8 @@ def ticks(top: float) -> list[float]:
     return [float(f"{step * index:.10g}") for index in range(math.ceil(round(top / step, 9)) + 1)]
 
 
-def _round_ticks(rounds: int) -> range:
+def round_ticks(rounds: int) -> range:
+    """0 and up to eleven more rounds at even distances, round numbers."""
     power = 10 ** max(0, math.floor(math.log10(max(rounds, 1) / 10)))
     step = next(factor * power for factor in (1, 2, 5, 10, 20) if rounds <= factor * power * 11)
     return range(0, rounds + 1, step)

@@ -1,0 +1,66 @@
+"""`pie-engine eval`: what runs have simulated, in figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        "eval",
+        help="measure what runs have simulated",
+        description="Measure runs against their inputs: similarity and change inside and outside the region of "
+        "interest, with --clip CLIP-I, with --classifier confidence. Means over patients with bootstrap intervals.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "folders", nargs="+", type=Path, metavar="DIR", help="folder that pie-engine run wrote, or one that holds such"
+    )
+    parser.add_argument("--clip", type=Path, metavar="DIR", help="folder of a CLIP checkpoint, for CLIP-I")
+    parser.add_argument(
+        "--classifier", type=Path, action="append", default=[], metavar="JSON",
+        help="file that declares a classifier (docs/evaluation.md); may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
+        "--distance", type=Path, action="append", default=[], metavar="JSON",
+        help="file that declares a distance of two pictures, such as LPIPS; may be given several times",
+    )  # fmt: skip
+    parser.add_argument("--update-reports", action="store_true", help="write the confidence into each run's report too")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("pie-evaluation"), metavar="DIR", help="folder (pie-evaluation)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> int:
+    from pie_engine.cli.progress import say
+    from pie_engine.errors import ConfigError
+    from pie_engine.evaluation import evaluate
+    from pie_engine.evaluation.summary import to_table
+
+    if arguments.seed < 0:
+        raise ConfigError(f"seed {arguments.seed} is below 0; pass --seed 0")
+    if arguments.update_reports and not arguments.classifier:
+        raise ConfigError("--update-reports has no confidence to write; pass --classifier JSON too")
+    summary = evaluate(
+        arguments.folders,
+        arguments.output,
+        clip=arguments.clip,
+        classifiers=arguments.classifier,
+        distances=arguments.distance,
+        update_reports=arguments.update_reports,
+        seed=arguments.seed,
+        on_run=(lambda name: None) if arguments.quiet else say,
+    )
+    if arguments.json:
+        sys.stdout.write(json.dumps({"output": str(arguments.output), **summary}) + "\n")
+        return 0
+    sys.stdout.write(f"{to_table(summary)}\n{arguments.output}: {' and '.join(summary['files'])}\n")
+    return 0

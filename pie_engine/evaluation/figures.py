@@ -1,0 +1,86 @@
+"""Runs in, metrics.csv and summary.json out."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pie_engine import __version__
+from pie_engine.evaluation.measure import measure_run
+from pie_engine.evaluation.runs import find_runs
+from pie_engine.evaluation.summary import summarise, to_csv
+from pie_engine.files import check_folder, new_folder, sha256_file
+from pie_engine.outputs.report import add_confidence
+
+log = logging.getLogger(__name__)
+SUMMARY, METRICS = "summary.json", "metrics.csv"
+
+
+def evaluate(
+    folders: Sequence[str | Path],
+    output: str | Path,
+    *,
+    clip: str | Path | None = None,
+    classifiers: Sequence[str | Path] = (),
+    distances: Sequence[str | Path] = (),
+    update_reports: bool = False,
+    seed: int = 0,
+    on_run: Callable[[str], None] = lambda name: None,
+) -> dict[str, Any]:
+    """Measure runs against their inputs, and write the figures into the folder `output`, whole or not at all.
+
+    Args:
+        folders: runs' folders, or folders that hold some.
+        output: an earlier evaluation in it is replaced; a folder that holds anything else is refused.
+        clip: folder of a CLIP checkpoint, for CLIP-I.
+        classifiers: JSON files that declare classifiers.
+        distances: JSON files that declare distances of two pictures, such as LPIPS.
+        update_reports: write the classifiers' confidence into each run's report.html and provenance.json too.
+        seed: of the bootstrap.
+        on_run: called with each run's name before it is measured.
+
+    Returns:
+        summary.json's content, see `summarise`; with "models" (hashes of what judged) and "files".
+
+    Raises:
+        InputError: a folder is not a run's, or damaged. ConfigError, CheckpointError, BackendError: a classifier or
+            the CLIP checkpoint cannot be used, or a package is missing. OutputError: `output` cannot be written.
+    """
+    from pie_engine.metrics.classifier import read_classifiers
+    from pie_engine.metrics.clip import ClipEncoder
+    from pie_engine.metrics.perceptual import read_distances
+
+    output = Path(output)
+    check_folder(output, replaceable=SUMMARY)
+    runs = find_runs(folders)
+    judges, apart = read_classifiers(classifiers), read_distances(distances)
+    encoder = None if clip is None else ClipEncoder(clip)
+    measured = []
+    for run in runs:
+        on_run(run.name)
+        measured.append(measure_run(run, encoder, judges, apart))
+    summary = summarise(measured, seed)
+    if summary["differ"]:
+        log.warning("the runs differ in %s: their means mix them", ", ".join(summary["differ"]))
+    summary["models"] = {
+        "classifiers": {one.name: _file(one.file) for one in judges},
+        "distances": {one.name: _file(one.file) for one in apart},
+        "clip": None
+        if clip is None
+        else {one.name: sha256_file(one) for one in sorted(Path(clip).glob("*.safetensors"))},
+    }
+    summary |= {"version": __version__, "files": [METRICS, SUMMARY]}
+    with new_folder(output, replaceable=SUMMARY) as folder:
+        (folder / METRICS).write_text(to_csv(measured), encoding="utf-8")
+        (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    if update_reports and judges:
+        for one in measured:
+            add_confidence(one.run.folder, one.confidence)
+    return summary
+
+
+def _file(path: Path) -> dict[str, str]:
+    return {"file": path.name, "sha256": sha256_file(path)}

@@ -1,0 +1,82 @@
+"""Every measure of one run: a row per round, and how steadily the series over the rounds rise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pie_engine.errors import InputError
+from pie_engine.metrics.similarity import Monotonicity, measure_similarity, monotonicity
+
+if TYPE_CHECKING:
+    from pie_engine.evaluation.runs import Run
+    from pie_engine.metrics.classifier import Classifier
+    from pie_engine.metrics.clip import ClipEncoder
+    from pie_engine.metrics.perceptual import PictureDistance
+
+CONFIDENCE = "confidence: "
+CLIP_I = "clip_i"
+DISTANCE = "distance: "
+# By column, what provenance.json calls it under "change". They exist from round 1 on.
+RECORDED = {
+    "increment_inside": "increment_inside",
+    "displacement_inside": "displacement_inside",
+    "displacement_outside": "displacement_outside",
+    "decoded_leakage": "decoded_outside",
+}
+SIMILARITY = (
+    "ssim_inside", "ssim_outside", "psnr_inside", "psnr_outside", "change_inside", "leakage_mean", "leakage_p95",
+)  # fmt: skip
+# A value per round from 0 (the input) on; None where a measure is not defined there.
+Series = list[float | None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run's figures.
+
+    Attributes:
+        run: whose.
+        confidence: by the classifiers' names, N + 1 values.
+        series: by measure, N + 1 values, the input's first.
+        trends: by measure, how steadily it rises.
+    """
+
+    run: Run
+    confidence: dict[str, list[float]]
+    series: dict[str, Series]
+    trends: dict[str, Monotonicity]
+
+
+def measure_run(
+    run: Run,
+    encoder: ClipEncoder | None = None,
+    classifiers: Sequence[Classifier] = (),
+    distances: Sequence[PictureDistance] = (),
+) -> Measured:
+    """Measure one run against its input.
+
+    Raises:
+        InputError: frames or mask are missing or damaged, or do not fit one another.
+        BackendError, CheckpointError, ConfigError: see `Classifier`, `PictureDistance`, `ClipEncoder`,
+            `measure_similarity`.
+    """
+    frames, mask = run.frames(), run.mask()
+    if mask is not None and mask.shape != frames.shape[1:3]:
+        raise InputError(f"mask.png of {run.name} is not of its frames' size; run pie-engine run again")
+    confidence = {one.name: [float(value) for value in one.confidence(frames)] for one in classifiers}
+    series: dict[str, Series] = {CONFIDENCE + name: list(values) for name, values in confidence.items()}
+    if encoder is not None:
+        from pie_engine.metrics.clip import clip_i
+
+        series[CLIP_I] = list(clip_i(frames, encoder))
+    series |= {DISTANCE + one.name: [float(value) for value in one.between(frames, frames[0])] for one in distances}
+    rising = {name: [value for value in values if value is not None] for name, values in series.items()}
+    similar = [measure_similarity(frame, frames[0], mask).to_dict() for frame in frames]
+    series |= {name: [one[name] for one in similar] for name in SIMILARITY}
+    for name, key in RECORDED.items():
+        values = run.provenance["change"].get(key)
+        series[name] = [None, *(values or [None] * run.rounds)]
+    rising["change_inside"] = [value for value in series["change_inside"] if value is not None]
+    return Measured(run, confidence, series, {name: monotonicity(values) for name, values in rising.items() if values})

@@ -1,0 +1,112 @@
+"""The folders that `pie-engine run` and `Result.save` write, read again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pie_engine.errors import InputError
+
+PROVENANCE = "provenance.json"
+_REMEDY = "pass a folder that pie-engine run wrote, or one that holds such folders"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One progression as it lies on the disk; frames are read when they are asked for.
+
+    Attributes:
+        name: the folder as it was named.
+        provenance: as in provenance.json.
+    """
+
+    folder: Path
+    name: str
+    provenance: dict[str, Any]
+
+    @property
+    def rounds(self) -> int:
+        return int(self.provenance["settings"]["steps"])
+
+    @property
+    def patient(self) -> str:
+        """SHA-256 of the input's file: runs on one file are one patient's, whatever their seeds, slices and prompts."""
+        return str(self.provenance["input"]["image_sha256"])
+
+    def frames(self) -> np.ndarray:
+        """[N + 1, H, W, 3] uint8, the input first.
+
+        Raises:
+            InputError: a frame is missing or damaged, or they differ in size.
+        """
+        frames = [_picture(self.folder / "frames" / f"{index:03d}.png", "RGB") for index in range(self.rounds + 1)]
+        if len({frame.shape for frame in frames}) > 1:
+            raise InputError(f"the frames of {self.name} differ in size; run pie-engine run again")
+        return np.stack(frames)
+
+    def mask(self) -> np.ndarray | None:
+        """[H, W] bool, True = inside the region of interest, or None without one.
+
+        Raises:
+            InputError: mask.png is damaged.
+        """
+        path = self.folder / "mask.png"
+        return _picture(path, "L") > 127 if path.is_file() else None
+
+
+def find_runs(paths: Sequence[str | Path]) -> list[Run]:
+    """Every run below `paths`: each a run's folder, or one whose folders are.
+
+    Raises:
+        InputError: a path holds no run, a run is damaged or marked, or is named twice.
+    """
+    found: dict[Path, Run] = {}
+    for path in paths:
+        folder = Path(path)
+        if not folder.is_dir():
+            raise InputError(f"{path} is {'a file' if folder.exists() else 'no folder'}; {_REMEDY}")
+        folders = [folder]
+        if not (folder / PROVENANCE).is_file():
+            folders = sorted(one for one in folder.iterdir() if (one / PROVENANCE).is_file())
+        if not folders:
+            raise InputError(f"{path} holds no {PROVENANCE}, nor does a folder in it; {_REMEDY}")
+        for one in folders:
+            if one.resolve() in found:
+                raise InputError(f"run {one} is named twice; name each run once")
+            found[one.resolve()] = _open(one)
+    if not found:
+        raise InputError(f"no folder is given; {_REMEDY}")
+    return list(found.values())
+
+
+def _open(folder: Path) -> Run:
+    try:
+        provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        run = Run(folder, str(folder), provenance)
+        change = provenance["change"]
+        counts = {len(values) for values in change.values() if values}
+        complete = counts == {run.rounds} and len(run.patient) == 64
+        marked = "visible_mark" in provenance
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder / PROVENANCE} is not a run's ({type(error).__name__}); {_REMEDY}") from error
+    if not complete:
+        raise InputError(f"{folder / PROVENANCE} does not describe every round and the input; run pie-engine run again")
+    if marked:
+        # The mark would be taken for change, and a classifier might judge it.
+        raise InputError(f"the frames of {folder} bear a visible mark; run pie-engine run again without --mark")
+    return run
+
+
+def _picture(path: Path, mode: str) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return np.asarray(image.convert(mode))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} is missing or damaged ({type(error).__name__}); run pie-engine run again") from error

@@ -1,0 +1,135 @@
+"""Figures of several runs as one summary: means over patients, with intervals."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from pie_engine.evaluation.measure import CLIP_I, CONFIDENCE, DISTANCE, Measured
+from pie_engine.metrics.bootstrap import LEVEL, RESAMPLES, Estimate, mean_interval
+
+# Settings in which runs may differ and still be averaged without a word: they say where, not what.
+_FREE = ("seed",)
+_SHOWN = (CLIP_I, "ssim_inside", "change_inside", "decoded_leakage", "increment_inside")
+
+
+def to_csv(measured: Sequence[Measured]) -> str:
+    """One line per run and round; a cell is empty where a measure is not defined."""
+    names = _names(measured)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run", "item_id", "patient", "round", *names])
+    for one in measured:
+        for index in range(one.run.rounds + 1):
+            values = [one.series[name][index] for name in names]
+            writer.writerow([one.run.name, one.run.provenance.get("item_id", ""), one.run.patient[:12], index, *values])
+    return text.getvalue()
+
+
+def summarise(measured: Sequence[Measured], seed: int) -> dict[str, Any]:
+    """Means over patients with bootstrap intervals; JSON.
+
+    Several runs of one patient are averaged first. Each figure says over how many patients it is (n): runs can differ
+    in rounds, and a measure may not be defined in all of them.
+
+    Returns:
+        "patients", "runs", "interval", "differ" (what the runs do not have in common), "final" (last rounds) and
+        "rounds" (a list by measure), and "monotonicity" (share of rising rounds, and Spearman's rho, by measure).
+    """
+
+    def over(value: Callable[[Measured], float | None]) -> dict[str, Any] | None:
+        found = _over_patients(((one.run.patient, value(one)) for one in measured), seed)
+        return None if found is None else found.to_dict()
+
+    def at(name: str, index: int) -> Callable[[Measured], float | None]:
+        return lambda one: one.series[name][index] if index <= one.run.rounds else None
+
+    def trend(name: str, figure: str) -> Callable[[Measured], float | None]:
+        return lambda one: getattr(one.trends[name], figure) if name in one.trends else None
+
+    names, most = _names(measured), max(one.run.rounds for one in measured)
+    trends = list(dict.fromkeys(name for one in measured for name in one.trends))
+    return {
+        "patients": len({one.run.patient for one in measured}),
+        "runs": len(measured),
+        "interval": {
+            "level": LEVEL,
+            "method": "bootstrap over patients, percentile",
+            "resamples": RESAMPLES,
+            "seed": seed,
+        },
+        "differ": differing(measured),
+        "final": {name: over(at(name, -1)) for name in names},
+        "monotonicity": {
+            name: {
+                "rising": over(trend(name, "rising")),
+                "rho": over(trend(name, "rho")),
+            }
+            for name in trends
+        },
+        "rounds": {
+            name: [{"round": index, **found} for index in range(most + 1) if (found := over(at(name, index)))]
+            for name in names
+        },
+    }
+
+
+def differing(measured: Sequence[Measured]) -> list[str]:
+    """Settings, the prompt and the model in which the runs differ: their means mix them."""
+    seen: dict[str, set[str]] = {}
+    for one in measured:
+        provenance = one.run.provenance
+        facts = {
+            **provenance["settings"],
+            "prompt": provenance.get("simulated", {}).get("prompt"),
+            "model": sorted(provenance.get("model", {}).get("hashes", {}).items()),
+        }
+        for name, value in facts.items():
+            if name not in _FREE:
+                seen.setdefault(name, set()).add(repr(value))
+    return sorted(name for name, values in seen.items() if len(values) > 1)
+
+
+def to_table(summary: dict[str, Any]) -> str:
+    """The summary's main figures as plain text, one line per round."""
+    rounds = summary["rounds"]
+    shown = [name for name in rounds if name.startswith((CONFIDENCE, DISTANCE)) or name in _SHOWN]
+    shown = [name for name in shown if rounds[name]]
+    last = max(entry["round"] for name in shown for entry in rounds[name])
+    rows = [["round", *shown]]
+    for index in range(last + 1):
+        cells = [next((_cell(e) for e in rounds[name] if e["round"] == index), "") for name in shown]
+        rows.append(["input" if index == 0 else str(index), *cells])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    runs, patients = summary["runs"], summary["patients"]
+    head = f"{runs} run{'s' * (runs != 1)} of {patients} patient{'s' * (patients != 1)}; mean"
+    head += " [95 % interval, bootstrap over patients]" if patients > 1 else ", no interval with one patient"
+    for name, trend in summary["monotonicity"].items():
+        rho = trend["rho"]
+        lines.append(
+            f"{name}: rises in {trend['rising']['mean']:.0%} of rounds, Spearman's rho "
+            + ("not defined" if rho is None else f"{rho['mean']:.2f}")
+        )
+    return "\n".join([head, *lines])
+
+
+def _cell(entry: dict[str, Any]) -> str:
+    text = f"{entry['mean']:.4g}"
+    return text if entry["low"] is None else f"{text} [{entry['low']:.4g}, {entry['high']:.4g}]"
+
+
+def _names(measured: Sequence[Measured]) -> list[str]:
+    """Every measure, in the first run's order; all runs are measured alike."""
+    return list(measured[0].series)
+
+
+def _over_patients(values: Iterable[tuple[str, float | None]], seed: int) -> Estimate | None:
+    """The mean over patients of each one's mean; None where no run has a value."""
+    own: dict[str, list[float]] = {}
+    for patient, value in values:
+        if value is not None:
+            own.setdefault(patient, []).append(value)
+    return mean_interval([sum(some) / len(some) for some in own.values()], seed=seed) if own else None

@@ -178,12 +178,17 @@ def test_processes_end_with_their_parent(signals: tuple[int, ...], how: str) -> 
          how],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True,
         start_new_session=True,
+        # A shell without job control has its background jobs ignore interrupts, and so all that they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as parent:  # fmt: skip
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         for number in signals:
             parent.send_signal(number)
-        parent.wait(60)
+        try:
+            parent.wait(60)
+        finally:
+            parent.kill()
         deadline = time.monotonic() + 60
         while _lives(child) and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -100,7 +100,7 @@ class Loop:
             while b.decoding_flags[DECODE].any():
                 self._raise_precision(0, "vae_decoder", b.decoding_flags[DECODE].cpu())
                 decode_frames(self.plan)
-            return b.frames.cpu().clone()  # on a processor the buffer itself, which the next round overwrites
+            return b.frames.to("cpu", copy=True)  # the next round overwrites the buffer
 
     def rounds(self, on_step: OnStep = lambda: None) -> Iterator[Round]:
         """Yield the N rounds of the loaded batch.

@@ -17,7 +17,7 @@ import numpy as np
 from pie_engine.config.checks import integer, one_of
 from pie_engine.errors import ConfigError, PieError
 from pie_engine.metrics.network import Network
-from pie_engine.metrics.picture import PictureSpec, check_texts, read_declaration
+from pie_engine.metrics.picture import PictureSpec, check_texts, distinct, read_declaration
 
 ACTIVATIONS = ("none", "sigmoid", "softmax")
 _OWN_KEYS = ("file", "name", "classes", "output", "tensor", "activation", "notes")
@@ -95,13 +95,7 @@ def read_classifiers(paths: Sequence[str | Path]) -> list[Classifier]:
     Raises:
         ConfigError: two have the same name; and see `Classifier`.
     """
-    found: dict[str, Classifier] = {}
-    for path in paths:
-        one = Classifier(path)
-        if one.name in found:
-            raise ConfigError(f'two classifiers are named {one.name!r}; give one another "name" in its JSON file')
-        found[one.name] = one
-    return list(found.values())
+    return distinct([Classifier(path) for path in paths], "classifiers")
 
 
 def _parse(values: dict[str, Any], default: str) -> tuple[str, int, str]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pie_engine.errors import CheckpointError, ConfigError, PieError
+from pie_engine.errors import CheckpointError, PieError
 from pie_engine.metrics.network import Network
-from pie_engine.metrics.picture import PictureSpec, check_texts, read_declaration
+from pie_engine.metrics.picture import PictureSpec, check_texts, distinct, read_declaration
 
 _OWN_KEYS = ("file", "name", "tensor", "notes")
 
@@ -68,10 +68,4 @@ def read_distances(paths: Sequence[str | Path]) -> list[PictureDistance]:
     Raises:
         ConfigError: two have the same name; and see `PictureDistance`.
     """
-    found: dict[str, PictureDistance] = {}
-    for path in paths:
-        one = PictureDistance(path)
-        if one.name in found:
-            raise ConfigError(f'two distances are named {one.name!r}; give one another "name" in its JSON file')
-        found[one.name] = one
-    return list(found.values())
+    return distinct([PictureDistance(path) for path in paths], "distances")

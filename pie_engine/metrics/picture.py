@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -143,3 +143,26 @@ def _numbers(name: str, value: Any, count: int, remedy: str) -> tuple[float, ...
     for one in own:
         number(name, one, -1e9, 1e9, remedy)
     return tuple(float(one) for one in own)
+
+
+class Named(Protocol):
+    """What a table has a column of."""
+
+    name: str
+
+
+_Named = TypeVar("_Named", bound=Named)
+
+
+def distinct(ones: list[_Named], kind: str) -> list[_Named]:
+    """The same list, if all names differ; `kind` is what they are to the user.
+
+    Raises:
+        ConfigError: two have the same name.
+    """
+    seen: set[str] = set()
+    for one in ones:
+        if one.name in seen:
+            raise ConfigError(f'two {kind} are named {one.name!r}; give one another "name" in its JSON file')
+        seen.add(one.name)
+    return ones

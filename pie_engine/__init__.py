@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pie_engine.config import BuildConfig, OutputConfig, RunConfig, RuntimeConfig
+    from pie_engine.config import BuildConfig, OutputConfig, RoundSchedule, RunConfig, RuntimeConfig, Stretch
     from pie_engine.engine import PieEngine
     from pie_engine.errors import PieError
     from pie_engine.imaging import Box, Ellipse, Polygon, Reading, Region
@@ -34,14 +34,18 @@ __all__ = [
     "Reading",
     "Region",
     "Result",
+    "RoundSchedule",
     "RunConfig",
     "RuntimeConfig",
+    "Stretch",
     "__version__",
 ]
 
 _HOME = {
     "BuildConfig": "config",
     "OutputConfig": "config",
+    "RoundSchedule": "config",
+    "Stretch": "config",
     "RunConfig": "config",
     "RuntimeConfig": "config",
     "Item": "items",

@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pie_engine.config import RunConfig, RuntimeConfig, check_resolution
+from pie_engine.config import RunConfig, RuntimeConfig, check_interpolation, check_resolution
 from pie_engine.errors import BackendError
-from pie_engine.items import Item, PreparedItem, check_text, composite, prepare_item, split_group
+from pie_engine.interpolation import decode_between
+from pie_engine.items import Item, PreparedItem, check_text, composite, prepare_item, sizes_for, split_group
 from pie_engine.loading import Source, open_backend
 from pie_engine.metrics import measure_change
 from pie_engine.outputs import Result
-from pie_engine.outputs.provenance import describe_run
+from pie_engine.outputs.provenance import describe_computation, describe_run, describe_simulated
 from pie_engine.runtime.memory import explain, release
 
 if TYPE_CHECKING:
     from pie_engine.backends import Backend
     from pie_engine.checkpoint import LoraSpec
-    from pie_engine.loop import Loop
+    from pie_engine.loop import Loop, Method
     from pie_engine.plan import Batch
     from pie_engine.runtime.timeline import Timeline
 
@@ -109,19 +110,34 @@ class PieEngine:
         )
         return cls(opened.backend, source=opened.provenance, chosen=opened.why, runtime=runtime)
 
-    def run(self, item: Item, config: RunConfig | None = None, *, on_progress: OnProgress | None = None) -> Result:
+    def run(
+        self,
+        item: Item,
+        config: RunConfig | None = None,
+        *,
+        on_progress: OnProgress | None = None,
+        interpolate: int = 0,
+    ) -> Result:
         """Simulate one progression; see `run_batch`."""
-        return self.run_batch([item], config, on_progress=on_progress)[0]
+        return self.run_batch([item], config, on_progress=on_progress, interpolate=interpolate)[0]
 
     def run_batch(
-        self, items: Sequence[Item], config: RunConfig | None = None, *, on_progress: OnProgress | None = None
+        self,
+        items: Sequence[Item],
+        config: RunConfig | None = None,
+        *,
+        on_progress: OnProgress | None = None,
+        method: Method | None = None,
+        interpolate: int = 0,
     ) -> list[Result]:
         """Simulate the progression of several items at once. Each result is the item's own, up to rounding.
 
         Args:
-            items: with and without masks; the two kinds run one after the other.
+            items: those without a mask, and of other numbers of findings, run after one another.
             config: settings for all of them.
             on_progress: called with (evaluations done, in all) after each U-Net evaluation.
+            method: what gives the frames instead of PIE's rounds (`pie_engine.baselines.simulate`).
+            interpolate: pictures between two frames for a smooth animation (`Result.between`), 0 to 14.
 
         Returns:
             One result per item, in order.
@@ -138,10 +154,16 @@ class PieEngine:
         check_resolution(config.resolution or 0, self.backend.model.resolution_multiple)
         sizes = self.backend.batch_sizes(config.resolution or 0)
         check_text("negative-prompt", config.negative_prompt)
+        check_interpolation(interpolate)
         prepared = [prepare_item(item, config, self.backend.model.vae_scale) for item in items]
-        masked = [i for i, p in enumerate(prepared) if p.mask is not None]
-        bare = [i for i, p in enumerate(prepared) if p.mask is None]
-        groups = [part for group in (masked, bare) for part in split_group(group, sizes)]
+        alike: dict[tuple[bool, int], list[int]] = {}
+        for i, p in enumerate(prepared):
+            alike.setdefault((p.mask is None, len(p.prompts)), []).append(i)
+        groups = [
+            part
+            for (_, findings), group in sorted(alike.items())
+            for part in split_group(group, sizes_for(sizes, findings, config))
+        ]
         results: dict[int, Result] = {}
         with torch.inference_mode():
             for number, group in enumerate(groups):
@@ -151,11 +173,13 @@ class PieEngine:
                         on_progress(number * total + step, len(groups) * total)
 
                 with self._explaining_memory(len(group), config):
-                    own = self._run_group([prepared[i] for i in group], config, report)
+                    own = self._run_group([prepared[i] for i in group], config, report, method, interpolate)
                 results.update(zip(group, own, strict=True))
         return [results[i] for i in range(len(items))]
 
-    def _run_group(self, prepared: list[PreparedItem], config: RunConfig, report: OnProgress) -> list[Result]:
+    def _run_group(
+        self, prepared: list[PreparedItem], config: RunConfig, report: OnProgress, method: Method | None, between: int
+    ) -> list[Result]:
         import torch
 
         from pie_engine.plan import Batch
@@ -164,12 +188,14 @@ class PieEngine:
         inputs = np.stack([np.asarray(p.image) for p in prepared])  # [B, H, W, 3]
         masks = [torch.from_numpy(p.mask.latent) for p in prepared if p.mask is not None]
         inside = [torch.from_numpy(p.mask.inside) for p in prepared if p.mask is not None and p.mask.inside is not None]
+        shares = [torch.from_numpy(p.mask.shares) for p in prepared if p.mask is not None and p.mask.shares is not None]
         batch = Batch(
             pixels=torch.from_numpy(inputs.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2).contiguous(),
             mask=torch.stack(masks) if masks else None,
-            prompts=[p.item.prompt for p in prepared],
+            prompts=[prompt for finding in zip(*(p.prompts for p in prepared), strict=True) for prompt in finding],
             item_ids=[p.item.item_id for p in prepared],
             inside=torch.stack(inside) if inside else None,
+            shares=torch.stack(shares, dim=1) if shares else None,
         )
         loop = self._take_loop(batch, config)
         loop.load(batch, config)
@@ -177,7 +203,8 @@ class PieEngine:
         # Leakage outside a mask is measured against it; without a mask nothing is outside.
         decoded_original = loop.decode_original().numpy() if masks else [None] * len(prepared)
         seconds: dict[str, Any] = {"prepare": round(time.monotonic() - start, 4), "rounds": []}
-        step, total = 0, loop.plan.evaluations * config.steps
+        step = 0
+        total = loop.plan.total_evaluations if method is None else method.evaluations(loop.plan, config)
 
         def on_step() -> None:
             nonlocal step
@@ -186,35 +213,34 @@ class PieEngine:
 
         latents, decoded = [], []
         last = time.monotonic()
-        for result in loop.rounds(on_step):
+        for result in loop.rounds(on_step) if method is None else method.rounds(loop, batch, config, on_step):
             latents.append(result.latents.numpy())
             decoded.append(result.frames.numpy())
             seconds["rounds"].append(round(time.monotonic() - last, 4))
             last = time.monotonic()
+        decoded += decode_between(loop, original, latents, between)
         self._keep_loop(loop, config)
-        shared = self._describe(loop, len(prepared), config) | {"seconds": seconds}
+        shared = describe_computation(loop, self.runtime, source=self._source, chosen=self.chosen, evaluations=total)
+        shared["seconds"] = seconds
         results = []
         for i, item in enumerate(prepared):
             own = np.stack([frames[i] for frames in decoded])
             own_latents = np.stack([z[i] for z in latents])
             edited = composite(own, inputs[i], item.mask, item.inside) if config.composite else own
+            own, edited, moving = own[: config.steps], edited[: config.steps], edited[config.steps :]
             frames = np.concatenate([inputs[i : i + 1], edited])
             latent_mask, pixels = (None, None) if item.mask is None else (item.mask.latent, item.mask.pixels)
             change = measure_change(own_latents, original[i], own, decoded_original[i], frames, latent_mask, pixels)
-            simulated = {
-                "prompt": item.item.prompt,
-                "prompt_cut_off": self.backend.model.cut_off(item.item.prompt) or None,
-                "roi_share": None if pixels is None else float(pixels.mean()),
-            }
             provenance = {
                 **describe_run(config),
                 "item_id": item.item.item_id,
                 "input": item.facts,
-                "simulated": simulated,
+                "simulated": describe_simulated(item, config, self.backend.model),
                 **shared,
                 "change": change.to_dict(),
             }
-            origin = (item.source, item.roi)
+            smooth = moving.reshape(config.steps, between, *frames.shape[1:]) if between else None
+            origin = (item.source, item.roi, smooth)
             results.append(Result(frames, own_latents, original[i], pixels, change, config, provenance, *origin))
         return results
 
@@ -226,10 +252,11 @@ class PieEngine:
 
         model, (height, width) = self.backend.model, batch.pixels.shape[2:]
         shape = Shape(
-            batch=len(batch.prompts),
+            batch=len(batch.item_ids),
             latent=(model.latent_channels, height // model.vae_scale, width // model.vae_scale),
             scale=model.vae_scale,
             mask_channels=None if batch.mask is None else batch.mask.shape[1],
+            findings=len(batch.prompts) // len(batch.item_ids),
         )
         self._drop_stale_loops()
         # Taken out while it runs: one that is stopped by an error is not used again.
@@ -251,35 +278,6 @@ class PieEngine:
         if self._bound_precisions != self.backend.precisions:
             self._loops.clear()
             self._bound_precisions = dict(self.backend.precisions)
-
-    def _describe(self, loop: Loop, batch: int, config: RunConfig) -> dict[str, Any]:
-        """The part of a provenance that the items of a batch share."""
-        schedule = loop.plan.sampler.schedule
-        return {
-            "schedule": {
-                "class": schedule.name,
-                "timesteps": schedule.timesteps.tolist(),
-                "unet_evaluations": loop.plan.evaluations * config.steps,
-            },
-            "model": {"hashes": self.backend.model.hashes, "source": self._source},
-            "backend": {
-                "name": self.backend.name,
-                "chosen": self.chosen,
-                "precision": self.backend.precisions["unet"],
-                "precisions": dict(self.backend.precisions),
-                "device": str(self.backend.device),
-                "batch": batch,
-            },
-            "runtime": {
-                "fused_step": self._kernels.name,
-                "fused_step_note": self._kernels.note or None,
-                "cuda_graph": loop.captured,
-                "cuda_graph_note": loop.note or None,
-                "overlap": loop.overlapping,
-                "compile": self.runtime.compile,
-            },
-            "reruns": list(loop.reruns),
-        }
 
     @contextlib.contextmanager
     def _explaining_memory(self, batch: int, config: RunConfig) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,13 +42,14 @@ class Item:
         image: path (PNG, JPEG, TIFF, DICOM, NIfTI), PIL image, or array [H, W] or [H, W, 3] of uint8 or uint16.
         prompt: the clinical report or finding that the progression moves towards.
         mask: region of interest, white = may change, in the image's geometry: path (PNG, JPEG, TIFF, NIfTI, DICOM,
-            DICOM SEG), PIL image, array, `Box`, `Ellipse`, `Polygon`; a `Region`, which may have its own beta and
-            label; or a list of them.
+            DICOM SEG), PIL image, array, `Box`, `Ellipse`, `Polygon`; a `Region`, which may have its own beta, label
+            and prompt; or a list of them. Regions with prompts of their own are findings beside the item's.
         item_id: names the item in its noise's seed, so that a result does not depend on its place in a batch.
         reading: which frame, slice and window of the image's file.
         keep: what must never change, as for `mask`; it is cut out of the mask.
         dilate: pixels of the source image by which the mask grows, before `keep` is cut out; negative ones shrink it.
         components: how many connected parts the mask has at most; None leaves it open.
+        shift: (dx, dy), pixels of the source image by which the mask moves right and down, before it grows.
     """
 
     image: str | Path | Image | np.ndarray
@@ -59,6 +60,7 @@ class Item:
     keep: Regions = None
     dilate: int = 0
     components: int | None = None
+    shift: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,11 @@ class PreparedItem:
     mask: Mask | None
     facts: dict[str, Any]
     inside: tuple[int, int, int, int] | None = None
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """One for each finding; see `findings_of`."""
+        return findings_of(self.item)
 
     @property
     def source(self) -> ImageSource:
@@ -115,6 +122,12 @@ def prepare_item(item: Item, config: RunConfig, scale: int) -> PreparedItem:
     return PreparedItem(item, fit(image, resolution, config.fit), mask, facts, inside)
 
 
+def findings_of(item: Item) -> tuple[str, ...]:
+    """The prompts that an item progresses towards, each in regions of its own, in the order of these; one at least."""
+    prompts = (item.prompt if region.prompt is None else region.prompt for region in as_regions(item.mask))
+    return tuple(dict.fromkeys(prompts)) or (item.prompt,)
+
+
 def check_item(item: Item, config: RunConfig) -> None:
     """Refuse what `prepare_item` would refuse, as far as it can be known before a model is loaded."""
     _read(item, config)
@@ -131,9 +144,14 @@ def _read(item: Item, config: RunConfig) -> tuple[Image, Roi | Image | None, dic
     check_text("item-id", item.item_id)
     image, facts = read_image(item.image, reading=item.reading)
     regions, keep = as_regions(item.mask), as_regions(item.keep)
+    if any(region.prompt is not None for region in regions):
+        _check_findings(item, regions, config)
+        regions = tuple(replace(one, prompt=item.prompt if one.prompt is None else one.prompt) for one in regions)
     facts = {"image_sha256": content_hash(item.image), "mask_sha256": None} | facts
     if not regions:
-        for name, given in (("keep", keep), ("dilate", item.dilate), ("mask-components", item.components)):
+        for name, given in (
+            ("keep", keep), ("dilate", item.dilate), ("shift", any(item.shift)), ("mask-components", item.components),
+        ):  # fmt: skip
             if given:
                 width, height = image.size
                 raise ConfigError(
@@ -148,11 +166,25 @@ def _read(item: Item, config: RunConfig) -> tuple[Image, Roi | Image | None, dic
         drawn, said = read_mask(regions[0], grid)
         facts["roi"] = {"regions": [said]}
     else:
-        drawn = read_roi(grid, regions, keep=keep, dilate=item.dilate, components=item.components)
+        drawn = read_roi(grid, regions, keep=keep, dilate=item.dilate, shift=item.shift, components=item.components)
         facts["roi"] = drawn.facts
     if len(regions) == 1:
         facts["mask_sha256"] = facts["roi"]["regions"][0].get("sha256")
     return image, drawn, facts
+
+
+def _check_findings(item: Item, regions: tuple[Region, ...], config: RunConfig) -> None:
+    """Raises InputError: a prompt is no text; ConfigError: one that is given would be read nowhere."""
+    for region in regions:
+        if region.prompt is not None:
+            check_text("finding", region.prompt)
+    findings = findings_of(item)
+    if item.prompt and item.prompt not in findings:
+        raise ConfigError(f"prompt {item.prompt!r} is read in no region, for each has its own finding; leave it empty")
+    if len(findings) > 1 and any(own.prompt is not None for own in config.rounds):
+        raise ConfigError(
+            f"the schedule's prompts would take the place of {len(findings)} findings; leave them out of the schedule"
+        )
 
 
 def _check_official(item: Item, regions: tuple[Region, ...], keep: tuple[Region, ...]) -> None:
@@ -160,8 +192,10 @@ def _check_official(item: Item, regions: tuple[Region, ...], keep: tuple[Region,
     for name, given in (
         (f"a mask of {len(regions)} regions", len(regions) > 1),
         ("a region with its own beta", any(region.beta is not None for region in regions)),
+        ("a finding with its own region", any(region.prompt is not None for region in regions)),
         ("keep", keep),
         ("dilate", item.dilate),
+        ("shift", any(item.shift)),
         ("mask-components", item.components),
     ):
         if given:
@@ -197,6 +231,29 @@ def check_text(name: str, text: object) -> None:
         text.encode()
     except UnicodeEncodeError:  # bytes of another encoding on the command line
         raise InputError(f"{name} {text!a} is not UTF-8; pass it in that encoding") from None
+
+
+def sizes_for(sizes: tuple[int, ...] | None, findings: int, config: RunConfig) -> tuple[int, ...] | None:
+    """The numbers of items that can run at once with so many findings each.
+
+    Args:
+        sizes: those with one finding, as `Backend.batch_sizes` has them; their U-Nets take each and twice each.
+
+    Raises:
+        ConfigError: none of them can.
+    """
+    if sizes is None or findings == 1:
+        return sizes
+    taken = {count for size in sizes for count in (size, 2 * size)}
+    each = sorted({findings + own.kind.guided for own in config.rounds})
+    fitting = tuple(size for size in sizes if taken.issuperset(size * count for count in each))
+    if not fitting:
+        build = ",".join(map(str, sorted({1, *(count // 2 if count % 2 == 0 else count for count in each)})))
+        raise ConfigError(
+            f"{findings} findings ask the U-Net about {' and '.join(map(str, each))} latents at once, and the engines "
+            f"take {', '.join(map(str, sorted(taken)))}; build them with --batch {build}, or pass --backend onnxruntime"
+        )
+    return fitting
 
 
 def split_group(group: list[int], sizes: tuple[int, ...] | None) -> list[list[int]]:

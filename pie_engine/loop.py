@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pie_engine.config import COMPONENTS
 from pie_engine.errors import BackendError
 from pie_engine.plan import Batch, Plan
 from pie_engine.progression import Noises, OnStep, decode_frames, encode_frames, engine_round, official_round
-from pie_engine.runtime.buffers import DECODE, STAGE_COMPONENT
+from pie_engine.runtime.buffers import DECODE, STAGE_COMPONENT, Slot
 from pie_engine.runtime.capture import Stage
 from pie_engine.runtime.timeline import CudaTimeline, Timeline
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pie_engine.backends import Backend
-    from pie_engine.config import RunConfig, RuntimeConfig
+    from pie_engine.config import Kind, RunConfig, RuntimeConfig
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,18 @@ class Round:
     frames: Tensor
 
 
+class Method(Protocol):
+    """What gives the frames after the input instead of PIE's rounds, over a loop that a batch is loaded into."""
+
+    def evaluations(self, plan: Plan, config: RunConfig) -> int:
+        """U-Net calls of one batch."""
+        ...
+
+    def rounds(self, loop: Loop, batch: Batch, config: RunConfig, on_step: OnStep) -> Iterator[Round]:
+        """The N frames, in order; `on_step` is called after each U-Net evaluation."""
+        ...
+
+
 @dataclass
 class _Progress:
     """Whom to tell of an evaluation. Apart from the loop, so that the stages do not refer back to it: a loop that is
@@ -42,16 +54,6 @@ class _Progress:
 
     def tell(self) -> None:
         self.on_step()
-
-
-@dataclass
-class _Slot:
-    """Host memory that one round's results arrive in."""
-
-    latents: Tensor
-    frames: Tensor
-    flags: Tensor
-    wait: Callable[[], None] = field(default=lambda: None)
 
 
 class Loop:
@@ -72,8 +74,9 @@ class Loop:
         self._timeline = timeline
         # A round of the published code starts from the frame before: nothing to begin early.
         self._lag = 0 if plan.official else self._timeline.lag
-        self._slots = [self._make_slot() for _ in range(self._lag + 1)]
+        self._slots = [Slot.allocate(plan.buffers) for _ in range(self._lag + 1)]
         self._progress = _Progress()
+        self._rounds_by_kind: dict[Kind, Stage] = {}
         self._batch: Batch | None = None
         self._entered = 0
         for component in COMPONENTS:
@@ -102,6 +105,33 @@ class Loop:
                 decode_frames(self.plan)
             return b.frames.to("cpu", copy=True)  # the next round overwrites the buffer
 
+    def compute(self, number: int, steps: Callable[[], None]) -> Round:
+        """Run `steps`, which leaves a latent in the plan's x, and decode it: neither captured nor overlapped.
+
+        For what is no round of PIE (`Method`). While values are not finite all of it runs again in higher precision, so
+        `steps` must start from what it does not overwrite, and take `plan.sampler` anew.
+
+        Args:
+            number: of the frame, for messages; 0 is the preparation.
+
+        Raises:
+            BackendError: values are not finite in the highest precision either.
+        """
+        b = self.plan.buffers
+        while True:
+            with self._timeline.main():
+                steps()
+                b.decoding.copy_(b.x)
+                b.decoding_flags[:DECODE].copy_(b.flags[:DECODE])
+                decode_frames(self.plan)
+            self._timeline.synchronize()
+            flags = b.decoding_flags.cpu()
+            if not flags.any():
+                return Round(b.x.to("cpu", copy=True), b.frames.to("cpu", copy=True))
+            stage = int(flags.any(1).nonzero()[0])
+            with self._timeline.main():
+                self._raise_precision(number, STAGE_COMPONENT[stage], flags[stage])
+
     def rounds(self, on_step: OnStep = lambda: None) -> Iterator[Round]:
         """Yield the N rounds of the loaded batch.
 
@@ -128,6 +158,7 @@ class Loop:
         while begun < self._config.steps or waiting:
             if begun < self._config.steps and len(waiting) <= self._lag:
                 with self._timeline.main():
+                    self.plan.enter(begun)
                     noises.fill(begun)
                     self._begin(begun)
                 waiting.append(begun)
@@ -147,15 +178,15 @@ class Loop:
                 begun = index
                 continue
             if self._timeline.asynchronous:  # told when it has happened, not when it was launched
-                for _ in range(self.plan.evaluations):
+                for _ in range(self.plan.evaluations_of(index)):
                     on_step()
             last = slot.latents.clone()
             yield Round(last, slot.frames.clone())
 
     @property
     def captured(self) -> bool:
-        """Whether rounds are replayed from a CUDA graph."""
-        return self._round.captured
+        """Whether rounds are replayed from a CUDA graph, or those of one kind at least."""
+        return any(stage.captured for stage in self._rounds_by_kind.values())
 
     @property
     def overlapping(self) -> bool:
@@ -165,11 +196,12 @@ class Loop:
     @property
     def note(self) -> str:
         """What is not captured and why, or an empty string."""
-        stages = [self._round, self._decode, *([self._encode] if self.plan.official else [])]
+        rounds = list(self._rounds_by_kind.values())
+        stages = [*rounds, self._decode, *([self._encode] if self.plan.official else [])]
         reasons = {stage.reason: stage.name for stage in reversed(stages) if stage.reason}
-        if len(reasons) == 1 and not self._round.captured and self._round.reason:
-            return self._round.reason
-        if not reasons and not self._round.captured:
+        if len(reasons) == 1 and not self.captured and rounds and rounds[0].reason:
+            return rounds[0].reason
+        if not reasons and not self.captured:
             return "the first round is the warm-up; there was no second one to capture"
         return "; ".join(f"{name}: {reason}" for reason, name in reasons.items())
 
@@ -184,7 +216,7 @@ class Loop:
                 self._encode()
         self._entered = index
         slot = self._slots[index % len(self._slots)]
-        self._round()
+        self._round_of(self.plan.kind)()
 
         def hand_over() -> None:
             b.decoding.copy_(b.x)
@@ -199,27 +231,29 @@ class Loop:
             slot.wait = self._timeline.mark()
 
     def _make_stage(self, component: str) -> None:
-        """The stage that a component belongs to, not captured yet: again when the component changed."""
-        plan, progress = self.plan, self._progress
+        """The stages that a component belongs to, not captured yet: again when the component changed."""
+        plan = self.plan
         capture = self._timeline.capture(decoding=component == "vae_decoder")
         if not isinstance(capture, str) and not self._runtime.cuda_graph:
             capture = "switched off"
         if component == "unet":
-            own_round = official_round if plan.official else engine_round
-            self._round = Stage("the round", lambda: own_round(plan, progress.tell), capture)
+            self._rounds_by_kind.clear()
+            self._round_capture = capture  # one for all kinds: they run after one another and share a memory pool
+            self._round_of(plan.kind)
         elif component == "vae_decoder":
             self._decode = Stage("decoding", lambda: decode_frames(plan), capture)
         elif component == "vae_encoder":
             self._encode = Stage("encoding", lambda: encode_frames(plan), capture)
 
-    def _make_slot(self) -> _Slot:
-        import torch
-
-        b, pin = self.plan.buffers, self.plan.backend.device.type == "cuda"
-        latents, frames, flags = (
-            torch.empty(t.shape, dtype=t.dtype, pin_memory=pin) for t in (b.x, b.frames, b.decoding_flags)
-        )
-        return _Slot(latents, frames, flags)
+    def _round_of(self, kind: Kind) -> Stage:
+        """The stage of a kind of round: the plan has to have entered one when it runs."""
+        stage = self._rounds_by_kind.get(kind)
+        if stage is None:
+            plan, progress = self.plan, self._progress
+            own_round = official_round if plan.official else engine_round
+            stage = Stage("the round", lambda: own_round(plan, progress.tell), self._round_capture)
+            self._rounds_by_kind[kind] = stage
+        return stage
 
     def _checked(self, component: str, compute: Callable[[], Tensor]) -> Tensor:
         """The output of a component, computed again in higher precision while it is not finite."""

@@ -55,7 +55,15 @@ class ModelInfo:
 
     def cut_off(self, prompt: str) -> str:
         """The end of `prompt` that does not fit `max_tokens`, or an empty string."""
-        ids = self.tokenizer(prompt, truncation=False, verbose=False).input_ids
-        if len(ids) <= self.max_tokens:
-            return ""
-        return self.tokenizer.decode(ids[self.max_tokens - 1 : -1], skip_special_tokens=True).strip()
+        return read_length(self.tokenizer, prompt, self.max_tokens)[1]
+
+
+def read_length(tokenizer: Any, text: str, limit: int) -> tuple[int, str]:
+    """Tokens that `text` needs, begin and end included, and the end of it that `limit` cuts off: empty if it fits.
+
+    Args:
+        tokenizer: a `transformers.CLIPTokenizer`.
+    """
+    ids = tokenizer(text, truncation=False, verbose=False).input_ids
+    cut = tokenizer.decode(ids[limit - 1 : -1], skip_special_tokens=True).strip() if len(ids) > limit else ""
+    return len(ids), cut

@@ -8,7 +8,8 @@ what a user of diffusers would run. Notation: z0 = latent of the original, z = l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,13 +81,16 @@ def progress_engine(
     config: RunConfig,
     item_id: str = "0",
     inside: np.ndarray | None = None,
+    findings: Sequence[tuple[str, np.ndarray]] = (),
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
     """The engine's own semantics: latents carried from round to round, posterior means, one noise per item.
 
-    Arguments and yields as for `progress_official`; the mask is [1, h, w] and frames are not composited.
+    Arguments and yields as for `progress_official`; the mask is [1, h, w] and frames are not composited. A schedule's
+    rounds run with their own prompt, strength and guidance.
 
     Args:
         inside: [1, h, w] float32, each pixel's beta averaged over the ROI, where its regions have their own, or None.
+        findings: several prompts instead of the one, each with its share of a latent, [1, h, w] float32, 1 in all.
     """
     import torch
 
@@ -95,22 +99,35 @@ def progress_engine(
     m = None if mask is None else torch.from_numpy(mask)[None].to(model)
     own = None if inside is None else torch.from_numpy(inside)[None].to(model)
     with torch.inference_mode():
-        context = encode_prompts(checkpoint, prompt, config)
+        settings = {
+            each: replace(config, strength=each.strength, guidance_scale=each.guidance_scale, schedule=None)
+            for each in config.rounds
+        }
+        contexts = {
+            each: encode_prompts(checkpoint, prompt if each.prompt is None else each.prompt, now)
+            for each, now in settings.items()
+        }
+        shares = None
+        if findings:
+            shares = torch.from_numpy(np.stack([share for _, share in findings])).to(model)
+            own_prompts = encode_text(checkpoint, [text for text, _ in findings])
+            contexts = {each: torch.cat([contexts[each][:-1], own_prompts]) for each in contexts}
         empty = encode_text(checkpoint, [""])
         z0 = vae.encode(to_pixels(image).to(model)).latent_dist.mean * scaling
         z = z0
-        for round_index in range(config.steps):
+        for round_index, each in enumerate(config.rounds):
+            now = settings[each]
             scheduler = make_scheduler(checkpoint.scheduler_config, config.scheduler or "ddim")
             if m is not None:
                 disable_corrector(scheduler, config.num_inference_steps)
-            timesteps = prepare_scheduler(scheduler, config.num_inference_steps, config.denoising_steps)
+            timesteps = prepare_scheduler(scheduler, config.num_inference_steps, now.denoising_steps)
             if config.inversion == "ddim":
                 eps = invert(checkpoint, z, empty, timesteps, config)
             else:
                 number = None if config.noise == "shared" else round_index
                 eps = item_noise(tuple(z.shape[1:]), config.seed, item_id, number)[None].to(model)
             x = scheduler.add_noise(z, eps, timesteps[:1])
-            x = denoise(checkpoint, scheduler, timesteps, x, context, m, z0, eps, config)
+            x = denoise(checkpoint, scheduler, timesteps, x, contexts[each], m, z0, eps, now, shares)
             z = x if m is None else blend(x, z0, m, config, own)
             yield z.float().cpu().clone(), to_uint8(vae.decode(z / scaling).sample)
 
@@ -125,19 +142,23 @@ def denoise(
     z0: Tensor,
     eps: Tensor,
     config: RunConfig,
+    shares: Tensor | None = None,
 ) -> Tensor:
-    """Step 2 of a round: k guided denoising steps, the outside of the ROI replaced before each but the first."""
+    """Step 2 of a round: k guided denoising steps, the outside of the ROI replaced before each but the first.
+
+    With several findings c is sum_j w_j c_j, w = `shares` [J, 1, h, w]: the model is asked about each, and each answer
+    holds in its own regions (composable diffusion, arXiv 2206.01714, with weights that vary over the image).
+    """
     import torch
 
     for i, t in enumerate(timesteps):
         if m is not None and i > 0:
             x = m * x + (1 - m) * _renoise(scheduler, z0, eps, timesteps, i)
         sample = scheduler.scale_model_input(x, t)
+        predicted = checkpoint.unet(torch.cat([sample] * len(context)), t, encoder_hidden_states=context).sample
+        e = predicted[-1:] if shares is None else (shares * predicted[-len(shares) :]).sum(0, keepdim=True)
         if config.guided:
-            u, c = checkpoint.unet(torch.cat([sample, sample]), t, encoder_hidden_states=context).sample.chunk(2)
-            e = u + config.guidance_scale * (c - u)
-        else:
-            e = checkpoint.unet(sample, t, encoder_hidden_states=context).sample
+            e = predicted[:1] + config.guidance_scale * (e - predicted[:1])
         x = scheduler.step(e, t, x).prev_sample
     return x
 

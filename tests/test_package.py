@@ -89,5 +89,6 @@ def test_wheel_holds_everything_and_no_foreign_top_level(tmp_path: Path) -> None
     assert wheel.name.endswith("-py3-none-any.whl") != has_toolchain()
     for data in ("page.py", "template.html", "style.css", "script.js"):
         assert f"pie_engine/outputs/report/{data}" in names
-    for data in ("checkpoint/unet/diffusion_pytorch_model.safetensors", "severity.onnx", "demo.json"):
+    weights = ("checkpoint/unet/diffusion_pytorch_model.safetensors", "clip/model.safetensors")
+    for data in (*weights, "severity.onnx", "demo.json"):
         assert f"pie_engine/demo/{data}" in names

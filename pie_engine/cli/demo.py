@@ -15,50 +15,97 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "demo",
         help="simulate a progression on the embedded demo checkpoint",
         description="Build engines from the embedded checkpoint and simulate an enlarging heart in a procedural chest "
-        "phantom that was held out of its training. Two minutes or less on two cores.",
+        "phantom that was held out of its training. Two minutes or less on two cores. With --regress, the way back: "
+        "from an enlarged heart towards a healthy one. With --phantoms, write such phantoms as files and run nothing.",
         allow_abbrev=False,
     )
-    parser.add_argument("--output", type=Path, default=Path("demo-output"), metavar="DIR", help="folder (demo-output)")
-    parser.add_argument("--patient", type=int, default=0, metavar="N", help="which held-out phantom, 0 to 999 (0)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder (demo-output, demo-regression or phantoms)")
+    parser.add_argument("--patient", type=int, metavar="N", help="which held-out phantom, 0 to 999 (0)")
     parser.add_argument("--steps", type=int, help="rounds (10)")
-    parser.add_argument("--backend", choices=("onnxruntime", "torch"), default="onnxruntime", help="(onnxruntime)")
+    parser.add_argument("--backend", choices=("onnxruntime", "torch"), help="(onnxruntime)")
+    parser.add_argument("--regress", action="store_true", help="from an enlarged heart towards the healthy prompt")
+    parser.add_argument(
+        "--phantoms", type=int, metavar="N",
+        help="write the first N held-out phantoms (images, masks, patients.csv) into DIR instead, and run nothing",
+    )  # fmt: skip
+    parser.add_argument("--enlarged", action="store_true", help="--phantoms: the same anatomies with enlarged hearts")
+    parser.add_argument(
+        "--findings", action="store_true", help="--phantoms: a line for each finding that the checkpoint knows"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     return parser
 
 
 def main(arguments: argparse.Namespace) -> int:
+    from pie_engine.errors import ConfigError
+
+    if arguments.phantoms is not None:
+        for option in ("patient", "steps", "backend", "regress"):
+            value = getattr(arguments, option)
+            if value is not None and value is not False:  # 0 is a patient
+                raise ConfigError(f"--{option} belongs to a run, and --phantoms runs nothing; leave one of them out")
+        return _write_phantoms(arguments)
+    for option in ("enlarged", "findings"):
+        if getattr(arguments, option):
+            raise ConfigError(f"--{option} belongs to phantoms that are written as files; pass --phantoms 20 too")
+    return _simulate(arguments)
+
+
+def _write_phantoms(arguments: argparse.Namespace) -> int:
+    from pie_engine.demo.phantom_files import write_phantoms
+
+    written = write_phantoms(
+        arguments.output or Path("phantoms"), arguments.phantoms,
+        enlarged=arguments.enlarged, each_finding=arguments.findings,
+    )  # fmt: skip
+    if arguments.json:
+        sys.stdout.write(json.dumps(written) + "\n")
+    else:
+        sys.stdout.write(
+            f"{written['patients']}: {arguments.phantoms} held-out phantoms, in {written['truth']} their "
+            "true cardiothoracic ratios\n"
+        )
+    return 0
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
     from pie_engine.cli.progress import Progress, say
     from pie_engine.demo.assets import CHECKPOINT, load_defaults
     from pie_engine.errors import ConfigError
     from pie_engine.files import check_folder
 
-    if not 0 <= arguments.patient <= 999:
-        raise ConfigError(f"patient {arguments.patient} is outside [0, 999]; pass --patient 0")
+    patient, output = arguments.patient or 0, arguments.output
+    if output is None:
+        output = Path("demo-regression" if arguments.regress else "demo-output")
+    if not 0 <= patient <= 999:
+        raise ConfigError(f"patient {patient} is outside [0, 999]; pass --patient 0")
     steps = load_defaults().steps if arguments.steps is None else arguments.steps
     if not 1 <= steps <= 1000:
         raise ConfigError(f"steps {steps} is outside [1, 1000]; pass --steps 10")
-    check_folder(arguments.output, replaceable="provenance.json")
+    check_folder(output, replaceable="provenance.json")
 
     if not arguments.quiet:
         say("loading; the first run exports the checkpoint to ONNX, later ones take it from the cache")
     from pie_engine.demo.simulate import simulate
 
     demo = simulate(
-        patient=arguments.patient,
+        patient=patient,
         steps=steps,
-        backend=arguments.backend,
+        backend=arguments.backend or "onnxruntime",
+        regress=arguments.regress,
         on_component=(lambda line: None) if arguments.quiet else (lambda line: say(f"  {line}")),
         on_progress=Progress(steps, quiet=arguments.quiet),
     )
-    written = demo.save(arguments.output)
+    written = demo.save(output)
     if arguments.json:
         facts = {"confidence": demo.confidence, "cardiothoracic_ratio": demo.cardiothoracic_ratio}
         sys.stdout.write(json.dumps({**written, **facts, "change": demo.result.change.to_dict()}) + "\n")
         return 0
     prompt = demo.result.provenance["simulated"]["prompt"]
+    what, which = ("regression", "an enlarged heart") if arguments.regress else ("progression", "a healthy one")
     lines = [
-        f'Simulated progression of a held-out phantom towards "{prompt}"',
+        f'Simulated {what} of a held-out phantom ({which}) towards "{prompt}"',
         "frame   confidence of an enlarged heart   measured cardiothoracic ratio",
     ]
     for index, (confidence, ratio) in enumerate(zip(demo.confidence, demo.cardiothoracic_ratio, strict=True)):

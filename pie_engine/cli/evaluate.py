@@ -14,7 +14,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "eval",
         help="measure what runs have simulated",
         description="Measure runs against their inputs: similarity and change inside and outside the region of "
-        "interest, with --clip CLIP-I, with --classifier confidence. Means over patients with bootstrap intervals.",
+        "interest, with --clip CLIP-I, with --classifier confidence. Means over patients with bootstrap intervals, as "
+        "a table and a plot.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -29,7 +30,13 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--distance", type=Path, action="append", default=[], metavar="JSON",
         help="file that declares a distance of two pictures, such as LPIPS; may be given several times",
     )  # fmt: skip
-    parser.add_argument("--update-reports", action="store_true", help="write the confidence into each run's report too")
+    parser.add_argument(
+        "--reference", type=Path, metavar="DIR",
+        help="folder of real pictures to compare inputs and last frames with: KID and FID over CLIP's features",
+    )  # fmt: skip
+    parser.add_argument(
+        "--update-reports", action="store_true", help="write confidence, CLIP-I and SSIM into each run's report too"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
     parser.add_argument(
         "--output", type=Path, default=Path("pie-evaluation"), metavar="DIR", help="folder (pie-evaluation)"
@@ -43,18 +50,18 @@ def main(arguments: argparse.Namespace) -> int:
     from pie_engine.cli.progress import say
     from pie_engine.errors import ConfigError
     from pie_engine.evaluation import evaluate
+    from pie_engine.evaluation.reference import to_lines
     from pie_engine.evaluation.summary import to_table
 
     if arguments.seed < 0:
         raise ConfigError(f"seed {arguments.seed} is below 0; pass --seed 0")
-    if arguments.update_reports and not arguments.classifier:
-        raise ConfigError("--update-reports has no confidence to write; pass --classifier JSON too")
     summary = evaluate(
         arguments.folders,
         arguments.output,
         clip=arguments.clip,
         classifiers=arguments.classifier,
         distances=arguments.distance,
+        reference=arguments.reference,
         update_reports=arguments.update_reports,
         seed=arguments.seed,
         on_run=(lambda name: None) if arguments.quiet else say,
@@ -62,5 +69,6 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.json:
         sys.stdout.write(json.dumps({"output": str(arguments.output), **summary}) + "\n")
         return 0
-    sys.stdout.write(f"{to_table(summary)}\n{arguments.output}: {' and '.join(summary['files'])}\n")
+    lines = [to_table(summary), *(to_lines(summary["reference"]) if summary["reference"] else [])]
+    sys.stdout.write("\n".join([*lines, f"{arguments.output}: {', '.join(summary['files'])}"]) + "\n")
     return 0

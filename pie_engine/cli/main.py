@@ -17,7 +17,23 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from pie_engine import __version__
-from pie_engine.cli import bench, build, converge, demo, doctor, ensemble, evaluate, inspect, mask, refit, run, view
+from pie_engine.cli import (
+    align,
+    bench,
+    build,
+    compare,
+    converge,
+    demo,
+    doctor,
+    ensemble,
+    evaluate,
+    inspect,
+    mask,
+    refit,
+    run,
+    sweep,
+    view,
+)
 from pie_engine.errors import ConfigError, PieError
 
 # The published script's spellings. Underscores are accepted in every option.
@@ -57,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as interrupt:
-        return _fail("interrupted; nothing was written", 128 + (interrupt.args or (signal.SIGINT,))[0])
+        number, *said = interrupt.args or (signal.SIGINT,)
+        return _fail(said[0] if said else "interrupted; nothing was written", 128 + number)
     except Exception as error:
         if debug:
             raise
@@ -124,7 +141,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pie-engine {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (build, refit, inspect, run, mask, view, evaluate, converge, ensemble, bench, demo, doctor):
+    commands_in_order = (
+        build, refit, inspect, run, mask, view, evaluate, compare, align, converge, ensemble, sweep, bench, demo,
+        doctor,
+    )  # fmt: skip
+    for command in commands_in_order:
         added = command.add_parser(commands)
         added.add_argument("--debug", action="store_true", help="show tracebacks and libraries' warnings")
         added.set_defaults(main=command.main)
@@ -134,7 +155,8 @@ def _parser() -> argparse.ArgumentParser:
 def _canonical(argv: Sequence[str]) -> list[str]:
     """Spell every option the engine's way: hyphens for underscores, then the aliases.
 
-    A negative number is tied to its option by "=": argparse takes -1e-3 and -inf for options of their own.
+    A negative number, or a list that begins with one, is tied to its option by "=": argparse takes -1e-3, -inf and
+    -5,0 for options of their own.
     """
     words: list[str] = []
     for index, word in enumerate(argv):
@@ -166,7 +188,8 @@ def _once() -> Callable[[logging.LogRecord], bool]:
 
 def _is_negative_number(word: str) -> bool:
     try:
-        float(word)
+        for part in word.split(","):
+            float(part)
     except ValueError:
         return False
     return word.startswith("-")

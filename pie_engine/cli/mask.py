@@ -64,7 +64,10 @@ def main(arguments: argparse.Namespace) -> int:
         raise ConfigError("no region is given; pass --mask FILE, --mask-box, --mask-ellipse or --mask-polygon")
     image, facts = read_image(arguments.image, reading=reading)
     grid = Grid.of(arguments.image, image, facts, reading)
-    roi = read_roi(grid, regions, keep=keep or (), dilate=arguments.dilate, components=arguments.mask_components)
+    roi = read_roi(
+        grid, regions, keep=keep or (), dilate=arguments.dilate, shift=arguments.shift,
+        components=arguments.mask_components,
+    )  # fmt: skip
     truth = None if truths is None else read_roi(grid, truths, kind="truth")
     how = config.fit
     assert config.feather is not None

@@ -9,11 +9,15 @@ from pie_engine.config import OutputConfig
 
 
 def add_output_options(group: Any) -> None:
-    """The options of `OutputConfig`."""
+    """The options of `OutputConfig`, and `--interpolate`."""
     group.add_argument(
         "--report", action=argparse.BooleanOptionalAction, default=True, help="report.html, a page to look at (on)"
     )
     group.add_argument("--mp4", action="store_true", help="write progression.mp4 too (needs pie-engine[video])")
+    group.add_argument(
+        "--interpolate", type=int, default=0, metavar="K",
+        help="pictures between two frames in progression.gif and .mp4, decoded from latents between theirs (0)",
+    )  # fmt: skip
     group.add_argument("--mark", action="store_true", help='draw "SIMULATED" into every simulated frame')
     group.add_argument(
         "--native-size", action="store_true",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pie_engine.config import FITS
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
 Words = list[tuple[str, str]]
 
 
-def add_patient_options(group: Any) -> None:
+def add_patient_options(group: Any, *, required: bool = True) -> None:
     """The options of `Item` but for its prompt and id, and how the image becomes a square."""
     group.add_argument(
-        "--image", required=True, metavar="FILE", help="the patient's image: PNG, JPEG, TIFF, DICOM, NIfTI"
+        "--image", required=required, metavar="FILE", help="the patient's image: PNG, JPEG, TIFF, DICOM, NIfTI"
     )
     group.add_argument("--frame", type=int, metavar="N", help="DICOM frame, TIFF page or NIfTI volume, from 1")
     group.add_argument("--slice", type=int, metavar="N", help="NIfTI slice, from 1")
@@ -49,11 +50,24 @@ def add_region_options(group: Any) -> None:
         help="grow the region by this many of the image's pixels, before --keep; negative: shrink it (0)",
     )  # fmt: skip
     group.add_argument(
+        "--shift", type=_pair, default=(0, 0), metavar="DX,DY",
+        help="move the region right and down by this many of the image's pixels, before --dilate (0,0)",
+    )  # fmt: skip
+    group.add_argument(
         "--mask-components", type=int, metavar="N", help="refuse a region of more than N connected parts"
     )
     group.add_argument(
         "--feather", type=int, metavar="PIXELS",
         help="pixels over which a frame fades in, inward from the region's edge (8)",
+    )  # fmt: skip
+
+
+def add_finding_option(group: Any) -> None:
+    """`--finding`, which stands among the options of the region of interest."""
+    group.add_argument(
+        "--finding", dest="mask", action="append", type=_word("finding"), metavar="TEXT",
+        help="a finding with regions of its own: every --mask after it, up to the next --finding, progresses towards "
+        "TEXT instead of --prompt",
     )  # fmt: skip
 
 
@@ -73,6 +87,14 @@ def _add_regions(group: Any, name: str, form: str, help: str, *, label: bool) ->
 
 def _word(kind: str) -> Callable[[str], tuple[str, str]]:
     return lambda text: (kind, text)
+
+
+def _pair(text: str) -> tuple[int, int]:
+    try:
+        first, second = (int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"shift '{text}' is not two whole numbers; pass --shift 5,0 (pixels right, down)") from None
+    return first, second
 
 
 def reading_from(arguments: argparse.Namespace) -> Reading:
@@ -95,18 +117,25 @@ def regions_from(words: Words | None, name: str) -> list[Region] | None:
 
     shapes = {"box": Box, "ellipse": Ellipse, "polygon": Polygon}
     regions: list[Region] = []
+    prompt, bare = None, False  # the finding that regions belong to, and whether it has none yet
     for kind, text in words or []:
         if kind == "label":
             if not regions or not isinstance(regions[-1].source, str) or regions[-1].label is not None:
                 raise ConfigError(f"{name}-label {text} follows no --{name} FILE of its own; put it after one")
-            last = regions[-1]
-            regions[-1] = Region(last.source, last.beta, _label(text, name))
+            regions[-1] = replace(regions[-1], label=_label(text, name))
+        elif kind == "finding":
+            if bare:
+                break
+            prompt, bare = text, True
         elif kind == "file" and name != "mask":
             regions.append(Region(text))
         else:
-            regions.append(Region.parse(text, shapes.get(kind)))
+            regions.append(replace(Region.parse(text, shapes.get(kind)), prompt=prompt))
+            bare = False
         if name != "mask" and regions[-1].beta is not None:
             raise ConfigError(f"{name} '{text}' has a beta, which belongs to --mask; leave it out")
+    if bare:
+        raise ConfigError(f"finding {prompt!r} has no region; put its --mask after it, or pass the text as --prompt")
     return regions or None
 
 

@@ -8,12 +8,32 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pie_engine.cli.method import add_method_options, method_from
 from pie_engine.cli.outputs import add_output_options, outputs_from
-from pie_engine.cli.patient import add_patient_options, add_region_options, reading_from, regions_from
+from pie_engine.cli.patient import (
+    add_finding_option,
+    add_patient_options,
+    add_region_options,
+    reading_from,
+    regions_from,
+)
 from pie_engine.cli.shared import add_checkpoint_options
-from pie_engine.config import DTYPES, INVERSIONS, NOISES, SEMANTICS, STEP_KERNELS, RunConfig, RuntimeConfig
+from pie_engine.config import (
+    DTYPES,
+    INVERSIONS,
+    NOISES,
+    SEMANTICS,
+    STEP_KERNELS,
+    RoundSchedule,
+    RunConfig,
+    RuntimeConfig,
+    check_interpolation,
+)
+from pie_engine.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pie_engine.engine import PieEngine
+    from pie_engine.imaging import Region
     from pie_engine.items import Item
 
 
@@ -25,7 +45,28 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "The published script's spellings (--guidance_scale, --step, --image_path, ...) are accepted.",
         allow_abbrev=False,
     )
-    model = parser.add_argument_group("model")
+    add_model_options(parser.add_argument_group("model"))
+    patient = parser.add_argument_group("patient")
+    add_patient_options(patient)
+    add_region_options(patient)
+    add_finding_option(patient)
+    patient.add_argument("--prompt", metavar="TEXT", help="the finding to progress towards")
+    patient.add_argument("--item-id", default="0", metavar="ID", help="names the item in its noise's seed (0)")
+
+    add_progression_options(parser.add_argument_group("progression"))
+    add_method_options(parser.add_argument_group("method"))
+    add_runtime_options(parser.add_argument_group("optimisations (the results agree up to rounding)"))
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--output", type=Path, default=Path("pie-output"), metavar="DIR", help="folder (pie-output)")
+    add_output_options(output)
+    output.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    output.add_argument("--quiet", action="store_true", help="no progress")
+    return parser
+
+
+def add_model_options(model: Any) -> None:
+    """The options that say what is loaded, on which backend."""
     model.add_argument("--engine", metavar="BUNDLE", help="bundle that pie-engine build wrote")
     add_checkpoint_options(model)
     model.add_argument(
@@ -36,13 +77,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     model.add_argument("--dtype", choices=DTYPES, help="precision (default: fp32, or the bundle's own)")
     model.add_argument("--threads", type=int, help="processor threads (default: the backend's choice)")
 
-    patient = parser.add_argument_group("patient")
-    add_patient_options(patient)
-    add_region_options(patient)
-    patient.add_argument("--prompt", required=True, metavar="TEXT", help="the finding to progress towards")
-    patient.add_argument("--item-id", default="0", metavar="ID", help="names the item in its noise's seed (0)")
 
-    settings = parser.add_argument_group("progression")
+def add_progression_options(settings: Any) -> None:
+    """The options of `RunConfig`, but for those of the image and its region."""
     default = RunConfig()
     settings.add_argument("--steps", type=int, default=default.steps, help=f"N, rounds ({default.steps})")
     settings.add_argument(
@@ -76,21 +113,15 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--inversion", choices=INVERSIONS, default="noise", help="how a round enters the noise (noise)"
     )
     settings.add_argument("--noise", choices=NOISES, help="one noise for all rounds, or a fresh one for each (shared)")
+    settings.add_argument(
+        "--schedule", metavar="FILE", help="JSON: prompt, strength and guidance of single rounds (docs/usage.md)"
+    )
     settings.add_argument("--no-composite", action="store_true", help="write decoded frames as they are")
     settings.add_argument(
         "--semantics", choices=SEMANTICS, default="engine", help="engine, or what the published code computes (engine)"
     )
     settings.add_argument("--seed", type=int, default=0, help="(0)")
     settings.add_argument("--resolution", type=int, metavar="PIXELS", help="side of the square (default: the model's)")
-
-    add_runtime_options(parser.add_argument_group("optimisations (the results agree up to rounding)"))
-
-    output = parser.add_argument_group("output")
-    output.add_argument("--output", type=Path, default=Path("pie-output"), metavar="DIR", help="folder (pie-output)")
-    add_output_options(output)
-    output.add_argument("--json", action="store_true", help="print the result as one JSON object")
-    output.add_argument("--quiet", action="store_true", help="no progress")
-    return parser
 
 
 def add_runtime_options(group: Any) -> None:
@@ -136,50 +167,57 @@ def config_from(arguments: argparse.Namespace) -> RunConfig:
         resolution=arguments.resolution,
         fit=arguments.fit,
         feather=arguments.feather,
+        schedule=None if arguments.schedule is None else RoundSchedule.read(arguments.schedule),
     )
 
 
-def item_from(arguments: argparse.Namespace) -> Item:
+def _prompt_from(arguments: argparse.Namespace, config: RunConfig, regions: list[Region]) -> str:
+    """--prompt, which is not needed where each region or each round has its own. Raises ConfigError."""
+    if arguments.prompt is None and regions and all(region.prompt is not None for region in regions):
+        return ""
+    scheduled = [own.prompt for own in config.rounds]
+    last = scheduled[-1]
+    if None not in scheduled and last is not None:
+        if arguments.prompt is not None:
+            raise ConfigError("prompt is read in no round, for the schedule gives each its own; leave out --prompt")
+        return last
+    if arguments.prompt is None and config.schedule is not None:
+        silent = 1 + scheduled.index(None)
+        raise ConfigError(f"the schedule has no prompt in round {silent}; write one there, or pass --prompt")
+    if arguments.prompt is None:
+        raise ConfigError("the following arguments are required: --prompt; see pie-engine run --help")
+    return str(arguments.prompt)
+
+
+def item_from(arguments: argparse.Namespace, config: RunConfig) -> Item:
     """The item that the options name, validated; nothing is read."""
     from pie_engine.items import Item
 
+    regions = regions_from(arguments.mask, "mask")
     return Item(
         arguments.image,
-        arguments.prompt,
-        regions_from(arguments.mask, "mask"),
+        _prompt_from(arguments, config, regions or []),
+        regions,
         arguments.item_id,
         reading_from(arguments),
         keep=regions_from(arguments.keep, "keep"),
         dilate=arguments.dilate,
+        shift=arguments.shift,
         components=arguments.mask_components,
     )
 
 
-def main(arguments: argparse.Namespace) -> int:
-    from pie_engine.checkpoint import LoraSpec
-    from pie_engine.cli.progress import Progress, say
-    from pie_engine.files import check_folder
-    from pie_engine.imaging import read_stored
-    from pie_engine.items import check_item
-    from pie_engine.outputs import check_outputs, check_source
-
-    # Everything that can be refused cheaply is refused before a model is loaded.
-    config, outputs = config_from(arguments), outputs_from(arguments)
-    check_outputs(outputs)
-    check_folder(arguments.output, replaceable="provenance.json")
-    item = item_from(arguments)
-    check_item(item, config)
-    if outputs.native_size or outputs.dicom:
-        check_source(read_stored(item.image, reading=item.reading), config, outputs)
-    loras = [LoraSpec.parse(text) for text in arguments.lora]
-
+def engine_from(arguments: argparse.Namespace) -> PieEngine:
+    """The engine that the options name, loaded; says on stderr what it is doing, unless it is to be quiet."""
     from pie_engine import PieEngine
+    from pie_engine.checkpoint import LoraSpec
+    from pie_engine.cli.progress import say
 
     engine = PieEngine.load(
         arguments.engine,
         checkpoint=arguments.checkpoint,
         unet=arguments.unet,
-        lora=loras,
+        lora=[LoraSpec.parse(text) for text in arguments.lora],
         backend=arguments.backend,
         device=arguments.device,
         dtype=arguments.dtype,
@@ -189,7 +227,31 @@ def main(arguments: argparse.Namespace) -> int:
     )
     if not arguments.quiet:
         say(f"backend: {engine.chosen}")
-    result = engine.run(item, config, on_progress=Progress(config.steps, quiet=arguments.quiet))
+    return engine
+
+
+def main(arguments: argparse.Namespace) -> int:
+    from pie_engine.baselines import check_findings, simulate
+    from pie_engine.cli.progress import Progress
+    from pie_engine.files import check_folder
+    from pie_engine.imaging import read_stored
+    from pie_engine.items import check_item
+    from pie_engine.outputs import check_outputs, check_source
+
+    # Everything that can be refused cheaply is refused before a model is loaded.
+    config, method, outputs = config_from(arguments), method_from(arguments), outputs_from(arguments)
+    method.check(config)
+    check_outputs(outputs)
+    check_interpolation(arguments.interpolate, rounds=method.is_pie)
+    check_folder(arguments.output, replaceable="provenance.json")
+    item = item_from(arguments, config)
+    check_findings([item], method)
+    check_item(item, config)
+    if outputs.native_size or outputs.dicom:
+        check_source(read_stored(item.image, reading=item.reading), config, outputs)
+    engine = engine_from(arguments)
+    progress = Progress(config.steps, quiet=arguments.quiet)
+    result = simulate(engine, [item], config, method, on_progress=progress, interpolate=arguments.interpolate)[0]
     written = result.save(arguments.output, outputs)
     if arguments.json:
         sys.stdout.write(json.dumps({**written, "change": result.change.to_dict()}) + "\n")

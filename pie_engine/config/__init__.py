@@ -9,7 +9,9 @@ from pie_engine.config.build import (
     BuildConfig,
     EngineConfig,
 )
-from pie_engine.config.output import OutputConfig
+from pie_engine.config.method import METHOD_OPTIONS, METHODS, MethodConfig
+from pie_engine.config.output import MOST_BETWEEN, OutputConfig, check_interpolation
+from pie_engine.config.rounds import Kind, RoundSchedule, RoundSettings, Stretch
 from pie_engine.config.run import (
     DTYPES,
     FITS,
@@ -30,14 +32,23 @@ __all__ = [
     "FLAVOURS",
     "HARDWARE_COMPATIBILITIES",
     "INVERSIONS",
+    "METHODS",
+    "METHOD_OPTIONS",
+    "MOST_BETWEEN",
     "NOISES",
     "PRECISIONS",
     "SEMANTICS",
     "STEP_KERNELS",
     "BuildConfig",
     "EngineConfig",
+    "Kind",
+    "MethodConfig",
     "OutputConfig",
+    "RoundSchedule",
+    "RoundSettings",
     "RunConfig",
     "RuntimeConfig",
+    "Stretch",
+    "check_interpolation",
     "check_resolution",
 ]

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pie_engine.config.checks import integer
 from pie_engine.errors import ConfigError
+
+# Pictures between two frames of an animation: a GIF's pictures last 20 ms at least, else browsers slow them down.
+MOST_BETWEEN = 14
 
 
 @dataclass(frozen=True)
@@ -39,3 +43,10 @@ class OutputConfig:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def check_interpolation(count: int, *, rounds: bool = True) -> None:
+    """Refuse a number of pictures that an animation cannot show, or any without rounds. Raises ConfigError."""
+    integer("interpolate", count, 0, MOST_BETWEEN, "pass --interpolate 4")
+    if count and not rounds:
+        raise ConfigError(f"interpolate {count} is between rounds, which this method has not; leave out --interpolate")

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pie_engine.config.checks import integer, number, one_of
+from pie_engine.config.rounds import RoundSchedule, RoundSettings
 from pie_engine.errors import ConfigError
 
 SEMANTICS = ("engine", "official")
@@ -27,7 +28,8 @@ FEATHER = 8
 class RunConfig:
     """How one progression is simulated. The same for every item of a batch.
 
-    `None` means "what the semantics prescribe": see `__post_init__`, which fills those in.
+    `None` means "what the semantics prescribe": see `__post_init__`, which fills those in. Where a `schedule` names a
+    round, its prompt, strength and guidance hold there instead of the item's and of those given here.
 
     Raises:
         ConfigError: a value is out of range, or contradicts the semantics.
@@ -49,6 +51,7 @@ class RunConfig:
     resolution: int | None = None
     fit: str = "crop"
     feather: int | None = None
+    schedule: RoundSchedule | None = None
 
     def __post_init__(self) -> None:
         one_of("semantics", self.semantics, SEMANTICS)
@@ -76,13 +79,14 @@ class RunConfig:
         one_of("inversion", self.inversion, INVERSIONS)
         one_of("noise", self.noise, NOISES)
         one_of("fit", self.fit, FITS)
-        if self.denoising_steps < 1:
-            least = math.ceil(100 / self.num_inference_steps) / 100  # rounded up: the remedy has to work when copied
-            raise ConfigError(
-                f"strength {self.strength:g} of {self.num_inference_steps} steps runs no denoising step "
-                f"(at least {least:g} needed); pass --strength {least:g} or more --num-inference-steps"
-            )
+        if self.schedule is not None and not isinstance(self.schedule, RoundSchedule):
+            raise ConfigError(f"schedule of type {type(self.schedule).__name__} is none; pass RoundSchedule.read(FILE)")
+        for index, own in enumerate(self.rounds, start=1):
+            if own.kind.denoising_steps < 1:
+                self._refuse_strength(index, own)
         if official:
+            if self.schedule is not None:
+                raise ConfigError("a schedule is not what the published code computes; pass --semantics engine")
             for name, value, prescribed in (
                 ("inversion", self.inversion, "noise"),
                 ("noise", self.noise, "fresh"),
@@ -97,6 +101,14 @@ class RunConfig:
                     )
 
     @property
+    def rounds(self) -> tuple[RoundSettings, ...]:
+        """What each of the N rounds runs with. Raises ConfigError: the schedule names more rounds."""
+        own = (self.steps, self.num_inference_steps, self.strength, self.guidance_scale)
+        if self.schedule is not None:
+            return self.schedule.rounds(*own)
+        return (RoundSettings.of(None, self.strength, self.guidance_scale, self.num_inference_steps),) * self.steps
+
+    @property
     def denoising_steps(self) -> int:
         """k = int(T * gamma): the denoising steps of one round, as the published code counts them."""
         return int(self.num_inference_steps * self.strength)
@@ -106,8 +118,20 @@ class RunConfig:
         """Whether classifier-free guidance runs: the empty prompt is evaluated too when g > 1."""
         return self.guidance_scale > 1.0
 
+    def _refuse_strength(self, index: int, own: RoundSettings) -> None:
+        least = math.ceil(100 / self.num_inference_steps) / 100  # rounded up: the remedy has to work when copied
+        scheduled = own.strength != self.strength
+        raise ConfigError(
+            f"strength {own.strength:g}{f' in round {index} of the schedule' if scheduled else ''} of "
+            f"{self.num_inference_steps} steps runs no denoising step (at least {least:g} needed); "
+            f"{'write' if scheduled else 'pass --strength'} {least:g} or more --num-inference-steps"
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """JSON; without `schedule` where there is none."""
+        settings = asdict(self)
+        del settings["schedule"]
+        return settings if self.schedule is None else settings | {"schedule": self.schedule.to_list()}
 
 
 @dataclass(frozen=True)

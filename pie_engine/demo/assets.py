@@ -1,7 +1,7 @@
 """Where the demo's shipped files are, and the settings that were chosen for them."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pie_engine.config import RunConfig
@@ -9,6 +9,7 @@ from pie_engine.errors import CheckpointError
 
 _HERE = Path(__file__).parent
 CHECKPOINT = _HERE / "checkpoint"
+CLIP = _HERE / "clip"
 SEVERITY_ONNX = _HERE / "severity.onnx"
 SEVERITY_JSON = _HERE / "severity.json"
 TRAINING_JSON = _HERE / "training.json"
@@ -23,6 +24,7 @@ class DemoDefaults:
     healthy_prompt: str
     negative_prompt: str
     guidance_scale: float
+    regression_guidance_scale: float  # towards the healthy prompt; docs/evaluation.md says why it is another
     steps: int
     strength: float
     num_inference_steps: int
@@ -44,6 +46,10 @@ class DemoDefaults:
             resolution=self.resolution,
             seed=self.seed,
         )
+
+    def regression_config(self) -> RunConfig:
+        """Settings for the way back, from an enlarged heart towards `healthy_prompt`."""
+        return replace(self.run_config(), guidance_scale=self.regression_guidance_scale)
 
 
 def load_defaults(path: Path = DEMO_JSON) -> DemoDefaults:

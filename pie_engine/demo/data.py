@@ -12,7 +12,7 @@ from pie_engine.demo.phantom import CTR_ENLARGED, CTR_HEALTHY, Patient, render, 
 from pie_engine.errors import ConfigError
 
 # The first patient seed of each split: a split may hold up to a million patients.
-SPLITS = {"train": 1_000_000, "classifier": 2_000_000, "validation": 3_000_000, "test": 4_000_000}
+SPLITS = {"train": 1_000_000, "classifier": 2_000_000, "validation": 3_000_000, "test": 4_000_000, "clip": 5_000_000}
 
 P_HEALTHY, P_ENLARGED = 0.40, 0.40  # the rest lies between the two ranges
 P_EFFUSION = 0.12

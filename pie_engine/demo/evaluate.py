@@ -15,9 +15,8 @@ from pie_engine import Item, PieEngine, Result, RunConfig
 from pie_engine.demo.assets import CHECKPOINT, DemoDefaults, load_defaults
 from pie_engine.demo.classifier import SeverityClassifier
 from pie_engine.demo.data import cohort, healthy_cohort
-from pie_engine.demo.measure import measure_ctr
+from pie_engine.demo.measure import measure_ctr, ratio_or_nan
 from pie_engine.demo.phantom import Patient, render, roi_mask
-from pie_engine.errors import InputError
 
 log = logging.getLogger(__name__)
 CTR_PHANTOMS = 200  # true phantoms on which the measurement's own error is stated
@@ -58,7 +57,7 @@ def run_progression(
     results = engine.run_batch(items, config)
     frames = np.stack([result.frames for result in results])  # [P, N + 1, 128, 128, 3]
     confidence = np.stack([classifier.confidence(one) for one in frames])
-    ratios = np.array([[_ratio(frame) for frame in one] for one in frames])
+    ratios = np.array([[ratio_or_nan(frame) for frame in one] for one in frames])
     changes = {
         name: np.array([getattr(result.change, name) for result in results])  # [P, N]
         for name in ("increment_inside", "decoded_outside", "displacement_outside", "frame_outside")
@@ -74,13 +73,6 @@ def run_progression(
         unmeasured_frames=int(np.isnan(ratios).sum()),
     )
     return progression, results
-
-
-def _ratio(frame: NDArray[np.uint8]) -> float:
-    try:
-        return measure_ctr(frame).ratio
-    except InputError:
-        return float("nan")
 
 
 def _round(values: NDArray[np.floating], digits: int = 4) -> list[float]:

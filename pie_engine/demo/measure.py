@@ -53,6 +53,14 @@ def measure_ctr(image: NDArray[np.uint8]) -> Cardiothoracic:
     return Cardiothoracic(float(heart), float(thorax))
 
 
+def ratio_or_nan(image: NDArray[np.uint8]) -> float:
+    """The ratio that `measure_ctr` finds, or NaN where the picture shows no two lungs."""
+    try:
+        return measure_ctr(image).ratio
+    except InputError:
+        return float("nan")
+
+
 def _midline(smooth: NDArray[np.float64]) -> int:
     """The column of the spine: the brightest one near the middle, over the upper half of the chest."""
     height, width = smooth.shape

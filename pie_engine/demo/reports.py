@@ -37,6 +37,7 @@ _FLUID = (
     "There is a {size} pleural effusion on the {side}.",
     "{side} pleural effusion, {size} in size.",
 )
+_SIZES = ("small", "moderate", "large")
 
 
 def heart_grades(ctr: float) -> tuple[str, ...]:
@@ -52,10 +53,33 @@ def heart_grades(ctr: float) -> tuple[str, ...]:
 
 def report(patient: Patient, rng: np.random.Generator) -> str:
     """One report, worded at random."""
+    return " ".join(part for part in parts(patient, rng) if part)
+
+
+def parts(patient: Patient, rng: np.random.Generator) -> tuple[str, str]:
+    """What one report says of the heart and of the lungs, worded at random; nothing of clear lungs at times."""
     grades = heart_grades(patient.ctr)
     heart = _pick(rng, _HEART[grades[rng.integers(len(grades))]])
-    lungs = _fluid(patient, rng) if patient.effusion else _pick(rng, _CLEAR)
-    return " ".join(part for part in (heart, lungs) if part)
+    return heart, _fluid(patient, rng) if patient.effusion else _pick(rng, _CLEAR)
+
+
+def heart_sentences(grade: str) -> tuple[str, ...]:
+    """Every wording of one of `heart_grades`."""
+    return _HEART[grade]
+
+
+def lung_sentences(side: str | None) -> tuple[str, ...]:
+    """Every wording of clear lungs (None), or of fluid on the "left" or the "right" side."""
+    if side is None:
+        return tuple(sentence for sentence in _CLEAR if sentence)
+    return tuple(_word_fluid(template, size, side) for template in _FLUID for size in _SIZES)
+
+
+def true_sentences(patient: Patient) -> frozenset[str]:
+    """Every part of a report that is true of the patient; a report is true if all of its parts are."""
+    heart = (sentence for grade in heart_grades(patient.ctr) for sentence in _HEART[grade])
+    lungs = _CLEAR if not patient.effusion else [_word_fluid(template, *_fluid_words(patient)) for template in _FLUID]
+    return frozenset((*heart, *lungs, ""))
 
 
 def findings(patient: Patient) -> tuple[float, float, float]:
@@ -69,8 +93,16 @@ def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
 
 
 def _fluid(patient: Patient, rng: np.random.Generator) -> str:
-    size = "small" if patient.effusion < 0.2 else "moderate" if patient.effusion < 0.32 else "large"
-    text = _pick(rng, _FLUID).format(size=size, side="left" if patient.effusion_left else "right")
+    return _word_fluid(_pick(rng, _FLUID), *_fluid_words(patient))
+
+
+def _fluid_words(patient: Patient) -> tuple[str, str]:
+    size = _SIZES[0] if patient.effusion < 0.2 else _SIZES[1] if patient.effusion < 0.32 else _SIZES[2]
+    return size, "left" if patient.effusion_left else "right"
+
+
+def _word_fluid(template: str, size: str, side: str) -> str:
+    text = template.format(size=size, side=side)
     return text[0].upper() + text[1:]
 
 
@@ -80,6 +112,6 @@ def corpus() -> Iterator[str]:
         yield from sentences
     yield from (sentence for sentence in _CLEAR if sentence)
     for template in _FLUID:
-        for size in ("small", "moderate", "large"):
+        for size in _SIZES:
             for side in ("left", "right"):
                 yield template.format(size=size, side=side)

@@ -1,9 +1,10 @@
-"""The main job on the embedded checkpoint: one held-out phantom patient, ten rounds towards an enlarged heart."""
+"""The main job on the embedded checkpoint: one held-out phantom, ten rounds towards an enlarged heart, or back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,37 +46,33 @@ def simulate(
     patient: int = 0,
     steps: int | None = None,
     backend: str = "onnxruntime",
+    regress: bool = False,
     on_component: Callable[[str], None] = lambda line: None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Demo:
     """Run the demo.
 
     Args:
-        patient: number of a held-out healthy phantom; none of them was seen in training.
+        patient: number of a held-out phantom; none of them was seen in training.
         steps: rounds; None for the validated default.
+        regress: start from the same anatomy with an enlarged heart, and go towards the healthy prompt.
 
     Raises:
         BackendError: onnxruntime, which the severity classifier runs on, is not installed.
     """
     from pie_engine.demo.classifier import SeverityClassifier
-    from pie_engine.demo.data import healthy_cohort
-    from pie_engine.demo.measure import measure_ctr
+    from pie_engine.demo.measure import ratio_or_nan
     from pie_engine.demo.phantom import render, roi_mask
-    from pie_engine.errors import PieError
+    from pie_engine.demo.phantom_files import held_out, item_id
 
     classifier = SeverityClassifier()
     defaults = load_defaults()
-    config = replace(defaults.run_config(), steps=steps or defaults.steps)
-    phantom = healthy_cohort("test", patient + 1)[patient]
+    config = defaults.regression_config() if regress else defaults.run_config()
+    config = replace(config, steps=steps or config.steps)
+    prompt = defaults.healthy_prompt if regress else defaults.prompt
+    phantom, name = held_out(patient, enlarged=regress), item_id(patient, enlarged=regress)
     engine = PieEngine.load(checkpoint=CHECKPOINT, backend=backend, on_component=on_component)
-    item = Item(render(phantom), defaults.prompt, roi_mask(phantom), item_id=f"phantom-{patient}")
-    result = engine.run(item, config, on_progress=on_progress)
-
-    def ratio(frame: Any) -> float | None:
-        try:
-            return round(measure_ctr(frame).ratio, 4)
-        except PieError:
-            return None
-
+    result = engine.run(Item(render(phantom), prompt, roi_mask(phantom), item_id=name), config, on_progress=on_progress)
+    ratios = [ratio_or_nan(frame) for frame in result.frames]
     confidence = [round(float(value), 4) for value in classifier.confidence(result.frames)]
-    return Demo(result, confidence, [ratio(frame) for frame in result.frames])
+    return Demo(result, confidence, [None if isnan(ratio) else round(ratio, 4) for ratio in ratios])

@@ -1,4 +1,4 @@
-"""Make the demo's checkpoint and classifier from nothing: `python -m pie_engine.demo.train --output DIR`.
+"""Make the demo's checkpoint, classifier and CLIP from nothing: `python -m pie_engine.demo.train --output DIR`.
 
 A stage whose results are already in DIR is kept, so that an interrupted run goes on where it stopped.
 """
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
+from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from pie_engine.demo import reports
 from pie_engine.demo.classifier import SeverityClassifier
@@ -27,8 +28,11 @@ from pie_engine.demo.data import cohort, render_all
 from pie_engine.demo.phantom import CTR_ENLARGED, CTR_HEALTHY
 from pie_engine.demo.tokenizer import save_tokenizer
 from pie_engine.demo.train_classifier import ClassifierTraining, auc, export_classifier, train_classifier
+from pie_engine.demo.train_clip import ClipTraining, save_clip, train_clip
 from pie_engine.demo.train_unet import Denoiser, UnetTraining, build_scheduler, train_unet
 from pie_engine.demo.train_vae import VaeTraining, encode_mean, psnr, reconstruct, train_vae
+from pie_engine.demo.zero_shot import measure_zero_shot
+from pie_engine.metrics.clip import ClipEncoder
 
 log = logging.getLogger(__name__)
 SEED_OF_REPORTS = 11
@@ -46,6 +50,10 @@ class Training:
     classifier_patients: int = 3000
     unet: UnetTraining = field(default_factory=UnetTraining)
     classifier: ClassifierTraining = field(default_factory=ClassifierTraining)
+    clip_patients: int = 4000
+    clip_reconstructed: int = 2000  # of them, which are also shown as the autoencoder gives them back
+    zero_shot_patients: int = 400
+    clip: ClipTraining = field(default_factory=ClipTraining)
 
 
 def train(output: Path, config: Training) -> dict:
@@ -53,8 +61,9 @@ def train(output: Path, config: Training) -> dict:
     _keep_freed_memory()
     output.mkdir(parents=True, exist_ok=True)
     record: dict = {"config": asdict(config), "hardware": _hardware(), "stages": {}}
-    stages: dict[str, Callable[[Path, Training], dict]] = {"vae": _vae, "unet": _unet, "classifier": _classifier}
-    for name, stage in stages.items():
+    stages: tuple[Callable[[Path, Training], dict], ...] = (_vae, _unet, _classifier, _clip)
+    for stage in stages:
+        name = stage.__name__.removeprefix("_")
         done = output / f"stage-{name}.json"
         if not done.exists():
             start = time.perf_counter()
@@ -87,6 +96,19 @@ def _classifier(output: Path, config: Training) -> dict:
     clear = enlarged | np.array([patient.ctr < CTR_HEALTHY[1] for patient in held_out])
     scores = SeverityClassifier(*files).confidence(render_all(held_out))
     measured["validation_auc"] = round(auc(scores[clear], enlarged[clear]), 4)
+    return measured
+
+
+def _clip(output: Path, config: Training) -> dict:
+    patients = cohort("clip", config.clip_patients, config.clip.effusion_rate)
+    seen_again = patients[: config.clip_reconstructed]
+    grey = render_all(patients)
+    grey = np.concatenate([grey, reconstruct(_load_vae(output), grey[: len(seen_again)])])
+    tokenizer = CLIPTokenizer.from_pretrained(output / "checkpoint" / "tokenizer")
+    model, measured = train_clip(grey, patients + seen_again, tokenizer, config.clip)
+    save_clip(model, tokenizer, output / "clip")
+    held_out = cohort("test", config.zero_shot_patients, config.clip.effusion_rate)
+    measured["zero_shot"] = measure_zero_shot(ClipEncoder(output / "clip"), render_all(held_out), held_out)
     return measured
 
 

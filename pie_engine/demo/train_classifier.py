@@ -77,7 +77,7 @@ def train_classifier(
     start, losses = time.perf_counter(), []
     for step in range(config.steps):
         index = torch.randint(len(grey), (config.batch,), generator=generator)
-        images = _augment(torch.from_numpy(grey[index.numpy()]).float() / 255, generator)
+        images = augment(torch.from_numpy(grey[index.numpy()]).float() / 255, generator)
         loss = F.binary_cross_entropy_with_logits(model.logits(normalise(images)), targets[index])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -100,7 +100,7 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
     return ((images - MEAN) / STD)[:, None]
 
 
-def _augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Exposure, contrast, a small shift and noise, so that none of them stands in for the heart; [B, 128, 128]."""
     uniform = lambda low, high: torch.rand(len(images), 1, 1, generator=generator) * (high - low) + low  # noqa: E731
     dy, dx = torch.randint(-3, 4, (2,), generator=generator).tolist()

@@ -136,6 +136,7 @@ def _common(run: Run) -> dict[str, Any]:
             "region of interest": provenance["input"].get("roi"),
             "prompt": provenance["simulated"]["prompt"],
             "settings": settings,
+            "method": provenance.get("method", {"name": "pie"}),
             "model": provenance["model"]["hashes"],
         }
     except (LookupError, TypeError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""Runs in, metrics.csv and summary.json out."""
+"""Runs in, metrics.csv, summary.json and rounds.png out."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from pie_engine import __version__
-from pie_engine.evaluation.measure import measure_run
+from pie_engine.errors import ConfigError
+from pie_engine.evaluation.measure import CLIP_I, Measured, measure_run
+from pie_engine.evaluation.plots import check_plots, draw_rounds
+from pie_engine.evaluation.reference import compare_with_reference, find_pictures
 from pie_engine.evaluation.runs import find_runs
 from pie_engine.evaluation.summary import summarise, to_csv
 from pie_engine.files import check_folder, new_folder, sha256_file
-from pie_engine.outputs.report import add_confidence
+from pie_engine.outputs.report import add_measures
 
 log = logging.getLogger(__name__)
-SUMMARY, METRICS = "summary.json", "metrics.csv"
+SUMMARY, METRICS, ROUNDS = "summary.json", "metrics.csv", "rounds.png"
 
 
 def evaluate(
@@ -26,6 +29,7 @@ def evaluate(
     clip: str | Path | None = None,
     classifiers: Sequence[str | Path] = (),
     distances: Sequence[str | Path] = (),
+    reference: str | Path | None = None,
     update_reports: bool = False,
     seed: int = 0,
     on_run: Callable[[str], None] = lambda name: None,
@@ -38,12 +42,15 @@ def evaluate(
         clip: folder of a CLIP checkpoint, for CLIP-I.
         classifiers: JSON files that declare classifiers.
         distances: JSON files that declare distances of two pictures, such as LPIPS.
-        update_reports: write the classifiers' confidence into each run's report.html and provenance.json too.
+        reference: folder of real pictures that the inputs and the last frames are compared with, as distributions of
+            CLIP's features (KID, FID); needs `clip`.
+        update_reports: write confidence, CLIP-I and SSIM into each run's report.html and provenance.json too.
         seed: of the bootstrap.
         on_run: called with each run's name before it is measured.
 
     Returns:
-        summary.json's content, see `summarise`; with "models" (hashes of what judged) and "files".
+        summary.json's content, see `summarise`; with "models" (hashes of what judged), "reference" (see
+        `compare_with_reference`, or None) and "files".
 
     Raises:
         InputError: a folder is not a run's, or damaged. ConfigError, CheckpointError, BackendError: a classifier or
@@ -55,6 +62,10 @@ def evaluate(
 
     output = Path(output)
     check_folder(output, replaceable=SUMMARY)
+    check_plots()
+    if reference is not None and clip is None:
+        raise ConfigError("--reference compares features, and nothing computes them; pass --clip DIR too")
+    pictures = [] if reference is None else find_pictures(reference)
     runs = find_runs(folders)
     judges, apart = read_classifiers(classifiers), read_distances(distances)
     encoder = None if clip is None else ClipEncoder(clip)
@@ -72,14 +83,28 @@ def evaluate(
         if clip is None
         else {one.name: sha256_file(one) for one in sorted(Path(clip).glob("*.safetensors"))},
     }
-    summary |= {"version": __version__, "files": [METRICS, SUMMARY]}
+    summary["reference"] = None
+    if encoder is not None and pictures:
+        on_run(f"reference: {len(pictures)} pictures")
+        summary["reference"] = compare_with_reference(runs, pictures, encoder, seed)
+    summary |= {"version": __version__, "files": [METRICS, ROUNDS, SUMMARY]}
+    drawn = draw_rounds(summary)
     with new_folder(output, replaceable=SUMMARY) as folder:
         (folder / METRICS).write_text(to_csv(measured), encoding="utf-8")
+        (folder / ROUNDS).write_bytes(drawn)
         (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    if update_reports and judges:
+    if update_reports:
         for one in measured:
-            add_confidence(one.run.folder, one.confidence)
+            add_measures(one.run.folder, one.confidence, _similarity(one))
     return summary
+
+
+def _similarity(one: Measured) -> dict[str, list[float]]:
+    """What a report shows of similarity, by its names there: measures that are defined in every round."""
+    whole = one.series["ssim_outside"][0] is None
+    names = {CLIP_I: "CLIP-I", "ssim_inside": "SSIM" if whole else "SSIM inside", "ssim_outside": "SSIM outside"}
+    found = {label: [value for value in one.series.get(name, ()) if value is not None] for name, label in names.items()}
+    return {label: values for label, values in found.items() if len(values) == one.run.rounds + 1}
 
 
 def _file(path: Path) -> dict[str, str]:

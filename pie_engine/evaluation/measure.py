@@ -10,6 +10,8 @@ from pie_engine.errors import InputError
 from pie_engine.metrics.similarity import Monotonicity, measure_similarity, monotonicity
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from pie_engine.evaluation.runs import Run
     from pie_engine.metrics.classifier import Classifier
     from pie_engine.metrics.clip import ClipEncoder
@@ -54,15 +56,20 @@ def measure_run(
     encoder: ClipEncoder | None = None,
     classifiers: Sequence[Classifier] = (),
     distances: Sequence[PictureDistance] = (),
+    region: np.ndarray | None = None,
 ) -> Measured:
     """Measure one run against its input.
+
+    Args:
+        region: [H, W] bool; inside and outside are those of this region and not of the run's own. What provenance
+            recorded stays the run's own.
 
     Raises:
         InputError: frames or mask are missing or damaged, or do not fit one another.
         BackendError, CheckpointError, ConfigError: see `Classifier`, `PictureDistance`, `ClipEncoder`,
             `measure_similarity`.
     """
-    frames, mask = run.frames(), run.mask()
+    frames, mask = run.frames(), run.mask() if region is None else region
     if mask is not None and mask.shape != frames.shape[1:3]:
         raise InputError(f"mask.png of {run.name} is not of its frames' size; run pie-engine run again")
     confidence = {one.name: [float(value) for value in one.confidence(frames)] for one in classifiers}

@@ -60,7 +60,7 @@ class Run:
 
 
 def find_runs(paths: Sequence[str | Path]) -> list[Run]:
-    """Every run below `paths`: each a run's folder, or one whose folders are.
+    """Every run below `paths`: each a run's folder, or one that holds such, a sweep's too (three folders deep).
 
     Raises:
         InputError: a path holds no run, a run is damaged or marked, or is named twice.
@@ -70,12 +70,12 @@ def find_runs(paths: Sequence[str | Path]) -> list[Run]:
         folder = Path(path)
         if not folder.is_dir():
             raise InputError(f"{path} is {'a file' if folder.exists() else 'no folder'}; {_REMEDY}")
-        folders = [folder]
-        if not (folder / PROVENANCE).is_file():
-            folders = sorted(one for one in folder.iterdir() if (one / PROVENANCE).is_file())
-        if not folders:
+        # The uppermost that there are: what a run's folder holds is its own.
+        depths = ("", "*/", "*/*/", "*/*/*/")
+        files = next((own for depth in depths if (own := sorted(folder.glob(depth + PROVENANCE)))), [])
+        if not files:
             raise InputError(f"{path} holds no {PROVENANCE}, nor does a folder in it; {_REMEDY}")
-        for one in folders:
+        for one in (file.parent for file in files):
             if one.resolve() in found:
                 raise InputError(f"run {one} is named twice; name each run once")
             found[one.resolve()] = _open(one)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pie_engine.evaluation.measure import CLIP_I, CONFIDENCE, DISTANCE, Measured
 from pie_engine.metrics.bootstrap import LEVEL, RESAMPLES, Estimate, mean_interval
+
+if TYPE_CHECKING:
+    from pie_engine.evaluation.runs import Run
 
 # Settings in which runs may differ and still be averaged without a word: they say where, not what.
 _FREE = ("seed",)
@@ -40,7 +43,7 @@ def summarise(measured: Sequence[Measured], seed: int) -> dict[str, Any]:
     """
 
     def over(value: Callable[[Measured], float | None]) -> dict[str, Any] | None:
-        found = _over_patients(((one.run.patient, value(one)) for one in measured), seed)
+        found = over_patients(((one.run.patient, value(one)) for one in measured), seed)
         return None if found is None else found.to_dict()
 
     def at(name: str, index: int) -> Callable[[Measured], float | None]:
@@ -60,7 +63,7 @@ def summarise(measured: Sequence[Measured], seed: int) -> dict[str, Any]:
             "resamples": RESAMPLES,
             "seed": seed,
         },
-        "differ": differing(measured),
+        "differ": differing([one.run for one in measured]),
         "final": {name: over(at(name, -1)) for name in names},
         "monotonicity": {
             name: {
@@ -76,15 +79,16 @@ def summarise(measured: Sequence[Measured], seed: int) -> dict[str, Any]:
     }
 
 
-def differing(measured: Sequence[Measured]) -> list[str]:
+def differing(runs: Sequence[Run]) -> list[str]:
     """Settings, the prompt and the model in which the runs differ: their means mix them."""
     seen: dict[str, set[str]] = {}
-    for one in measured:
-        provenance = one.run.provenance
+    for run in runs:
+        provenance = run.provenance
         facts = {
             **provenance["settings"],
             "prompt": provenance.get("simulated", {}).get("prompt"),
             "model": sorted(provenance.get("model", {}).get("hashes", {}).items()),
+            "method": provenance.get("method", {"name": "pie"}),
         }
         for name, value in facts.items():
             if name not in _FREE:
@@ -126,7 +130,7 @@ def _names(measured: Sequence[Measured]) -> list[str]:
     return list(measured[0].series)
 
 
-def _over_patients(values: Iterable[tuple[str, float | None]], seed: int) -> Estimate | None:
+def over_patients(values: Iterable[tuple[str, float | None]], seed: int) -> Estimate | None:
     """The mean over patients of each one's mean; None where no run has a value."""
     own: dict[str, list[float]] = {}
     for patient, value in values:

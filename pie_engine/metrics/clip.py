@@ -1,24 +1,29 @@
-"""CLIP-I: how close a picture stays to the input, as the cosine of CLIP image embeddings."""
+"""CLIP: how close a picture stays to the input (CLIP-I), and how close it comes to a text; cosines of embeddings."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pie_engine.errors import CheckpointError, InputError
+from pie_engine.model import read_length
 
 _PREPROCESSOR = "preprocessor_config.json"
 _KINDS = {"clip": "CLIPModel", "clip_vision_model": "CLIPVisionModelWithProjection"}
 
 
 class ClipEncoder:
-    """The image half of a CLIP checkpoint, in fp32, fed as its own preprocessor says; without torchvision.
+    """A CLIP checkpoint in fp32, pictures fed as its own preprocessor says; without torchvision.
 
     Args:
-        folder: as transformers' `save_pretrained` writes it: config.json, preprocessor_config.json and .safetensors.
+        folder: as transformers' `save_pretrained` writes it: config.json, preprocessor_config.json and .safetensors;
+            for texts its tokenizer's files too.
         device: where torch runs it.
 
     Raises:
@@ -26,16 +31,17 @@ class ClipEncoder:
     """
 
     def __init__(self, folder: str | Path, device: str = "cpu"):
-        folder = Path(folder)
+        self._folder = folder = Path(folder)
         kind = _KINDS[_kind(folder)]
         self._preprocess = _Preprocessor(folder)
         import transformers
 
         try:
             # Only a path that is there reaches transformers, which asks the network for anything else.
-            model, found = getattr(transformers, kind).from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype="float32"
-            )
+            with _no_progress_bar():
+                model, found = getattr(transformers, kind).from_pretrained(
+                    folder, local_files_only=True, use_safetensors=True, output_loading_info=True, dtype="float32"
+                )
         except Exception as error:  # transformers, safetensors and torch share no base
             raise CheckpointError(
                 f"CLIP checkpoint {folder} cannot be loaded ({type(error).__name__}); "
@@ -50,6 +56,9 @@ class ClipEncoder:
         self._device = device
         self._vision = model.vision_model.eval().to(device)
         self._project = model.visual_projection.to(device)
+        self._text: Any = None  # CLIPVisionModelWithProjection has none
+        if kind == "CLIPModel":
+            self._text, self._project_text = model.text_model.eval().to(device), model.text_projection.to(device)
 
     def features(self, images: np.ndarray, batch: int = 16) -> np.ndarray:
         """Projected embeddings of [N, H, W, 3] uint8, float32 [N, D], not normalised.
@@ -75,6 +84,49 @@ class ClipEncoder:
                 rows.append(self._project(pooled).cpu().numpy())
         return np.concatenate(rows)
 
+    def text_features(self, texts: Sequence[str], batch: int = 64) -> np.ndarray:
+        """Projected embeddings of texts, float32 [N, D], not normalised. What is beyond `text_length` is not read.
+
+        Raises:
+            InputError: no text.
+            CheckpointError: the checkpoint has no text half, or no tokenizer that fits it.
+        """
+        import torch
+
+        if not texts:
+            raise InputError("0 texts have no embeddings; pass at least 1")
+        ids = self._tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
+        rows = []
+        for some in ids.split(batch):
+            with torch.inference_mode():
+                pooled = self._text(input_ids=some.to(self._device)).pooler_output
+                rows.append(self._project_text(pooled).cpu().numpy())
+        return np.concatenate(rows)
+
+    @property
+    def text_length(self) -> int:
+        """Tokens of a text that are read, begin and end included; 77 in published checkpoints. Raises as above."""
+        return int(self._tokenizer.model_max_length)
+
+    def read_length(self, text: str) -> tuple[int, str]:
+        """Tokens that `text` needs, and the end of it that is not read, empty if all is. Raises as `text_features`."""
+        return read_length(self._tokenizer, text, self.text_length)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        if self._text is None:
+            raise CheckpointError(
+                f"CLIP checkpoint {self._folder} holds the image half alone; pass one of type 'clip', which reads texts"
+            )
+        from pie_engine.checkpoint.components import load_tokenizer
+
+        return load_tokenizer(self._folder, self._text)
+
+
+def similarity(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """Cosine of each picture's embedding and each text's, in fp32: [N, D] and [T, D] to [N, T], -1 to 1."""
+    return normalised(images) @ normalised(texts).T
+
 
 def clip_i(frames: np.ndarray, encoder: ClipEncoder) -> list[float]:
     """Cosine of each frame's embedding and the input's, in fp32: -1 to 1, N + 1 values of which the first is 1.
@@ -82,9 +134,13 @@ def clip_i(frames: np.ndarray, encoder: ClipEncoder) -> list[float]:
     Args:
         frames: [N + 1, H, W, 3] uint8, frame 0 the input.
     """
-    rows = encoder.features(frames)
-    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    unit = normalised(encoder.features(frames))
     return [float(value) for value in unit @ unit[0]]
+
+
+def normalised(rows: np.ndarray) -> np.ndarray:
+    """Embeddings [N, D], each divided by its length."""
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 class _Preprocessor:
@@ -133,6 +189,20 @@ class _Preprocessor:
             top, left = max(0, (height - self._crop[0]) // 2), max(0, (width - self._crop[1]) // 2)
             image = image[top : top + self._crop[0], left : left + self._crop[1]]
         return ((image.astype(np.float32) * self._scale - self._mean) / self._std).transpose(2, 0, 1)
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers shows one on stderr for any model, however quickly it loads."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _kind(folder: Path) -> str:

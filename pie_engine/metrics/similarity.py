@@ -87,7 +87,10 @@ def measure_similarity(image: np.ndarray, reference: np.ndarray, roi: np.ndarray
 
 
 def ssim_map(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Structural similarity at every pixel (Wang et al. 2004): the mean over the three channels, in float64.
+    """Structural similarity at every pixel (Wang et al. 2004): the mean over the three channels, in float32.
+
+    float64 would take 25 times as long. A variance is E[x^2] - E[x]^2 here, which float32 rounds by up to about
+    4 * 2^-24 * 255^2 = 0.016; against the constant 58.5 beside it that moves a single pixel by less than 3e-4.
 
     Gaussian window of 11 x 11 pixels, sigma 1.5, K1 0.01, K2 0.03, data range 255, variances over the window without
     Bessel's correction; beyond the border the picture is mirrored at its outermost pixels. The window of a pixel within
@@ -97,7 +100,7 @@ def ssim_map(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
         image, reference: [H, W, 3] uint8, at least 11 x 11.
 
     Returns:
-        [H, W] float64.
+        [H, W] float32.
 
     Raises:
         InputError, BackendError: see `measure_similarity`.
@@ -114,7 +117,7 @@ def ssim_map(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
         raise BackendError("SSIM needs torchmetrics, which is missing; pip install 'pie-engine[eval]'") from error
     import torch
 
-    pair = (torch.from_numpy(picture.astype(np.float64)).permute(2, 0, 1)[None] for picture in (image, reference))
+    pair = (torch.from_numpy(picture.astype(np.float32)).permute(2, 0, 1)[None] for picture in (image, reference))
     _, full = structural_similarity_index_measure(*pair, data_range=_WHITE, return_full_image=True)
     return np.asarray(full[0].mean(0).numpy())
 

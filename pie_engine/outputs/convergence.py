@@ -61,6 +61,7 @@ def check_run(folder: Path) -> CheckedRun:
         raise InputError(f"{folder} holds no {_PROVENANCE} of a run; {remedy}")
     try:
         provenance = json.loads((folder / _PROVENANCE).read_text(encoding="utf-8"))
+        method = provenance.get("method", {"name": "pie"})["name"]
         settings, change = provenance["settings"], provenance["change"]
         beta1, masked = float(settings["beta1"]), provenance["simulated"]["roi_share"] is not None
         betas = _betas(provenance, float(settings["beta2"])) if masked else ()
@@ -74,6 +75,10 @@ def check_run(folder: Path) -> CheckedRun:
         raise InputError(
             f"{folder} does not hold what a run writes ({type(error).__name__} in its files); run pie-engine run again"
         ) from error
+    if settings.get("schedule"):
+        raise InputError(f"{folder} ran on a schedule, and a decay is that of equal rounds; pass a run without one")
+    if method not in ("pie", "control"):
+        raise InputError(f"{folder} was made by method {method!r}, whose frames are no rounds; pass a run of PIE")
     # Without a mask nothing is blended, and a constant edit adds up whole.
     beta2 = 1.0 if not masked else betas[0] if len(betas) == 1 else None
     found = check_convergence(rounds, beta1=None if official else beta1, beta2=None if official else beta2, floor=floor)

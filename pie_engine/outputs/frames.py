@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,8 +55,29 @@ def save_frames(frames: np.ndarray, folder: Path) -> list[Path]:
     return paths
 
 
-def save_gif(frames: np.ndarray, path: Path) -> None:
-    """Write an endless animation of all frames; the last one stays a while."""
+def interleave(frames: np.ndarray, between: np.ndarray | None) -> np.ndarray:
+    """Frames and what lies between them, in the order in which they are shown.
+
+    Args:
+        frames: [N + 1, H, W, 3] uint8.
+        between: [N, K, H, W, 3] uint8, or None.
+
+    Returns:
+        [N (K + 1) + 1, H, W, 3] uint8.
+    """
+    if between is None:
+        return frames
+    moves = np.concatenate([between, frames[1:, None]], axis=1)  # [N, K + 1, H, W, 3]
+    return np.concatenate([frames[:1], moves.reshape(-1, *frames.shape[1:])])
+
+
+def save_gif(frames: np.ndarray, path: Path, between: int = 0) -> None:
+    """Write an endless animation; the last picture stays a while.
+
+    Args:
+        frames: as `interleave` gives them.
+        between: how many of them lie between two rounds; a round takes as long with them as without.
+    """
     from PIL import Image
 
     images = [
@@ -65,10 +87,16 @@ def save_gif(frames: np.ndarray, path: Path) -> None:
         path,
         save_all=True,
         append_images=images[1:],
-        duration=[_FRAME_MS] * (len(images) - 1) + [_LAST_FRAME_MS],
+        duration=[*_durations(len(images) - 1, between), _LAST_FRAME_MS],
         loop=0,
         comment=STATEMENT.encode(),
     )
+
+
+def _durations(count: int, between: int) -> list[int]:
+    """Milliseconds of each picture but the last, in the format's steps of 10."""
+    ends = [10 * round(_FRAME_MS * place / (between + 1) / 10) for place in range(between + 2)]
+    return [end - start for start, end in pairwise(ends)] * (count // (between + 1))
 
 
 def contact_sheet(

@@ -32,6 +32,7 @@ class Result:
         provenance: inputs' hashes, settings, model, versions, backend and timings; JSON.
         source: the image as it was given; it is read again for native frames and DICOM series.
         roi: [height, width] bool, `mask` in the source image's own pixels, or None.
+        between: [N, K, H, W, 3] uint8, K pictures between each frame and the one before, for the animation; or None.
     """
 
     frames: np.ndarray
@@ -43,6 +44,7 @@ class Result:
     provenance: dict[str, Any] = field(repr=False)
     source: ImageSource | None = field(default=None, repr=False)
     roi: np.ndarray | None = field(default=None, repr=False)
+    between: np.ndarray | None = field(default=None, repr=False)
 
     def save(
         self,

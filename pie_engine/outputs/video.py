@@ -13,6 +13,7 @@ from pie_engine.outputs.frames import STATEMENT
 
 # 0.3 s a frame and 1.5 s for the last, as in the animation. Frames are repeated at a rate that every player knows.
 _RATE, _REPEATS, _LAST_REPEATS = 10, 3, 15
+_FINE = 6  # times that rate where pictures lie between the frames
 # The first that PyAV's FFmpeg holds. H.264 plays everywhere; MPEG-4 part 2 in fewer places. Visually lossless settings.
 _ENCODERS: tuple[tuple[str, dict[str, str]], ...] = (
     ("libx264", {"crf": "12", "preset": "slow"}),
@@ -32,8 +33,11 @@ def check_installed() -> None:
         raise OutputError("--mp4 needs PyAV, which is missing; pip install 'pie-engine[video]', or leave out --mp4")
 
 
-def save_mp4(frames: np.ndarray, path: Path) -> None:
-    """Write [N + 1, H, W, 3] uint8 as H.264 in 4:2:0; odd sides gain a copy of their last row or column.
+def save_mp4(frames: np.ndarray, path: Path, between: int = 0) -> None:
+    """Write [N (K + 1) + 1, H, W, 3] uint8 as H.264 in 4:2:0; odd sides gain a copy of their last row or column.
+
+    Args:
+        between: K, how many pictures lie between two rounds; a round takes as long with them as without.
 
     Raises:
         OutputError: PyAV is missing, or its FFmpeg has no encoder that fits.
@@ -44,9 +48,10 @@ def save_mp4(frames: np.ndarray, path: Path) -> None:
     height, width = frames.shape[1:3]
     padded = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     encoder, options = _choose_encoder(av)
+    finer = _FINE if between else 1
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         container.metadata.update({"title": "Simulated progression, research use only", "comment": STATEMENT})
-        stream = container.add_stream(encoder, rate=_RATE, options=options)
+        stream = container.add_stream(encoder, rate=_RATE * finer, options=options)
         stream.width, stream.height, stream.pix_fmt = padded.shape[2], padded.shape[1], "yuv420p"
         context = stream.codec_context
         context.color_primaries = context.color_trc = context.colorspace = _BT709
@@ -54,8 +59,9 @@ def save_mp4(frames: np.ndarray, path: Path) -> None:
         for index, pixels in enumerate(padded):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
-            for repeat in range(_LAST_REPEATS if index == len(padded) - 1 else _REPEATS):
-                picture.pts = _REPEATS * index + repeat
+            start, end = (round(_REPEATS * finer * place / (between + 1)) for place in (index, index + 1))
+            for tick in range(start, start + _LAST_REPEATS * finer if index == len(padded) - 1 else end):
+                picture.pts = tick
                 container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
 

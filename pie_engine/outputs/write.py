@@ -13,7 +13,7 @@ from pie_engine.errors import ConfigError
 from pie_engine.outputs import video
 from pie_engine.outputs.clinical import write_clinical
 from pie_engine.outputs.differences import save_differences
-from pie_engine.outputs.frames import STATEMENT, contact_sheet, png_metadata, save_frames, save_gif
+from pie_engine.outputs.frames import STATEMENT, contact_sheet, interleave, png_metadata, save_frames, save_gif
 from pie_engine.outputs.mark import describe_mark, mark_frames
 from pie_engine.outputs.report import REPORT, make_report
 
@@ -54,15 +54,19 @@ def write_result(
 
     # Marks are drawn into what is written alone: arrays, measures and difference maps stay the simulation's own.
     shown = mark_frames(result.frames) if outputs.mark else result.frames
-    labels = captions or ["input", *(f"round {n}" for n in range(1, len(shown)))]
+    labels = captions or ["input", *(f"{_noun(result)} {n}" for n in range(1, len(shown)))]
     written: dict[str, Any] = {"frames": save_frames(shown, folder / "frames")}
-    save_gif(shown, _named(written, "gif", folder / "progression.gif"))
+    per_round = 0 if result.between is None else result.between.shape[1]
+    moving = shown if result.between is None else interleave(result.frames, result.between)
+    if outputs.mark and result.between is not None:
+        moving = mark_frames(moving)
+    save_gif(moving, _named(written, "gif", folder / "progression.gif"), per_round)
     contact_sheet(shown, labels, result.mask, note=note).save(
         _named(written, "sheet", folder / "sheet.png"), pnginfo=png_metadata(simulated=True)
     )
     save_differences(result.frames, result.mask, _named(written, "differences", folder / "differences.png"))
     if outputs.mp4:
-        video.save_mp4(shown, _named(written, "mp4", folder / "progression.mp4"))
+        video.save_mp4(moving, _named(written, "mp4", folder / "progression.mp4"), per_round)
     if result.mask is not None:
         Image.fromarray(result.mask.astype(np.uint8) * 255).save(
             _named(written, "mask", folder / "mask.png"), pnginfo=png_metadata(simulated=False)
@@ -75,6 +79,7 @@ def write_result(
         **result.provenance,
         "outputs": outputs.to_dict(),
         **clinical,
+        **({"interpolation": {"pictures_per_round": per_round, "of": "latents, linear"}} if per_round else {}),
         **({"visible_mark": describe_mark(*shown.shape[1:3])} if outputs.mark else {}),
         **({"confidence": confidence} if confidence else {}),
     }
@@ -112,6 +117,11 @@ def check_confidence(confidence: Confidence | None, frames: int) -> dict[str, li
                 raise ConfigError(f"confidence {name!r} holds {value}, outside [0, 1]; pass probabilities")
         checked[str(name)] = own
     return checked
+
+
+def _noun(result: Result) -> str:
+    """A baseline has frames, but no rounds."""
+    return "round" if result.provenance.get("method", {}).get("name", "pie") in ("pie", "control") else "frame"
 
 
 def _named(written: dict[str, Any], name: str, path: Path) -> Path:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,12 +24,14 @@ class Shape:
         latent: (C, h, w).
         scale: pixels per latent along one side, so that H = scale h.
         mask_channels: 1 or C; None for no mask.
+        findings: J prompts for one item, each with its own regions.
     """
 
     batch: int
     latent: tuple[int, int, int]
     scale: int
     mask_channels: int | None
+    findings: int = 1
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Buffers:
             `official` semantics.
         mask: [B, 1 or C, h, w], 1 = may change, or None.
         weight: beta1 (1 - mask) + beta2 mask, shaped like the mask, or None.
+        shares: [J, B, 1, h, w], each finding's share of a latent, or None where there is one.
         guidance: [B].
         moments: [B, 2 C, h, w], the originals' posterior.
         frame_moments: [B, 2 C, h, w], the last frames' posterior (`official` semantics; else None).
@@ -61,6 +65,7 @@ class Buffers:
     eps_background: Tensor
     mask: Tensor | None
     weight: Tensor | None
+    shares: Tensor | None
     guidance: Tensor
     moments: Tensor
     frame_moments: Tensor | None
@@ -101,6 +106,7 @@ class Buffers:
             eps_background=latent() if official else eps,
             mask=mask(),
             weight=mask(),
+            shares=empty(shape.findings, batch, 1, height, width) if shape.findings > 1 else None,
             guidance=empty(batch),
             moments=empty(batch, 2 * channels, height, width),
             frame_moments=empty(batch, 2 * channels, height, width) if official else None,
@@ -111,3 +117,28 @@ class Buffers:
             frames=pixels(),
             previous_frames=pixels() if official else None,
         )
+
+
+@dataclass
+class Slot:
+    """Host memory that one round's results arrive in: `Buffers.x`, `frames` and `decoding_flags`.
+
+    Attributes:
+        wait: returns when they have arrived.
+    """
+
+    latents: Tensor
+    frames: Tensor
+    flags: Tensor
+    wait: Callable[[], None] = field(default=lambda: None)
+
+    @classmethod
+    def allocate(cls, buffers: Buffers) -> Slot:
+        import torch
+
+        pin = buffers.x.device.type == "cuda"
+
+        def beside(source: Tensor) -> Tensor:
+            return torch.empty(source.shape, dtype=source.dtype, pin_memory=pin)
+
+        return cls(beside(buffers.x), beside(buffers.frames), beside(buffers.decoding_flags))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -51,14 +51,18 @@ class Stage:
 
 
 def cuda_graph(stream: torch.cuda.Stream) -> Capture:
-    """Capture on `stream`. Each graph has a memory pool of its own, since two of them may run at once.
+    """Capture on `stream`. What one of these captures shares a memory pool, so that none of it may run at once.
 
-    Stages that overlap need streams of their own, too: PyTorch keeps one cuBLAS workspace for each stream.
+    Graphs leave nothing in that pool which another one or a later replay reads: rounds work on static buffers. Stages
+    that overlap need another one of these, and streams of their own, too: PyTorch keeps one cuBLAS workspace for each
+    stream.
     """
     import torch
 
+    shared: list[Any] = []  # the pool, once a graph lives in it
+
     def capture(function: Callable[[], None]) -> Callable[[], None]:
-        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        graph, pool = torch.cuda.CUDAGraph(), shared[0] if shared else torch.cuda.graph_pool_handle()
         try:
             # Another thread of the user's process may allocate meanwhile: that is no reason to fail.
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
@@ -69,7 +73,9 @@ def cuda_graph(stream: torch.cuda.Stream) -> Capture:
             _FAILED.append(graph)
             with contextlib.suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+            shared.clear()
             raise
+        shared[:] = [pool]
         return graph.replay
 
     return capture

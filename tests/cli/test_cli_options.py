@@ -101,7 +101,8 @@ def test_nothing_to_run(pie: Any, image: Path) -> None:
     for words, line in (
         ((), "the following arguments are required: COMMAND; see pie-engine --help"),
         (("runn",), "invalid choice: 'runn' (choose from 'build', 'refit'"),
-        (("run",), "the following arguments are required: --image, --prompt; see pie-engine run --help"),
+        (("run",), "the following arguments are required: --image; see pie-engine run --help"),
+        (("run", "--image", "x"), "the following arguments are required: --prompt; see pie-engine run --help"),
         (("run", "--image", image, "--prompt", "x"), "is needed (neither given); pass --engine or --checkpoint"),
         (("build",), "nothing to build from; pass --checkpoint DIR"),
         (("build", "--checkpoint", "x", "--opset", "3"), "opset 3 is outside [18, 23]; pass --opset 20"),

@@ -40,7 +40,7 @@ def test_a_run_is_read_as_it_was_written(pie: Any, run: Path, tmp_path: Path) ->
     lines = outcome.out.splitlines()
     assert lines[0] == "1 run of 1 patient; mean, no interval with one patient"
     assert [line.split()[0] for line in lines[1:5]] == ["round", "input", "1", "2"]
-    assert lines[-1] == f"{tmp_path / 'out'}: metrics.csv and summary.json"
+    assert lines[-1] == f"{tmp_path / 'out'}: metrics.csv, rounds.png, summary.json"
 
 
 def test_json_and_classifiers(pie: Any, simulate: Any, tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_json_and_classifiers(pie: Any, simulate: Any, tmp_path: Path) -> None:
 def test_refusals(pie: Any, run: Path, tmp_path: Path) -> None:
     for words, line in (
         ((tmp_path / "nowhere",), "is no folder; pass a folder that pie-engine run wrote"),
-        ((run, "--update-reports"), "--update-reports has no confidence to write; pass --classifier JSON too"),
+        ((run, "--reference", tmp_path), "--reference compares features, and nothing computes them; pass --clip DIR"),
         ((run, "--clip", tmp_path / "nowhere"), "CLIP checkpoint"),
         ((run, "--classifier", run / "provenance.json"), "is unknown (one of activation, channels"),
         ((run, "--seed", "-1"), "seed -1 is below 0"),

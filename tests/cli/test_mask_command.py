@@ -139,6 +139,8 @@ REFUSED: list[tuple[tuple[str, ...], str]] = [
     (("--mask-box", "9,9,99,99", "--keep-box", "9,9,99,99:0.5"), "keep '9,9,99,99:0.5' has a beta"),
     (("--mask-box", "9,9,99,99", "--keep-box", "0,0,300,260"), "keep mask covers all 8100 pixels"),
     (("--mask-box", "9,9,99,99", "--dilate", "-50"), "empty after 50 pixels are taken off its edge (it had 8100"),
+    (("--mask-box", "9,9,99,99", "--shift", "-100,0"), "mask leaves the image by --shift -100,0 (all 8100 pixels)"),
+    (("--mask-box", "9,9,99,99", "--shift", "3"), "shift '3' is not two whole numbers; pass --shift 5,0"),
     (("--mask-box", "9,9,99,99", "--feather", "300"), "feather 300 is outside [0, 256]; pass --feather 8"),
     (("--mask-box", "9,9,19,19", "--mask-box", "59,59,99,99", "--mask-components", "1"), "2 components of 1600, 100"),
     (("--mask-box", "9,9,99,99", "--resolution", "100"), "(multiple of 8 expected); pass --resolution 96"),
@@ -181,12 +183,27 @@ def test_regions_of_a_run(simulate: Any, tmp_path: Path, mask: Path) -> None:
     assert (before[drawn] != after[drawn]).any()
 
 
+def test_a_region_is_moved(pie: Any, simulate: Any, image: Path, tmp_path: Path) -> None:
+    """Moved by hand and by the option, negative numbers as a word of their own: the same region."""
+    boxes = ("--mask-box", "35,52,135,232"), ("--mask-box", "40,40,140,220", "--shift", "-5,12")
+    for index, words in enumerate(boxes):
+        output = tmp_path / f"{index}.png"
+        assert pie("mask", "--image", image, "--output", output, *words).code == 0
+        assert simulate(*words, "--output", tmp_path / f"run-{index}").code == 0
+    assert (tmp_path / "0.png").read_bytes() == (tmp_path / "1.png").read_bytes()
+    for name in ("mask.png", "frames/001.png"):
+        assert (tmp_path / "run-0" / name).read_bytes() == (tmp_path / "run-1" / name).read_bytes()
+    provenance = json.loads((tmp_path / "run-1" / "provenance.json").read_text())
+    assert provenance["input"]["roi"]["shift"] == [-5, 12]
+
+
 def test_official_semantics_take_one_plain_mask(refuse: Any, mask: Path) -> None:
     for words, line in (
         (("--mask", mask, "--mask-box", "1,2,30,40"), "a mask of 2 regions is not what the published code computes"),
         (("--mask", f"{mask}:0.5"), "a region with its own beta is not what the published code computes"),
         (("--mask", mask, "--keep-box", "1,2,30,40"), "keep is not what the published code computes"),
         (("--mask", mask, "--dilate", "3"), "dilate is not what the published code computes"),
+        (("--mask", mask, "--shift", "3,0"), "shift is not what the published code computes"),
         (("--mask", mask, "--feather", "3"), "feather 3 is not what the published code computes (0)"),
         (("--dilate", "3"), "dilate belongs to a mask, and none is given"),
     ):

@@ -96,6 +96,6 @@ def test_damaged_defaults_are_refused(tmp_path):
 
 def test_training_is_on_record():
     record = json.loads(TRAINING_JSON.read_text(encoding="utf-8"))
-    assert set(record["stages"]) == {"vae", "unet", "classifier"}
+    assert set(record["stages"]) == {"vae", "unet", "classifier", "clip"}
     assert record["stages"]["vae"]["parameters"] <= 300_000
     assert record["hardware"]["cpu"] and record["hardware"]["torch"]

@@ -10,6 +10,7 @@ pytest.importorskip("onnxruntime")
 
 from pie_engine.demo.train import Training, train
 from pie_engine.demo.train_classifier import ClassifierTraining
+from pie_engine.demo.train_clip import ClipTraining
 from pie_engine.demo.train_unet import UnetTraining
 from pie_engine.demo.train_vae import VaeTraining
 
@@ -21,6 +22,10 @@ TINY = Training(
     vae=VaeTraining(steps=12, batch=2, channels=(8, 8, 8, 8)),
     unet=UnetTraining(steps=3, batch=4, channels=(16, 32), text_width=16, heads=2),
     classifier=ClassifierTraining(steps=4, batch=4),
+    clip_patients=8,
+    clip_reconstructed=4,
+    zero_shot_patients=8,
+    clip=ClipTraining(steps=3, batch=4, width=16, layers=1, heads=2, text_width=16, text_layers=1),
 )
 
 
@@ -33,7 +38,7 @@ def trained(tmp_path_factory):
 def test_training_is_reproducible(trained, tmp_path):
     _, first = trained
     second = train(tmp_path, TINY)
-    for stage in ("vae", "unet", "classifier"):
+    for stage in ("vae", "unet", "classifier", "clip"):
         losses = [record["stages"][stage] for record in (first, second)]
         key = "mse" if stage == "vae" else "loss"
         np.testing.assert_allclose(losses[0][key], losses[1][key], rtol=1e-4)

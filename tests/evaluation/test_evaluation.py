@@ -183,6 +183,13 @@ def test_reports_are_updated_and_runs_stay_replaceable(save: Save, classifier: P
     page = (run / "report.html").read_text()
     assert "Classifier&#x27;s confidence" in page or "Classifier's confidence" in page
     assert "bright: 0.2 at round 0, 0.4 at round 1" in page
+    similarity = [float(row["ssim_inside"]) for row in rows_of(tmp_path / "out")]
+    assert provenance["similarity"]["SSIM inside"] == similarity
+    assert list(provenance["similarity"]) == ["SSIM inside", "SSIM outside"]
+    assert f"SSIM inside: 1 at round 0, {similarity[1]:.3g} at round 1" in page
+    whole = save("b", "0", 51, masked=False)
+    evaluate([whole], tmp_path / "out", update_reports=True)
+    assert list(json.loads((whole / "provenance.json").read_text())["similarity"]) == ["SSIM"]
     save("a", "0", 51)  # replaced, as before
 
 
@@ -228,4 +235,8 @@ def test_refusals(save: Save, classifier: Path, tmp_path: Path) -> None:
         evaluate([good], tmp_path / "out", classifiers=[tmp_path / "none.json"])
     evaluate([good], tmp_path / "out")
     evaluate([good], tmp_path / "out")  # replaces itself
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.csv", "summary.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "metrics.csv",
+        "rounds.png",
+        "summary.json",
+    ]

@@ -24,7 +24,7 @@ from pie_engine.imaging import (
     prepare_mask,
     read_roi,
 )
-from pie_engine.imaging.regions.roi import component_sizes, grow
+from pie_engine.imaging.regions.roi import component_sizes, grow, move
 from pie_engine.items import Item, prepare_item
 
 SIZE = (60, 50)
@@ -70,6 +70,37 @@ def test_erosion_spares_the_border_and_can_take_all() -> None:
     for wrong in (1.5, True, "3"):
         with pytest.raises(ConfigError, match="dilate"):
             roi(Box(20, 20, 30, 30), dilate=wrong)
+
+
+@pytest.mark.parametrize(("dx", "dy"), [(7, 0), (0, 4), (-3, 2), (6, -9), (-20, -20), (59, 49), (60, 0), (0, -70)])
+def test_moving_by_brute_force(dx: int, dy: int) -> None:
+    """Right and down are positive; what comes in is outside, what leaves is lost."""
+    pixels = Box(10, 10, 30, 30).draw(SIZE) | Box(0, 40, 60, 50).draw(SIZE)
+    expected = np.zeros_like(pixels)
+    for y, x in np.argwhere(pixels):
+        if 0 <= y + dy < SIZE[1] and 0 <= x + dx < SIZE[0]:
+            expected[y + dy, x + dx] = True
+    assert (move(pixels, dx, dy) == expected).all()
+
+
+def test_a_region_is_moved_then_grown_and_keep_stays(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        found = roi(Box(0, 20, 10, 30), keep=Box(0, 0, 60, 22), shift=(5, 3), dilate=-2)
+    # From x 0..10, y 20..30 to x 5..15, y 23..33; its left edge is an edge now, and is eroded.
+    assert (found.pixels == Box(7, 25, 13, 31).draw(SIZE)).all()
+    assert (found.facts["shift"], found.facts["dilate"]) == ([5, 3], -2)
+    assert not caplog.messages
+    betas = roi(Region(Box(10, 10, 20, 20), 0.9), Region(Box(30, 10, 40, 20), 0.2), shift=(0, 5))
+    assert betas.owner is not None
+    assert [betas.betas[betas.owner[y, x]] for y, x in ((22, 15), (22, 35))] == [0.9, 0.2]
+    with caplog.at_level(logging.WARNING):
+        assert roi(Box(50, 0, 60, 10), shift=(6, 0)).facts["pixels"] == 40
+    assert caplog.messages == ["--shift 6,0 takes 60 of the 100 pixels of the mask out of the image"]
+    with pytest.raises(InputError, match=r"mask leaves the image by --shift -20,0 \(all 100 pixels\); pass a smaller"):
+        roi(Box(0, 20, 10, 30), shift=(-20, 0))
+    for wrong in ((1.5, 0), (0, True), (1,), (0, 20_000)):
+        with pytest.raises(ConfigError, match="shift"):
+            roi(Box(0, 20, 10, 30), shift=wrong)
 
 
 def test_what_is_kept_is_cut_out_last() -> None:
@@ -252,8 +283,10 @@ def test_items_and_official_semantics() -> None:
         (Item(image, "x", [box, box]), "a mask of 2 regions is not what the published code computes"),
         (Item(image, "x", Region(box, 0.5)), "a region with its own beta is not what the published code computes"),
         (Item(image, "x", box, keep=box), "keep is not what the published code computes; pass --semantics engine"),
+        (Item(image, "x", box, shift=(1, 0)), "shift is not what the published code computes"),
         (Item(image, "x", box, dilate=-1), "dilate is not what the published code computes"),
         (Item(image, "x", box, components=2), "mask-components is not what"),
+        (Item(image, "x", shift=(0, 1)), r"shift belongs to a mask, and none is given"),
         (Item(image, "x", dilate=1), r"dilate belongs to a mask, and none is given; .*--mask-box 0,0,60,50"),
         (Item(image, "x", keep=box), "keep belongs to a mask, and none is given"),
     ):

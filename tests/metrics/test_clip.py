@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_clip import SHORT, SIDE, by_hand, save_clip
+import torch
+from PIL import Image
+from tiny_clip import SHORT, SIDE, TOKENS, by_hand, save_clip, tokens_by_hand
 
 from pie_engine.errors import CheckpointError, InputError
-from pie_engine.metrics.clip import ClipEncoder, clip_i
+from pie_engine.metrics.clip import ClipEncoder, clip_i, similarity
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,51 @@ def test_against_transformers(clip: Any, size: tuple[int, int]) -> None:
     assert found == pytest.approx(expected, abs=1e-6)
     assert found[0] == pytest.approx(1, abs=1e-6)
     assert max(found[1:]) < 0.9999
+
+
+def test_texts_against_the_models_own_logits(clip: Any) -> None:
+    """transformers' whole forward pass, whose logits are the cosines times the learned scale."""
+    folder, model, processor = clip
+    texts = ["Severe cardiomegaly.", "The heart is not enlarged.", "", "No normal lungs"]
+    images = pictures(3)
+    pixels = processor([Image.fromarray(image) for image in images], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        logits = model(input_ids=tokens_by_hand(folder, texts), pixel_values=pixels).logits_per_image
+        expected = (logits / model.logit_scale.exp()).numpy()
+    encoder = ClipEncoder(folder)
+    found = similarity(encoder.features(images), encoder.text_features(texts, batch=3))
+    assert found.shape == (3, 4)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.ptp(expected, axis=1).min() > 0.01  # the texts do differ
+
+
+def test_a_long_text_is_cut_and_says_so(clip: Any) -> None:
+    encoder = ClipEncoder(clip[0])
+    assert encoder.text_length == TOKENS
+    whole = "the heart is not enlarged . " * 2  # 12 tokens, and begin and end
+    assert encoder.read_length(whole) == (14, "enlarged .")
+    assert encoder.read_length("heart") == (3, "")
+    same, other = encoder.text_features([whole + "cardiomegaly", whole]), encoder.text_features(["cardiomegaly"])
+    np.testing.assert_allclose(same[0], same[1], atol=1e-6)
+    assert np.abs(same[0] - other[0]).max() > 0.01
+    with pytest.raises(InputError, match="0 texts have no embeddings; pass at least 1"):
+        encoder.text_features([])
+
+
+def test_texts_need_both_halves_and_a_tokenizer_that_fits(clip: Any, tmp_path: Path) -> None:
+    folder = clip[0]
+    config = json.loads((folder / "config.json").read_text())
+    half = shutil.copytree(folder, tmp_path / "half")
+    vision = {**config["vision_config"], "projection_dim": config["projection_dim"], "model_type": "clip_vision_model"}
+    (half / "config.json").write_text(json.dumps(vision))
+    with pytest.raises(CheckpointError, match="holds the image half alone; pass one of type 'clip', which reads texts"):
+        ClipEncoder(half).text_features(["heart"])
+    bare = shutil.copytree(folder, tmp_path / "bare")
+    for file in (*bare.glob("tokenizer.json"), bare / "vocab.json"):
+        file.unlink()
+    assert ClipEncoder(bare).features(pictures(1)).shape == (1, 12)  # pictures need none
+    with pytest.raises(CheckpointError, match=r"vocab\.json is missing"):
+        ClipEncoder(bare).text_features(["heart"])
 
 
 def test_the_image_half_alone_and_the_old_forms_of_sizes(clip: Any, tmp_path: Path) -> None:

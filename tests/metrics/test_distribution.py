@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pie_engine.errors import InputError
-from pie_engine.metrics.distribution import features_of, fid, kid
+from pie_engine.metrics.distribution import features_of, fid, kid, kid_interval
 
 
 def features() -> tuple[np.ndarray, np.ndarray]:
@@ -88,3 +88,29 @@ def test_extractor_and_refusals() -> None:
         with pytest.raises(InputError, match=line):
             call()
     assert fid(first[:6], second) > 0
+
+
+def test_the_interval_of_kid_by_plain_loops() -> None:
+    first, second = (rows[:count] for rows, count in zip(features(), (7, 6), strict=True))
+    found = kid_interval(first, second)
+    assert (found.value, found.n, found.m) == (pytest.approx(kid(first, second)), 7, 6)
+    assert found == kid_interval(first, second)
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> float:
+        return (float(a @ b) / 5 + 1) ** 3
+
+    def within(rows: np.ndarray, drawn: np.ndarray) -> float:
+        return float(np.mean([kernel(rows[i], rows[j]) for i in drawn for j in drawn if i != j]))
+
+    rng, values = np.random.default_rng(7), []
+    for _ in range(1500):
+        left, right = rng.integers(7, size=7), rng.integers(6, size=6)
+        across = np.mean([kernel(first[i], second[j]) for i in left for j in right])
+        values.append(within(first, left) + within(second, right) - 2 * across)
+    low, high = np.percentile(values, [2.5, 97.5])
+    assert [found.low, found.high] == pytest.approx([low, high], abs=0.08 * (high - low))
+    # Of two pictures each, every resample that has pairs has both of each set: all are the value itself.
+    few = kid_interval(first[:2], first[:2] + 1)
+    assert few.low < few.value < few.high or few.low == few.high == few.value
+    with pytest.raises(InputError, match="not defined"):
+        kid_interval(first[:1], second)

@@ -210,6 +210,11 @@ def test_axes() -> None:
     svg = line_plot("t", "u", [Series("s", [0.0] * 1000)], 1000)
     assert svg.count("<path") == 1  # markers would hide a line of a thousand points; the legend keeps its own
     assert points_of(svg, 0)[0][-1] == pytest.approx(1000, abs=0.1)
+    below = line_plot("t", "u", [Series("s", [1.0, -0.2, 0.0], 0)], 2, 1.0)
+    marks = [float(text) for text in re.findall(r'class="up"[^>]*>([^<]+)<', below)]
+    assert marks == pytest.approx([-1, -0.8, -0.6, -0.4, -0.2, 0, 0.2, 0.4, 0.6, 0.8, 1])
+    top, under, zero = (float(point.split(",")[1]) for point in re.search(r'points="([^"]+)"', below)[1].split())
+    assert under - top == pytest.approx(6 * (under - zero), abs=0.05)
 
 
 def test_without_region_and_classifier(result: Result, tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ class Mask:
         inside: [1, H/8, W/8] float32, area average of each pixel's beta over the ROI: beta2 * latent where all of it
             takes the run's; None in official semantics, where that is all there is.
         facts: what provenance says of it at output resolution.
+        shares: [J, 1, H/8, W/8] float32, how much of each latent belongs to each finding, 1 in all, evenly where none
+            has a part; None where there is one finding.
     """
 
     pixels: np.ndarray
@@ -39,6 +41,7 @@ class Mask:
     source: np.ndarray | None = None
     inside: np.ndarray | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    shares: np.ndarray | None = None
 
 
 def prepare_mask(
@@ -104,12 +107,38 @@ def fit_roi(
             f"mask is black at {resolution} x {resolution} (brightest grey {fitted.max()}, at least {HALF} needed; "
             f"{total} pixels in the image); paint the region that may change white (255) and larger, or leave it out"
         )
-    facts = {"output_pixels": int(pixels.sum()), "output_share": float(pixels.mean()), "cut_off_pixels": lost}
+    facts: dict[str, Any] = {
+        "output_pixels": int(pixels.sum()),
+        "output_share": float(pixels.mean()),
+        "cut_off_pixels": lost,
+    }
     latent = latent_mask(pixels, scale)
-    parts = [latent_mask(part, scale) for part in _split(roi, pixels, resolution, how)]
+
+    def divided(owner: np.ndarray | None, count: int) -> list[np.ndarray]:
+        return [latent_mask(part, scale) for part in _split(roi.drawn, owner, count, pixels, resolution, how)]
+
+    parts = divided(roi.owner, len(roi.betas))
     betas = [np.float32(beta2 if beta is None else beta) for beta in roi.betas]
     inside = sum((beta * part for beta, part in zip(betas, parts, strict=True)), np.zeros_like(latent))
-    return Mask(pixels, latent, feather(pixels, feather_width), source, inside, facts)
+    findings = divided(roi.finding, roi.findings)
+    shares = _shares(findings, latent)
+    if shares is not None:
+        facts["finding_shares"] = [float(part.mean()) for part in findings]
+        if not all(facts["finding_shares"]):
+            number = 1 + facts["finding_shares"].index(0)
+            raise InputError(
+                f"finding {number} of {len(shares)} has nothing of its region left at {resolution} x {resolution}; "
+                "pass a larger mask for it, or a smaller --keep"
+            )
+    return Mask(pixels, latent, feather(pixels, feather_width), source, inside, facts, shares)
+
+
+def _shares(parts: list[np.ndarray], latent: np.ndarray) -> np.ndarray | None:
+    """`Mask.shares` of what each finding has of the ROI in each latent, [1, h, w]; `latent` is the sum of them."""
+    if len(parts) == 1:
+        return None
+    covered = np.stack(parts)
+    return np.divide(covered, latent, out=np.full_like(covered, 1 / len(parts)), where=latent > 0)
 
 
 def fit_grey(grey: np.ndarray, resolution: int, how: str) -> np.ndarray:
@@ -119,17 +148,21 @@ def fit_grey(grey: np.ndarray, resolution: int, how: str) -> np.ndarray:
     return np.asarray(fit(PILImage.fromarray(grey), resolution, how).convert("L"))
 
 
-def _split(roi: Roi, pixels: np.ndarray, resolution: int, how: str) -> list[np.ndarray]:
-    """The fitted ROI, [R, R] bool, in parts: one for each of `roi.betas`, that of which most lies in a pixel."""
-    if roi.owner is None:
+def _split(
+    drawn: np.ndarray, owner: np.ndarray | None, count: int, pixels: np.ndarray, resolution: int, how: str
+) -> list[np.ndarray]:
+    """The fitted ROI, [R, R] bool, in `count` parts by their owners: that of which most lies in a pixel.
+
+    Args:
+        drawn, owner: see `Roi`.
+        pixels: [R, R] bool, the whole of it.
+    """
+    if owner is None:
         return [pixels]
-    shares = [
-        fit_grey(np.where(roi.owner == index, roi.drawn, np.uint8(0)), resolution, how)
-        for index in range(len(roi.betas))
-    ]
-    # Where two regions have equal shares, the later one holds, as it does where they overlap.
+    shares = [fit_grey(np.where(owner == index, drawn, np.uint8(0)), resolution, how) for index in range(count)]
+    # Where two have equal shares, the later one holds, as it does where they overlap.
     winner = len(shares) - 1 - np.argmax(np.stack(shares[::-1]), axis=0)
-    return [pixels & (winner == index) for index in range(len(shares))]
+    return [pixels & (winner == index) for index in range(count)]
 
 
 def binary_mask(fitted: Image) -> np.ndarray:

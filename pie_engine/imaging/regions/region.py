@@ -31,6 +31,8 @@ class Region:
         beta: blend inside this region, in [0, 1]; None means the run's beta2.
         label: which value of a NIfTI label map, or which segment of a DICOM SEG; None means all that is not 0, or the
             only segment.
+        prompt: the finding that this region progresses towards; None means the item's. Regions with one prompt are
+            one finding.
 
     Raises:
         ConfigError: a value is out of range, or a label that the source cannot have.
@@ -39,6 +41,7 @@ class Region:
     source: Source
     beta: float | None = None
     label: int | None = None
+    prompt: str | None = None
 
     def __post_init__(self) -> None:
         if self.beta is not None:
@@ -63,12 +66,12 @@ class Region:
         return cls(shape.parse(what), _beta(text, what, beta)) if colon else cls(shape.parse(text))
 
     def describe(self) -> dict[str, Any]:
-        """What provenance says of it: coordinates, or the content's SHA-256; and beta and label if it has its own."""
+        """What provenance says of it: coordinates, or the content's SHA-256; and what it has of its own."""
         if isinstance(self.source, Shape):
             facts: dict[str, Any] = {"kind": self.source.name, "numbers": [float(n) for n in self.source.numbers]}
         else:
             facts = {"kind": "picture", "sha256": content_hash(self.source)}
-        for name in ("beta", "label"):
+        for name in ("beta", "label", "prompt"):
             if getattr(self, name) is not None:
                 facts[name] = getattr(self, name)
         return facts

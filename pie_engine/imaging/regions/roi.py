@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pie_engine.config.checks import integer
-from pie_engine.errors import InputError
+from pie_engine.errors import ConfigError, InputError
 from pie_engine.imaging.grid import Grid
 from pie_engine.imaging.regions.mask_files import read_mask
 from pie_engine.imaging.regions.region import Region
@@ -44,6 +44,8 @@ class Roi:
         betas: the blends of its regions, None for the run's beta2; the one of the last region is the last.
         owner: [H, W] uint8, which of `betas` holds at each pixel of the ROI, or None where there is one.
         keep: [H, W] bool, what was cut out because it must not change, or None.
+        findings: how many prompts its regions have.
+        finding: [H, W] uint8, which of these (in the order of their regions) holds at each pixel; None for one.
         facts: what provenance says of it; JSON.
     """
 
@@ -51,6 +53,8 @@ class Roi:
     betas: tuple[float | None, ...] = (None,)
     owner: np.ndarray | None = None
     keep: np.ndarray | None = None
+    findings: int = 1
+    finding: np.ndarray | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -65,29 +69,40 @@ def read_roi(
     *,
     keep: Sequence[Region] = (),
     dilate: int = 0,
+    shift: tuple[int, int] = (0, 0),
     components: int | None = None,
     kind: str = "mask",
 ) -> Roi:
-    """Join regions, grow or shrink them, cut out what must not change, and check what is left.
+    """Join regions, move them, grow or shrink them, cut out what must not change, and check what is left.
 
     Args:
         grid: the image's pixels.
-        regions: at least one; where they overlap, the later one's beta holds.
+        regions: at least one; where they overlap, the later one's beta and prompt hold.
         keep: what must not change.
         dilate: pixels by which the joined regions grow; negative ones shrink them. The image's border is no edge.
+        shift: (dx, dy), pixels by which the regions move right and down, before they grow; what leaves is lost.
         components: how many connected parts (by edges or corners) are expected at most; None leaves it open.
         kind: what it is to the user, for messages.
 
     Raises:
-        ConfigError: `dilate` or `components` is out of range.
+        ConfigError: `dilate`, `shift` or `components` is out of range.
         InputError: a region cannot be read or does not fit, nothing is left, or there are more parts than expected.
     """
     integer("dilate", dilate, -10_000, 10_000, "pass --dilate 5")
     if components is not None:
         integer("mask-components", components, 1, 1_000_000, "pass --mask-components 1")
+    if len(shift) != 2:
+        raise ConfigError(f"shift {shift!r} is not two whole numbers; pass (dx, dy), pixels right and down")
+    for pixels in shift:
+        integer("shift", pixels, -10_000, 10_000, "pass --shift 5,0")
     drawn, said = zip(*(_draw(region, grid, kind) for region in regions), strict=True)
+    if any(shift):
+        drawn = _move(drawn, shift, kind)
     whole = reduce(np.maximum, drawn)
-    betas, owner = _owners(regions, drawn)
+    betas = tuple(reversed(dict.fromkeys(region.beta for region in reversed(regions))))
+    prompts = tuple(dict.fromkeys(region.prompt for region in regions))
+    owner = _owners([betas.index(region.beta) for region in regions], drawn)
+    finding = _owners([prompts.index(region.prompt) for region in regions], drawn)
     if dilate:
         before = whole >= HALF
         grown = grow(before, dilate)
@@ -108,8 +123,8 @@ def read_roi(
                 f"the keep mask covers all {before.sum()} pixels of the {kind}, so that nothing may change; "
                 "pass a smaller --keep or a larger --mask"
             )
-    facts = {"regions": list(said), "keep": list(kept_facts), "dilate": dilate}
-    return Roi(whole, betas, owner, kept, facts | _check(whole >= HALF, components, kind))
+    facts = {"regions": list(said), "keep": list(kept_facts), "dilate": dilate, "shift": list(shift)}
+    return Roi(whole, betas, owner, kept, len(prompts), finding, facts | _check(whole >= HALF, components, kind))
 
 
 def _draw(region: Region, grid: Grid, kind: str) -> tuple[np.ndarray, dict[str, Any]]:
@@ -124,6 +139,29 @@ def _draw(region: Region, grid: Grid, kind: str) -> tuple[np.ndarray, dict[str, 
             "paint the region that may change white (255), or leave the mask out"
         )
     return drawn, facts | {"pixels": inside}
+
+
+def _move(drawn: Sequence[np.ndarray], shift: tuple[int, int], kind: str) -> tuple[np.ndarray, ...]:
+    """`move` of each [H, W] uint8; refuses or warns of what leaves the image. Raises InputError."""
+    moved = tuple(move(grey, *shift) for grey in drawn)
+    before, after = (int((reduce(np.maximum, greys) >= HALF).sum()) for greys in (drawn, moved))
+    where = f"--shift {shift[0]},{shift[1]}"
+    if not after:
+        raise InputError(f"{kind} leaves the image by {where} (all {before} pixels); pass a smaller --shift")
+    if after < before:
+        log.warning("%s takes %d of the %d pixels of the %s out of the image", where, before - after, before, kind)
+    return moved
+
+
+def move(grey: np.ndarray, dx: int, dy: int) -> np.ndarray:
+    """Move [H, W] right by dx and down by dy pixels: what leaves is lost, what comes in is 0."""
+    height, width = grey.shape
+    dx, dy = (min(max(pixels, -side), side) for pixels, side in ((dx, width), (dy, height)))
+    moved = np.zeros_like(grey)
+    moved[max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)] = grey[
+        max(-dy, 0) : height - max(dy, 0), max(-dx, 0) : width - max(dx, 0)
+    ]
+    return moved
 
 
 def align(mask: Image, size: tuple[int, int], kind: str = "mask") -> np.ndarray:
@@ -153,25 +191,23 @@ def align(mask: Image, size: tuple[int, int], kind: str = "mask") -> np.ndarray:
     return np.asarray(mask.convert("L"))
 
 
-def _owners(
-    regions: Sequence[Region], drawn: Sequence[np.ndarray]
-) -> tuple[tuple[float | None, ...], np.ndarray | None]:
-    """The different betas, and which of them holds at each pixel; outside of all regions, that of the nearest."""
+def _owners(numbers: Sequence[int], drawn: Sequence[np.ndarray]) -> np.ndarray | None:
+    """Which of the regions' numbers holds at each pixel; outside of all regions, that of the nearest. None for one."""
     from scipy.ndimage import distance_transform_edt
 
-    betas = tuple(reversed(dict.fromkeys(region.beta for region in reversed(regions))))
-    if len(betas) == 1:
-        return betas, None
-    owner = np.zeros(drawn[0].shape, np.uint8 if len(betas) <= 256 else np.uint16)
+    most = max(numbers)
+    if most == 0:
+        return None
+    owner = np.zeros(drawn[0].shape, np.uint8 if most < 256 else np.uint16)
     inside = np.zeros(owner.shape, bool)
-    for region, grey in zip(regions, drawn, strict=True):
-        owner[grey >= HALF] = betas.index(region.beta)
+    for number, grey in zip(numbers, drawn, strict=True):
+        owner[grey >= HALF] = number
         inside |= grey >= HALF
     if inside.all():
-        return betas, owner
+        return owner
     # Where the regions grow, and at their soft edges, which have a part in the pixels that they are fitted into.
     rows, columns = distance_transform_edt(~inside, return_distances=False, return_indices=True)
-    return betas, np.asarray(owner[rows, columns])
+    return np.asarray(owner[rows, columns])
 
 
 def grow(pixels: np.ndarray, radius: int) -> np.ndarray:

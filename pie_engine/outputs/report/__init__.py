@@ -1,5 +1,5 @@
 """report.html: one page that shows a progression and needs nothing else."""
 
-from pie_engine.outputs.report.folder import REPORT, add_confidence, find_report, make_report
+from pie_engine.outputs.report.folder import REPORT, add_measures, find_report, make_report
 
-__all__ = ["REPORT", "add_confidence", "find_report", "make_report"]
+__all__ = ["REPORT", "add_measures", "find_report", "make_report"]

@@ -48,19 +48,22 @@ def find_report(folder: Path) -> tuple[Path, bool]:
     return path, True
 
 
-def add_confidence(folder: Path, confidence: Mapping[str, Sequence[float]]) -> None:
-    """Write classifiers' confidence into a run's report.html and provenance.json; one of the same name is replaced.
+def add_measures(
+    folder: Path, confidence: Mapping[str, Sequence[float]], similarity: Mapping[str, Sequence[float]]
+) -> None:
+    """Write measures into a run's report.html and provenance.json; one of the same name is replaced.
 
     Args:
         confidence: by the classifier's name, a value in [0, 1] per frame, the input's first.
+        similarity: to the input, by the measure's name, a value in [-1, 1] per frame, the input's first; 1 is equal.
 
     Raises:
         InputError: the run's files are damaged. OutputError: they cannot be written.
     """
-    _write(folder, confidence)
+    _write(folder, {"confidence": confidence, "similarity": similarity})
 
 
-def _write(folder: Path, confidence: Mapping[str, Sequence[float]]) -> None:
+def _write(folder: Path, measures: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
     """The report anew, and provenance that lists it."""
     from PIL import Image
 
@@ -68,8 +71,9 @@ def _write(folder: Path, confidence: Mapping[str, Sequence[float]]) -> None:
     try:
         provenance = json.loads(marker.read_text(encoding="utf-8"))
         files = sorted({*provenance.pop("files"), REPORT})
-        if confidence:
-            provenance["confidence"] = {**provenance.get("confidence", {}), **confidence}
+        for kind, series in measures.items():
+            if series:
+                provenance[kind] = {**provenance.get(kind, {}), **series}
         page = make_report(folder.resolve(), provenance)
         listed = json.dumps({**provenance, "files": files}, indent=2)
         page.encode()

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
+from itertools import groupby
 from string import Template
 from typing import Any
 
@@ -124,13 +125,14 @@ def _summary(provenance: Mapping[str, Any], size: tuple[int, ...]) -> str:
     simulated, settings = provenance["simulated"], provenance["settings"]
     share = simulated.get("roi_share")
     rows = [
-        ("prompt", "Towards", simulated["prompt"] or "(an empty prompt)"),
+        ("prompt", "Towards", _towards(simulated)),
         ("", "Item", provenance["item_id"]),
         ("", "Rounds", str(settings["steps"])),
         ("", "Size", f"{size[1]} x {size[0]} pixels"),
+        *_findings(simulated),
         ("", "Region of interest", "none, all may change" if share is None else f"{share:.1%} of the image"),
-        ("", "Guidance", f"{settings['guidance_scale']:g}"),
-        ("", "Strength", f"{settings['strength']:g}"),
+        ("", "Guidance", _span(provenance, "guidance_scale")),
+        ("", "Strength", _span(provenance, "strength")),
         ("", "Seed", str(settings["seed"])),
     ]
     cells = (
@@ -140,11 +142,36 @@ def _summary(provenance: Mapping[str, Any], size: tuple[int, ...]) -> str:
     return f'<dl class="summary">{"".join(cells)}</dl>'
 
 
+def _towards(simulated: Mapping[str, Any]) -> str:
+    """The prompt; with a schedule the prompts in their order."""
+    prompts = [simulated["prompt"]]
+    if "rounds" in simulated:
+        prompts = [prompt for prompt, _ in groupby(one["prompt"] for one in simulated["rounds"])]
+    return " \u2192 ".join(prompt or "(an empty prompt)" for prompt in prompts)
+
+
+def _findings(simulated: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """One row for each of several findings, with its regions and what they have of the image."""
+    rows = []
+    for number, own in enumerate(simulated.get("findings", []), 1):
+        regions = f"region{'s' * (len(own['regions']) > 1)} {', '.join(map(str, own['regions']))}"
+        name = f"Finding {number}: {regions}, {own['share']:.1%} of the image"
+        rows.append(("", name, own["prompt"] or "(an empty prompt)"))
+    return rows
+
+
+def _span(provenance: Mapping[str, Any], name: str) -> str:
+    """A setting, or with a schedule the least and the greatest that a round had."""
+    values = [one[name] for one in provenance["simulated"].get("rounds", [provenance["settings"]])]
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}, see Settings"
+
+
 def _warnings(provenance: Mapping[str, Any], masked: bool) -> str:
     found = []
-    cut = provenance["simulated"].get("prompt_cut_off")
-    if cut:
-        found.append(f"The model read no more than 77 tokens of the prompt. It did not see: {cut}")
+    simulated = provenance["simulated"]
+    cuts = dict.fromkeys(one.get("prompt_cut_off") for one in simulated.get("rounds", [simulated]))
+    found += [f"The model read no more than 77 tokens of the prompt. It did not see: {cut}" for cut in cuts if cut]
     if masked and not provenance["settings"]["composite"]:
         found.append("Frames are shown as decoded: they differ from the input also outside the region of interest.")
     if provenance.get("visible_mark"):
@@ -178,6 +205,7 @@ def _measures(provenance: Mapping[str, Any]) -> tuple[str, str]:
     change, rounds = provenance["change"], int(provenance["settings"]["steps"])
     where = "whole image" if provenance["simulated"].get("roi_share") is None else "inside the region"
     confidence = [Series(name, values, 0) for name, values in provenance.get("confidence", {}).items()]
+    similarity = [Series(name, values, 0) for name, values in provenance.get("similarity", {}).items()]
     step = [Series(where, change["increment_inside"])]
     latent = [(where, "displacement_inside"), ("outside, before compositing", "displacement_outside")]
     grey = [
@@ -187,6 +215,7 @@ def _measures(provenance: Mapping[str, Any]) -> tuple[str, str]:
     ]
     plots = [
         ("Classifier's confidence", "confidence, 0 to 1", confidence, 1.0),
+        ("Similarity to the input", "1 is equal", similarity, 1.0),
         ("Step size of each round", "latent units, RMS", step, None),
         ("Distance from the input", "latent units, RMS", _series(change, latent), None),
         ("Change from the input", "mean absolute grey levels", _series(change, grey), None),

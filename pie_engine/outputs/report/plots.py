@@ -32,7 +32,7 @@ class Series:
 
 
 def line_plot(title: str, unit: str, lines: Sequence[Series], rounds: int, top: float | None = None) -> str:
-    """A figure with axes from 0: rounds 0 to `rounds` to the right, `unit` upwards.
+    """A figure: rounds 0 to `rounds` to the right, `unit` upwards from 0, or from below where a value is below 0.
 
     Args:
         unit: what the upward axis measures, and in what.
@@ -40,7 +40,10 @@ def line_plot(title: str, unit: str, lines: Sequence[Series], rounds: int, top: 
         rounds: number of the last round, where the script's marker of the shown frame begins.
         top: end of the upward axis; None takes the first round number above all values.
     """
-    upward = ticks(max(max(line.values) for line in lines) if top is None else top)
+    least = min(min(line.values) for line in lines)
+    upward = ticks(max(-least, max(max(line.values) for line in lines) if top is None else top))
+    if least < 0:  # symmetric: what is below 0 is rare, and then the sign matters
+        upward = [-value for value in upward[:0:-1]] + upward
     over = _KEY_LINE * len(lines) + 8
     height = over + _HEIGHT - 24
     bottom = height - _BOTTOM
@@ -49,7 +52,7 @@ def line_plot(title: str, unit: str, lines: Sequence[Series], rounds: int, top: 
         return _LEFT + (_WIDTH - _LEFT - _RIGHT) * number / max(rounds, 1)
 
     def y(value: float) -> float:
-        return bottom - (bottom - over) * value / upward[-1]
+        return bottom - (bottom - over) * (value - upward[0]) / (upward[-1] - upward[0])
 
     across = f'x1="{_LEFT}" x2="{_WIDTH - _RIGHT}"'
     parts = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from itertools import groupby
 from typing import Any
 
 from pie_engine.outputs.report.plots import Series
@@ -26,16 +27,36 @@ _SETTINGS = {
     "fit": "Fit to a square",
     "feather": "Feather inward from the edge of the region (pixels)",
 }
+_ROUND = {
+    "prompt": "Towards", "strength": "Strength", "guidance_scale": "Guidance", "denoising_steps": "Denoising steps",
+}  # fmt: skip
 # Shown elsewhere on the page.
-_SHOWN = {"settings", "change", "confidence", "statement", "synthetic", "files"}
+_SHOWN = {"settings", "change", "confidence", "similarity", "statement", "synthetic", "files"}
 
 
 def settings_table(provenance: Mapping[str, Any]) -> str:
     """The run's settings, by their names in words."""
     settings = provenance["settings"]
-    return facts_table(
-        (_SETTINGS.get(name, name), "default" if value is None else _plain(value)) for name, value in settings.items()
+    return rounds_table(provenance["simulated"].get("rounds", [])) + facts_table(
+        (_SETTINGS.get(name, name), "default" if value is None else _plain(value))
+        for name, value in settings.items()
+        if name != "schedule"  # as `rounds_table`
     )
+
+
+def rounds_table(rounds: Sequence[Mapping[str, Any]]) -> str:
+    """What each round of a schedule ran with, equal neighbours as one row; nothing without a schedule."""
+    if not rounds:
+        return ""
+    rows = []
+    for own, alike in groupby(rounds, key=lambda one: [one[name] for name in _ROUND]):
+        numbers = [one["round"] for one in alike]
+        name = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+        cells = "".join(f"<td>{escape(_plain(value))}</td>" for value in own)
+        rows.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in ("Rounds", *_ROUND.values()))
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<div class="scroll"><table class="rounds">{body}</table></div>'
 
 
 def provenance_table(provenance: Mapping[str, Any]) -> str:

@@ -1,0 +1,110 @@
+"""A cohort's pictures against a set of real ones, as distributions of features: KID and FID."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pie_engine.errors import InputError
+from pie_engine.files import sha256_file
+from pie_engine.metrics.distribution import fid, kid_interval
+
+if TYPE_CHECKING:
+    from pie_engine.evaluation.runs import Run
+    from pie_engine.metrics.clip import ClipEncoder
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
+_BATCH = 16  # pictures that are held and judged at once
+
+
+def find_pictures(folder: str | Path) -> list[Path]:
+    """The pictures that lie in a folder, by their names' endings; folders in it are not searched.
+
+    Raises:
+        InputError: no folder, or fewer than two pictures in it.
+    """
+    path, remedy = Path(folder), "pass a folder of real pictures"
+    if not path.is_dir():
+        raise InputError(f"reference {path} is {'a file' if path.exists() else 'no folder'}; {remedy}")
+    found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    if len(found) < 2:
+        raise InputError(f"reference {path} holds {len(found)} pictures ({', '.join(SUFFIXES)}), 2 needed; {remedy}")
+    return found
+
+
+def compare_with_reference(
+    runs: Sequence[Run],
+    pictures: Sequence[Path],
+    encoder: ClipEncoder,
+    seed: int,
+) -> dict[str, Any]:
+    """KID and FID of the runs' inputs and of their last frames against real pictures, over CLIP's image features.
+
+    Real pictures are read and fitted as the inputs were (the first run's fit and size). Of several runs on one input
+    the first counts: both measures need independent pictures.
+
+    Returns:
+        "pictures", "patients", "features" (their number), "sha256" (of the reference files' hashes), and "input" and
+        "final", each with "kid" (value, low, high, or None) and "fid" (or None); with a reason where one is missing.
+
+    Raises:
+        InputError: a picture cannot be read, or a run's frames are damaged.
+    """
+    chosen = list({run.patient: run for run in reversed(runs)}.values())[::-1]
+    how, side = str(chosen[0].provenance["settings"]["fit"]), 0
+    ends, real = [], []
+    for run in chosen:
+        frames = run.frames()
+        side = side or frames.shape[1]
+        ends.append(encoder.features(frames[[0, -1]]))
+    for start in range(0, len(pictures), _BATCH):
+        some = [_read(path, side, how) for path in pictures[start : start + _BATCH]]
+        real.append(encoder.features(np.stack(some)))
+    reference, own = np.concatenate(real), np.stack(ends)  # [M, D], [P, 2, D]
+    fewest, features = min(len(own), len(reference)), reference.shape[1]
+    missing: dict[str, str] = {}
+    if len(own) < 2:
+        missing["kid"] = "1 patient; KID needs 2"
+    if fewest <= features:
+        missing["fid"] = f"{fewest} pictures with {features} features; FID needs more pictures than features"
+    found: dict[str, Any] = {
+        "pictures": len(reference),
+        "patients": len(own),
+        "features": features,
+        "sha256": hashlib.sha256("".join(sha256_file(path) for path in pictures).encode()).hexdigest(),
+        "missing": missing,
+    }
+    for index, name in enumerate(("input", "final")):
+        one = own[:, index]
+        found[name] = {
+            "kid": None if "kid" in missing else kid_interval(one, reference, seed=seed).to_dict(),
+            "fid": None if "fid" in missing else fid(one, reference),
+        }
+    return found
+
+
+def to_lines(found: dict[str, Any]) -> list[str]:
+    """The comparison as plain text."""
+    lines = [f"against {found['pictures']} reference pictures, n = {found['patients']} patients:"]
+    for name in ("input", "final"):
+        parts = []
+        if found[name]["kid"] is not None:
+            kid = found[name]["kid"]
+            parts.append(f"KID {kid['value']:.4g} [{kid['low']:.4g}, {kid['high']:.4g}]")
+        if found[name]["fid"] is not None:
+            parts.append(f"FID {found[name]['fid']:.4g}")
+        if parts:
+            lines.append(f"  {name}: {', '.join(parts)}")
+    return [*lines, *(f"  no {name.upper()}: {reason}" for name, reason in found["missing"].items())]
+
+
+def _read(path: Path, side: int, how: str) -> np.ndarray:
+    """[side, side, 3] uint8."""
+    from pie_engine.imaging import fit, read_image
+
+    image, _ = read_image(path)
+    return np.asarray(fit(image, side, how))

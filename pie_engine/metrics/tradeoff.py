@@ -1,0 +1,108 @@
+"""Confidence against similarity over many settings: which are not beaten, and where a simulation is stable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pie_engine.config.checks import number
+from pie_engine.errors import InputError
+from pie_engine.metrics.bootstrap import Estimate
+
+
+@dataclass(frozen=True)
+class Stable:
+    """When one setting counts as stable; see `unstable`.
+
+    Attributes:
+        confidence: the lower end of every classifier's interval after the last round is at least this, in [0, 1].
+        similarity: the lower end of the similarity's interval after the last round is at least this, in [-1, 1].
+
+    Raises:
+        ConfigError: a threshold is out of range.
+    """
+
+    confidence: float = 0.5
+    similarity: float = 0.7
+
+    def __post_init__(self) -> None:
+        number("min-confidence", self.confidence, 0.0, 1.0, "pass --min-confidence 0.5")
+        number("min-similarity", self.similarity, -1.0, 1.0, "pass --min-similarity 0.7")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def unstable(
+    confidence: Mapping[str, Estimate], similarity: Estimate, ratio: Estimate | None, limits: Stable
+) -> list[str]:
+    """Why one setting is not stable; nothing where it is.
+
+    Stable is where the finding is shown (every classifier's confidence), the patient is still recognised (similarity to
+    the input), and the progression settles (increments shrink). Each has to hold for the unfavourable end of its
+    interval; with one patient, who has none, for the value itself.
+
+    Args:
+        confidence: after the last round, by classifier.
+        similarity: after the last round.
+        ratio: `shrinking` of the increments; None where it is not defined.
+    """
+    reasons = []
+    for name, own in confidence.items():
+        if _low(own) < limits.confidence:
+            reasons.append(f"confidence ({name}) from {_low(own):.3g} up, below {limits.confidence:g}")
+    if _low(similarity) < limits.similarity:
+        reasons.append(f"similarity from {_low(similarity):.3g} up, below {limits.similarity:g}")
+    if ratio is None:
+        reasons.append("increments: fewer than two rounds that change anything")
+    elif (high := ratio.mean if ratio.high is None else ratio.high) >= 1:
+        reasons.append(f"increments do not shrink (ratio up to {high:.3g})")
+    return reasons
+
+
+def shrinking(increments: Sequence[float]) -> float | None:
+    """The mean ratio of an increment to the one before: (last / first)^(1 / (N - 1)); below 1 where they shrink.
+
+    The geometric mean of the N - 1 ratios, which telescope. None with fewer than two rounds, or where the first or the
+    last changes nothing.
+
+    Args:
+        increments: N step norms, not negative.
+
+    Raises:
+        InputError: one is negative or not finite.
+    """
+    if any(not math.isfinite(value) or value < 0 for value in increments):
+        raise InputError(f"increments {list(increments)} hold one that is negative or not finite; pass step norms")
+    if len(increments) < 2 or not increments[0] or not increments[-1]:
+        return None
+    return float((increments[-1] / increments[0]) ** (1 / (len(increments) - 1)))
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Which points no other one beats: at least as good in both and better in one. More is better in both.
+
+    Equal points are on the front together, or off it.
+    """
+
+    def beats(other: tuple[float, float], own: tuple[float, float]) -> bool:
+        return other[0] >= own[0] and other[1] >= own[1] and other != own
+
+    return [not any(beats(other, own) for other in points) for own in points]
+
+
+def stretches(flags: Sequence[bool]) -> list[tuple[int, int]]:
+    """First and last index of every unbroken stretch of True, in order."""
+    found: list[tuple[int, int]] = []
+    for index, flag in enumerate(flags):
+        if flag and found and found[-1][1] == index - 1:
+            found[-1] = (found[-1][0], index)
+        elif flag:
+            found.append((index, index))
+    return found
+
+
+def _low(own: Estimate) -> float:
+    return own.mean if own.low is None else own.low

@@ -1,0 +1,49 @@
+"""Several findings in one latent: the U-Net is asked about each, and each answers for its own regions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pie_engine.backends import UNetCall
+
+
+class RegionalUNet:
+    """A U-Net bound for (J + 1) B latents, or J B without guidance, that looks like one for 2 B or B to what drives it.
+
+    With c_j what it predicts for finding j and w_j that finding's share of a latent, sum_j w_j = 1, it gives
+    c = sum_j w_j c_j, so that a guided step's noise is e = u + g (c - u) = u + g sum_j w_j (c_j - u). That is the sum
+    over concepts of composable diffusion (Liu et al. 2022, arXiv 2206.01714) with weights that vary over the image, as
+    those of MultiDiffusion's regions do (Bar-Tal et al. 2023, arXiv 2302.08113).
+
+    Args:
+        unet: its batch holds the unconditional latents first, then those of one finding after the other.
+        shares: [J, B, 1, h, w] float32, w; read at each call.
+    """
+
+    def __init__(self, unet: UNetCall, shares: Tensor, *, guided: bool):
+        import torch
+
+        findings, batch = shares.shape[:2]
+        latent = unet.sample.shape[1:]
+        own = batch * (2 if guided else 1)
+        self._unet, self._shares, self._guided = unet, shares, guided
+        self.sample, self.timestep, self.context = unet.sample[:own], unet.timestep, unet.context
+        self._others = unet.sample[own:].view(findings - 1, batch, *latent)
+        self.output = torch.empty_like(self.sample)
+        self._sum = torch.empty(batch, *latent, device=shares.device)
+
+    def __call__(self) -> None:
+        findings, batch = self._shares.shape[:2]
+        self._others.copy_(self.sample[:batch])
+        self._unet()
+        conditional = self._unet.output[-findings * batch :].view(findings, batch, *self.sample.shape[1:])
+        # In float32, whatever the U-Net computes in, and rounded once.
+        self._sum.zero_()
+        for prediction, share in zip(conditional, self._shares, strict=True):
+            self._sum.addcmul_(prediction.float(), share)
+        if self._guided:
+            self.output[:batch].copy_(self._unet.output[:batch])
+        self.output[-batch:].copy_(self._sum)

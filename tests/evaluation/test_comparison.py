@@ -1,0 +1,217 @@
+"""Methods against one another: runs made by hand, whose confidence is known, and what compare makes of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from progressions import SIDE
+from tiny_clip import save_clip
+
+from pie_engine import Result, RunConfig
+from pie_engine.errors import ConfigError, InputError, OutputError
+from pie_engine.evaluation import compare
+from pie_engine.metrics import measure_change
+
+CONFIDENCE = "confidence: bright"
+Save = Callable[..., Path]
+
+
+class _Brightness(torch.nn.Module):
+    """The mean of a grey picture, [N, 1, H, W] to [N, 1]."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3))
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classifier")
+    torch.jit.script(_Brightness()).save(str(folder / "m.pt"))
+    spec = {"file": "m.pt", "name": "bright", "size": SIDE, "channels": 1, "range": [0, 1], "mean": 0, "std": 1}
+    (folder / "bright.json").write_text(json.dumps({**spec, "activation": "none"}))
+    return folder / "bright.json"
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Save:
+    """Write a run: frame n is the input, of mean grey 80, brighter by levels[n - 1], and grain that keeps the mean."""
+    place = np.indices((SIDE, SIDE)).sum(0)
+    blocks, checks = (np.where(place // width % 2, 1, -1)[:, :, None].repeat(3, 2) for width in (8, 1))
+
+    def write(
+        name: str, patient: str, method: dict[str, Any] | None, *levels: int, grain: int = 0, **more: Any
+    ) -> Path:
+        frames = [80 + 30 * blocks]
+        frames += [frames[0] + level + grain * n * checks for n, level in enumerate(levels, 1)]
+        stack, latents = np.stack(frames).astype(np.uint8), np.zeros((len(levels), 4, 8, 8), np.float32)
+        change = measure_change(latents, latents[0], stack[1:], None, stack, None, None)
+        config = RunConfig(steps=len(levels), resolution=SIDE, **more)
+        provenance = {
+            "statement": "",
+            "synthetic": True,
+            "item_id": name,
+            "input": {"image_sha256": patient * 64},
+            "settings": config.to_dict(),
+            "simulated": {"prompt": "healthy" if method and method["name"] == "control" else "x", "roi_share": None},
+            "change": change.to_dict(),
+            **({} if method is None else {"method": method}),
+        }
+        Result(stack, latents, latents[0], None, change, config, provenance).save(tmp_path / "runs" / name)
+        return tmp_path / "runs" / name
+
+    (tmp_path / "runs").mkdir()
+    return write
+
+
+WALK = {"name": "walk", "total_strength": 1.0}
+
+
+def test_by_hand(save: Save, classifier: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save("a", "0", None, 51, 102, 103)
+    save("b", "1", {"name": "pie"}, 51, 102, 103)
+    save("c", "0", WALK, 26, 51, 77, grain=6)
+    save("d", "1", WALK, 26, 51, 77, grain=9)
+    save("e", "0", {"name": "previous"}, 0, 0, 0)
+    save("f", "1", {"name": "previous"}, 0, 0, 0)
+    said: list[str] = []
+    with caplog.at_level(logging.WARNING):
+        summary = compare([tmp_path / "runs"], tmp_path / "out", classifiers=[classifier], on_run=said.append)
+    assert not caplog.messages
+    assert len(said) == 6
+    assert list(summary["methods"]) == ["pie", "previous", "walk"]
+    assert summary["methods"]["walk"]["patients"] == summary["methods"]["walk"]["runs"] == 2
+    assert summary["methods"]["pie"]["final"][CONFIDENCE]["mean"] == pytest.approx(183 / 255)
+    assert [one["mean"] for one in summary["methods"]["walk"]["rounds"][CONFIDENCE]] == pytest.approx(
+        [80 / 255, 106 / 255, 131 / 255, 157 / 255]
+    )
+    still, walk = summary["matched"]
+    assert (still["method"], still["patients"], still["confidence"]["defined"]) == ("previous", 2, 0)
+    assert still["confidence"]["mean"] is None
+    assert (walk["method"], walk["classifier"], walk["similarity_measure"]) == ("walk", "bright", "ssim_inside")
+    # Again, from the table: what PIE's lines and the walk's say at the similarities in which they bend.
+    with (tmp_path / "out" / "compare.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["method"] for row in rows] == ["pie"] * 8 + ["previous"] * 8 + ["walk"] * 8
+
+    def curve(method: str, patient: str) -> np.ndarray:
+        own = [r for r in rows if r["method"] == method and r["patient"] == patient * 12 and r["round"] != "0"]
+        return np.array([[float(r["ssim_inside"]), float(r[CONFIDENCE])] for r in own])
+
+    expected = []
+    for patient in "01":
+        a, b = curve("pie", patient)[::-1], curve("walk", patient)[::-1]
+        assert (np.diff(a[:, 0]) > 0).all()
+        assert (np.diff(b[:, 0]) > 0).all()
+        low, high = max(a[0, 0], b[0, 0]), min(a[-1, 0], b[-1, 0])
+        x = np.linspace(low, high, 200_001)
+        apart = np.interp(x, a[:, 0], a[:, 1]) - np.interp(x, b[:, 0], b[:, 1])
+        expected.append((apart.mean(), apart[0]))
+    assert [row["confidence"]["mean"] for row in walk["by_patient"]] == pytest.approx(
+        [e[0] for e in expected], abs=1e-5
+    )
+    assert [row["confidence"]["end"] for row in walk["by_patient"]] == pytest.approx([e[1] for e in expected])
+    assert min(expected[0]) > 0.05  # grain costs similarity and gains nothing
+    mean = walk["confidence"]["mean"]
+    assert mean["mean"] == pytest.approx((expected[0][0] + expected[1][0]) / 2, abs=1e-5)
+    # Of two patients a resample's mean is either's own with 1/4, and theirs with 1/2.
+    assert (mean["low"], mean["high"], mean["n"]) == (
+        pytest.approx(min(e[0] for e in expected), abs=1e-5),
+        pytest.approx(max(e[0] for e in expected), abs=1e-5),
+        2,
+    )
+    # Equal confidence: the walk's frames 2 and 3 lie between PIE's 1 and 2, and bear grain.
+    assert walk["similarity"]["defined"] == 2
+    assert walk["similarity"]["end"]["mean"] > 0.05
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
+    with Image.open(tmp_path / "out" / "compare.png") as picture:
+        assert picture.size[0] > 1000
+        assert "research use only" in picture.text["Comment"]
+    compare([tmp_path / "runs"], tmp_path / "out", classifiers=[classifier])  # replaces itself
+
+
+def test_equal_frames_are_equally_good(save: Save, classifier: Path, tmp_path: Path) -> None:
+    save("a", "0", None, 30, 60, 90)
+    save("b", "0", WALK, 10, 30, 60, 90, 120)
+    (row,) = compare([tmp_path / "runs"], tmp_path / "out", classifiers=[classifier])["matched"]
+    for what in ("confidence", "similarity"):
+        assert row[what]["mean"]["mean"] == pytest.approx(0, abs=1e-9)
+        assert row[what]["end"]["mean"] == pytest.approx(0, abs=1e-9)
+        assert row[what]["mean"]["low"] is None
+
+
+def test_several_runs_of_a_patient_are_averaged_first(save: Save, classifier: Path, tmp_path: Path) -> None:
+    save("a", "0", None, 51, 102, seed=1)
+    save("b", "0", None, 51, 102, seed=2)
+    save("c", "0", WALK, 26, 51, 77, grain=6)
+    save("d", "0", WALK, 26, 51, 77, grain=9, seed=1)
+    alone = []
+    for name in "cd":
+        runs = [tmp_path / "runs" / "a", tmp_path / "runs" / name]
+        (row,) = compare(runs, tmp_path / name, classifiers=[classifier])["matched"]
+        alone.append(row["confidence"]["mean"]["mean"])
+    (row,) = compare([tmp_path / "runs"], tmp_path / "out", classifiers=[classifier])["matched"]
+    assert row["patients"] == row["confidence"]["defined"] == 1
+    assert row["confidence"]["mean"]["mean"] == pytest.approx(sum(alone) / 2)
+
+
+def test_what_is_mixed_is_said(save: Save, classifier: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save("a", "0", None, 51, 102)
+    save("b", "1", None, 51, 102)
+    save("c", "0", WALK, 51, 77, guidance_scale=3.0)
+    save("d", "0", {**WALK, "total_strength": 0.5}, 51, 77)
+    save("e", "0", {"name": "control", "healthy_prompt": "healthy"}, 1, 2)
+    with caplog.at_level(logging.WARNING):
+        summary = compare([tmp_path / "runs"], tmp_path / "out", classifiers=[classifier])
+    assert list(summary["methods"]) == ["pie", "control", "walk 0.5", "walk 1"]
+    # The control's prompt is another one on purpose.
+    assert caplog.messages == [
+        "the runs differ in guidance_scale beside the method: the comparison mixes them",
+        *(
+            f"patients with runs of both PIE and {name}: 1; the others are not matched"
+            for name in ("control", "walk 0.5", "walk 1")
+        ),
+    ]
+
+
+def test_clip_is_matched_too(save: Save, classifier: Path, tmp_path: Path) -> None:
+    (tmp_path / "clip").mkdir()
+    save_clip(tmp_path / "clip")
+    save("a", "0", None, 51, 102, 153)
+    save("b", "0", WALK, 26, 51, 77, grain=9)
+    summary = compare([tmp_path / "runs"], tmp_path / "out", classifiers=[classifier], clip=tmp_path / "clip")
+    assert [row["similarity_measure"] for row in summary["matched"]] == ["clip_i", "ssim_inside"]
+    assert list(summary["models"]["clip"]) == ["model.safetensors"]
+
+
+def test_refusals(save: Save, classifier: Path, tmp_path: Path) -> None:
+    pie, walk = save("a", "0", None, 51), save("b", "0", WALK, 51)
+    odd = save("c", "0", {"name": "walk", "total_strength": "x"}, 51)
+    cases: list[tuple[type[Exception], list[Path], list[Path], str]] = [
+        (
+            InputError,
+            [pie],
+            [classifier],
+            r"the runs are of pie alone; pass PIE's and a baseline's \(run --method NAME\)",
+        ),
+        (InputError, [walk], [classifier], "the runs are of walk alone"),
+        (InputError, [pie, odd], [classifier], "does not say which method made it"),
+        (InputError, [tmp_path / "nowhere"], [classifier], "is no folder"),
+        (ConfigError, [pie, walk], [], "no classifier is given"),
+        (ConfigError, [pie, walk], [tmp_path / "none.json"], r"none\.json cannot be read"),
+    ]
+    for kind, folders, classifiers, line in cases:
+        with pytest.raises(kind, match=line) as caught:
+            compare(folders, tmp_path / "out", classifiers=classifiers)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(OutputError, match=r"holds no summary\.json of an earlier result"):
+        compare([pie, walk], pie, classifiers=[classifier])

@@ -71,7 +71,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if not (arguments.fill or arguments.check):
         (ROOT / WORK).mkdir(parents=True, exist_ok=True)
         for name in arguments.only or STUDIES:
-            results["studies"][name] = {"revision": revision(ROOT), **run(STUDIES[name])}
+            results["studies"][name] = {"revision": revision(), **run(STUDIES[name])}
             results_file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     text = document.read_text(encoding="utf-8")
     try:

@@ -87,11 +87,11 @@ STUDIES = {
         ],
         _collect_methods,
     ),
-    "strength": Study([_phantoms(20), _sweep("phantoms", "strength", "--recipe", "strength")],
+    "strength": Study([_phantoms(10, output="ten"), _sweep("ten", "strength", "--recipe", "strength")],
                       _collect_sweep("strength")),
     "mask": Study([_phantoms(20), _sweep("phantoms", "mask", "--recipe", "mask")], _collect_sweep("mask")),
     "regression": Study(
-        [["python", "-m", "pie_engine.demo.regression", "--patients", "20", "--output", str(WORK / "regression")]],
+        [["python", "-m", "pie_engine.demo.regression", "--patients", "10", "--output", str(WORK / "regression")]],
         _collect_regression,
     ),
     "align": Study(
@@ -176,13 +176,13 @@ def regression_table(found: Figures) -> str:
     """A line per setting."""
     rows = []
     for own in found["settings"]:
-        change, error = own["change"], own["error"]
+        change, ratio, confidence = own["change"], own["ratio"], own["confidence"]
         rows.append(
-            [own["name"], f"{own['ratio'][0]:.3f} to {own['ratio'][-1]:.3f}", _cell(change), _cell(error),
-             f"{own['normal']} of {change['n']}", f"{own['confidence'][0]:.3f} to {own['confidence'][-1]:.3f}"]
+            [own["name"], f"{ratio[0]:.3f} to {ratio[-1]:.3f}", _cell(change), _cell(own["error"]),
+             f"{own['normal']} of {change['n']}", f"{confidence[0]:.3f} to {confidence[-1]:.3f}", _cell(own["apart"])]
         )  # fmt: skip
-    head = ["settings", "measured cardiothoracic ratio", "its change", "error against the healthy twin", "normal",
-            "confidence"]  # fmt: skip
+    head = ["settings", "ratio, input to last round", "its change", "error against the healthy twin", "normal",
+            "confidence", "grey levels from the twin"]  # fmt: skip
     return _table(head, rows)
 
 

@@ -134,10 +134,11 @@ def matched_table(found: Figures) -> str:
     for row in found["matched"]:
         at_similarity, at_confidence = row["confidence"], row["similarity"]
         rows.append(
-            [row["method"], _cell(at_similarity["mean"]), f"{at_similarity['defined']} of {row['patients']}",
+            [row["method"], _cell(at_similarity["mean"]), _cell(at_similarity["end"]),
+             f"{at_similarity['defined']} of {row['patients']}",
              _cell(at_confidence["mean"]), f"{at_confidence['defined']} of {row['patients']}"]
         )  # fmt: skip
-    head = ["baseline", "confidence at equal SSIM, PIE less the baseline", "n",
+    head = ["baseline", "confidence at equal SSIM, PIE less the baseline", "as far as both come", "n",
             "SSIM at equal confidence, PIE less the baseline", "n"]  # fmt: skip
     return _table(head, rows)
 

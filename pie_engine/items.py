@@ -181,10 +181,10 @@ def _check_findings(item: Item, regions: tuple[Region, ...], config: RunConfig) 
     findings = findings_of(item)
     if item.prompt and item.prompt not in findings:
         raise ConfigError(f"prompt {item.prompt!r} is read in no region, for each has its own finding; leave it empty")
-    if len(findings) > 1 and any(own.prompt is not None for own in config.rounds):
-        raise ConfigError(
-            f"the schedule's prompts would take the place of {len(findings)} findings; leave them out of the schedule"
-        )
+    scheduled = [own.prompt is not None for own in config.rounds]
+    if all(scheduled) or (len(findings) > 1 and any(scheduled)):
+        count = f"{len(findings)} finding{'s' * (len(findings) > 1)}"
+        raise ConfigError(f"the schedule's prompts would take the place of {count}; leave them out of the schedule")
 
 
 def _check_official(item: Item, regions: tuple[Region, ...], keep: tuple[Region, ...]) -> None:
@@ -220,7 +220,10 @@ def composite(
         kept[:, top:bottom, left:right] = decoded[:, top:bottom, left:right]
         return kept
     weight = mask.weight[..., None]
-    return np.round(weight * decoded + (1 - weight) * original).astype(np.uint8)
+    frames = np.empty_like(decoded)
+    for target, frame in zip(frames, decoded, strict=True):  # all at once would need 8 times their memory
+        target[...] = np.round(weight * frame + (1 - weight) * original)
+    return frames
 
 
 def check_text(name: str, text: object) -> None:

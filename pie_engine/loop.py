@@ -266,8 +266,8 @@ class Loop:
             if not bad.any():
                 return output
             # Rows of embeddings are prompts, which items share.
-            items = bad if len(bad) == len(self._batch.item_ids) else torch.ones(len(self._batch.item_ids))
-            self._raise_precision(0, component, items)
+            shared = component == "text_encoder"
+            self._raise_precision(0, component, torch.ones(len(self._batch.item_ids)) if shared else bad)
 
     def _raise_precision(self, number: int, component: str, bad: Tensor) -> None:
         assert self._batch is not None

@@ -196,6 +196,10 @@ def test_refusals(torch_engine: PieEngine) -> None:
     refused(Item(PICTURE, "", [Region(HEART, prompt=3)]), "finding of type int is not text", InputError)  # type: ignore[arg-type]
     schedule = RoundSchedule.parse([{"rounds": 1, "prompt": "lung"}])
     refused(Item(PICTURE, "", REGIONS), "the schedule's prompts would take the place of 2 findings", schedule=schedule)
+    one = Item(PICTURE, "", [Region(HEART, prompt="heart")])
+    every = RoundSchedule.parse([{"rounds": f"1-{SHORT.steps}", "prompt": "lung"}])
+    refused(one, "the schedule's prompts would take the place of 1 finding; leave them out", schedule=every)
+    torch_engine.run(one, replace(SHORT, schedule=schedule))  # the finding holds in the rounds that have no other
     official = {"semantics": "official", "noise": None, "composite": None, "feather": None}
     refused(Item(PICTURE, "", Region(HEART, prompt="lung")), "a finding with its own region is not what", **official)
     kept = Item(PICTURE, "", [Region(HEART, prompt="heart"), Region(BASE, prompt="lung")], keep=BASE)

@@ -331,6 +331,21 @@ def test_only_the_bad_item_is_named(ddim_checkpoint: Checkpoint) -> None:
         engine.run_batch(items, SHORT)
 
 
+def test_a_bad_prompt_names_every_item(ddim_checkpoint: Checkpoint) -> None:
+    """Two items with one prompt make two rows of embeddings, the negative prompt's and theirs: no row is an item's."""
+
+    class Broken(TorchBackend):
+        def encode_text(self, ids: torch.Tensor) -> torch.Tensor:
+            embeddings = super().encode_text(ids).clone()
+            embeddings[-1] = float("nan")
+            return embeddings
+
+    engine = PieEngine(Broken(copy.deepcopy(ddim_checkpoint), model_info(ddim_checkpoint)))
+    items = [Item(IMAGE, PROMPT, None, name) for name in ("a", "b")]
+    with pytest.raises(BackendError, match=r"preparation gave values .* in fp32 for item a, b \(text_encoder\)"):
+        engine.run_batch(items, SHORT)
+
+
 def test_a_lack_of_memory_is_one_line(ddim_checkpoint: Checkpoint) -> None:
     class Large(TorchBackend):
         def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -402,7 +417,7 @@ def test_a_round_never_waits_for_the_host(ddim_checkpoint: Checkpoint, config: R
     with torch.inference_mode(), loop._timeline.main():
         try:
             torch.cuda.set_sync_debug_mode("error")
-            for stage in (loop._round, loop._decode):
+            for stage in (*loop._rounds_by_kind.values(), loop._decode):
                 stage()  # replayed
                 stage._function()  # as it runs uncaptured
         finally:

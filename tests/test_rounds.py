@@ -137,6 +137,7 @@ REFUSALS: dict[str, tuple[Any, str]] = {
     "strength 2": ([{"rounds": "1-2", "strength": [0.5, 2]}], "strength of rounds 1-2 2 is outside (0, 1]"),
     "guidance": ([{"rounds": 1, "guidance_scale": -1}], "guidance_scale of rounds 1 -1 is outside [0, 100]"),
     "NaN": ([{"rounds": 1, "guidance_scale": float("nan")}], "guidance_scale of rounds 1 nan is not a finite number"),
+    "huge": ([{"rounds": 1, "guidance_scale": 10**400}], "guidance_scale of rounds 1 1000"),
     "text": ([{"rounds": 1, "strength": "0.5"}], "strength of rounds 1 '0.5' is not a finite number"),
     "three values": ([{"rounds": "1-2", "strength": [1, 1, 1]}], "strength of rounds 1-2 has 3 values"),
     "ramp of one": ([{"rounds": "2", "strength": [0.1, 1]}], "strength of round 2 has two values"),

@@ -76,12 +76,12 @@ class Walk:
     def rounds(self, loop: Loop, batch: Batch, config: RunConfig, on_step: OnStep) -> Iterator[Round]:
         import torch
 
-        plan, count = loop.plan, len(batch.prompts)
+        plan, count, reruns = loop.plan, len(batch.prompts), list(loop.reruns)
+        end = plan.sampler.unet.context.clone().float()
         # Through the loop, so that embeddings are checked and computed again as a run's own are.
         loop.load(replace(batch, prompts=[self.start_prompt] * count), config)
         start = plan.sampler.unet.context.clone().float()
-        loop.load(batch, config)
-        end = plan.sampler.unet.context.clone().float()
+        loop.reruns[:0] = reruns  # which a load forgets
         noise = _noise(plan, batch, config, None)
         loop.compute(0, lambda: invert(plan, on_step))
         inverted = plan.buffers.eps.clone()

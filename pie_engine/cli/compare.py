@@ -62,6 +62,8 @@ def main(arguments: argparse.Namespace) -> int:
 
 def _finals(summary: dict[str, Any]) -> list[str]:
     """The last frame of each method."""
+    from pie_engine.evaluation.summary import to_columns
+
     shown = [
         name
         for name in next(iter(summary["methods"].values()))["final"]
@@ -72,26 +74,23 @@ def _finals(summary: dict[str, Any]) -> list[str]:
         [method, str(found["patients"]), *(_cell(found["final"][name]) for name in shown)]
         for method, found in summary["methods"].items()
     ]
-    return _aligned(rows)
+    return to_columns(rows)
 
 
 def _matched(summary: dict[str, Any]) -> list[str]:
     """PIE minus each baseline, where they have come equally far."""
+    from pie_engine.evaluation.summary import to_columns
+
     lines: list[str] = []
     for what, x, y in (("confidence", "similarity", "confidence"), ("similarity", "confidence", "similarity")):
-        rows = [["PIE minus", f"{y} at equal {x}", "as far as both come", "patients", ""]]
+        rows = [["PIE minus", f"{y} at equal {x}", "as far as both come", "patients", "judged by"]]
         for one in summary["matched"]:
             found = one[what]
             label = f"{one['classifier']}, {one['similarity_measure']}"
             over = f"{found['defined']} of {one['patients']}"
             rows.append([one["method"], _cell(found["mean"]), _cell(found["end"]), over, label])
-        lines += [*_aligned(rows), ""]
+        lines += [*to_columns(rows), ""]
     return lines
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _cell(entry: dict[str, Any] | None) -> str:

@@ -62,10 +62,8 @@ def _write_phantoms(arguments: argparse.Namespace) -> int:
     if arguments.json:
         sys.stdout.write(json.dumps(written) + "\n")
     else:
-        sys.stdout.write(
-            f"{written['patients']}: {arguments.phantoms} held-out phantoms, in {written['truth']} their "
-            "true cardiothoracic ratios\n"
-        )
+        count = f"{arguments.phantoms} held-out phantom{'s' * (arguments.phantoms != 1)}"
+        sys.stdout.write(f"{written['patients']}: {count}, in {written['truth']} the true cardiothoracic ratios\n")
     return 0
 
 

@@ -94,10 +94,10 @@ def main(arguments: argparse.Namespace) -> int:
     from pie_engine.cli.progress import say
     from pie_engine.config import METHOD_OPTIONS
     from pie_engine.config.checks import integer
+    from pie_engine.evaluation.plots import check_plots
     from pie_engine.metrics.tradeoff import Stable
     from pie_engine.studies.design import Design
     from pie_engine.studies.grid import parse_grid
-    from pie_engine.studies.plots import check_plots
     from pie_engine.studies.recipes import with_recipe
     from pie_engine.studies.store import check_output
     from pie_engine.studies.sweep import LEAST_SIMILARITY, Judges, sweep
@@ -228,6 +228,8 @@ def _duration(seconds: float) -> str:
 
 def _table(summary: dict[str, Any]) -> list[str]:
     """A line per cell."""
+    from pie_engine.evaluation.summary import to_columns
+
     names = [*summary["models"]["classifiers"]]
     columns = ["cell", *(f"confidence: {name}" for name in names), summary["similarity"], "leakage", "ratio", ""]
     rows = [columns]
@@ -237,8 +239,7 @@ def _table(summary: dict[str, Any]) -> list[str]:
         values += [final[summary["similarity"]], final["decoded_leakage"], cell["increment_ratio"]]
         marks = " ".join(word for word, holds in (("stable", cell["stable"]), ("front", cell["front"])) if holds)
         rows.append([cell["cell"], *map(_estimate, values), marks])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(columns))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return to_columns(rows)
 
 
 def _estimate(own: dict[str, Any] | None) -> str:

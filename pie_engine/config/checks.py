@@ -16,7 +16,7 @@ def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
 def number(name: str, value: object, low: float, high: float, remedy: str, *, open_low: bool = False) -> None:
     """Refuse what is no finite number in [low, high], or in (low, high] with `open_low`. Raises ConfigError."""
     # bool is an int in Python; a flag passed as a number is a caller's mistake, not a 1.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) == math.inf:
         raise ConfigError(f"{name} {value!r} is not a finite number; {remedy}")
     if value > high or value < low or (open_low and value == low):
         left = "(" if open_low else "["

@@ -42,7 +42,7 @@ def draw_alignment(summary: dict[str, Any]) -> bytes:
         more = len(summary["rounds"]) - len(panels)
         note = f"; {more} more prompt{'s are' if more > 1 else ' is'} in summary.json" if more else ""
         # The line below keeps clear of the picture's own note.
-        axes[-1].set_xlabel(f"similarity of the input, then its rise in each round, mean over patients{note}\n")
+        axes[-1].set_xlabel(f"similarity of the input, then its rise up to each round, mean over patients{note}\n")
         return encode_figure(figure, ".png")
 
 
@@ -71,7 +71,7 @@ def _draw(axis: Axes, rows: list[_Row], limit: float) -> None:
     rises = values - values[:, :1]
     axis.imshow(rises, cmap=colours, vmin=-limit, vmax=limit, aspect="auto")
     for row, column in np.ndindex(*rises.shape):
-        text = f"{values[row, 0]:.2f}" if column == 0 else f"{rises[row, column]:+.3f}"
+        text = f"{values[row, 0]:.2f}" if column == 0 else f"{rises[row, column]:+.3f}".replace("-0.000", "+0.000")
         dark = abs(rises[row, column]) > 0.55 * limit
         axis.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "#1b1f24")
     axis.set_xticks(range(len(shown)), ["input", *(str(index) for index in shown[1:])])

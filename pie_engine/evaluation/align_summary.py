@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from pie_engine.evaluation.align_texts import EMPTY, LINE, NEGATED, OTHER, OWN, SHUFFLED, Aligned
-from pie_engine.evaluation.summary import differing, over_patients
-from pie_engine.metrics.bootstrap import LEVEL, RESAMPLES
+from pie_engine.evaluation.summary import describe_interval, differing, over_patients, to_columns
 from pie_engine.metrics.permutation import permutation_test
 
 NAMES = {
@@ -86,12 +85,7 @@ def summarise(
         "runs": len(aligned),
         "patients": len({one.run.patient for one in aligned}),
         "prompts": list(prompts),
-        "interval": {
-            "level": LEVEL,
-            "method": "bootstrap over patients, percentile",
-            "resamples": RESAMPLES,
-            "seed": seed,
-        },
+        "interval": describe_interval(seed),
         "differ": [name for name in differing([one.run for one in aligned]) if name != "prompt"],
         "test": _test(aligned, prompts, permutations, seed),
         "rises": rises,
@@ -166,9 +160,7 @@ def to_table(summary: dict[str, Any]) -> str:
     head += " [95 % interval, bootstrap over patients]" if patients > 1 else ", no interval with one patient"
     rows = [["text", "rise", "own prompt's rise minus it"]]
     rows += [[label(one["role"], one["text"]), _cell(one["rise"]), _cell(one["own_minus"])] for one in summary["rises"]]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([head, *lines, to_line(summary["test"]), *_say_truncated(summary["truncated"])])
+    return "\n".join([head, *to_columns(rows), to_line(summary["test"]), *_say_truncated(summary["truncated"])])
 
 
 def label(role: str, text: str | None, width: int = 48) -> str:

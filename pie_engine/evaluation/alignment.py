@@ -13,8 +13,10 @@ from pie_engine.errors import InputError
 from pie_engine.evaluation.align_plot import draw_alignment
 from pie_engine.evaluation.align_summary import summarise, to_csv
 from pie_engine.evaluation.align_texts import Texts, prompt_of
+from pie_engine.evaluation.plots import check_plots
 from pie_engine.evaluation.runs import find_runs
-from pie_engine.files import check_folder, new_folder, sha256_file
+from pie_engine.evaluation.summary import describe_clip
+from pie_engine.files import check_folder, new_folder
 from pie_engine.metrics.permutation import PERMUTATIONS
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ def align(
 
     output = Path(output)
     check_folder(output, replaceable=SUMMARY)
+    check_plots()
     if permutations < 1:
         raise InputError(f"{permutations} permutations are too few; pass at least 1")
     runs = find_runs(folders)
@@ -67,7 +70,7 @@ def align(
         log.warning("the runs differ in %s: their means mix them", ", ".join(summary["differ"]))
     summary |= {
         "truncated": texts.truncated(runs),
-        "models": {"clip": {one.name: sha256_file(one) for one in sorted(Path(clip).glob("*.safetensors"))}},
+        "models": {"clip": describe_clip(clip)},
         "version": __version__,
         "files": [TABLE, PLOT, SUMMARY],
     }

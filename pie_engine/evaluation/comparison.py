@@ -13,9 +13,10 @@ from typing import Any
 from pie_engine import __version__
 from pie_engine.errors import ConfigError, InputError
 from pie_engine.evaluation.measure import CLIP_I, CONFIDENCE, Measured, measure_run
+from pie_engine.evaluation.plots import check_plots
 from pie_engine.evaluation.runs import Run, find_runs
-from pie_engine.evaluation.summary import differing, summarise
-from pie_engine.files import check_folder, new_folder, sha256_file
+from pie_engine.evaluation.summary import describe_clip, describe_judges, differing, summarise
+from pie_engine.files import check_folder, new_folder
 from pie_engine.metrics.bootstrap import mean_interval
 from pie_engine.metrics.matching import Matched, match_curves
 
@@ -61,6 +62,7 @@ def compare(
     if not classifiers:
         raise ConfigError("no classifier is given, and confidence is what is compared; pass --classifier JSON")
     check_folder(output, replaceable=SUMMARY)
+    check_plots()
     runs = find_runs(folders)
     names = label_methods(runs)
     if PIE not in names or len(set(names)) < 2:
@@ -76,10 +78,7 @@ def compare(
     summary = _summarise(methods, seed)
     for line in _warnings(summary):
         log.warning("%s", line)
-    summary["models"] = {
-        "classifiers": {one.name: {"file": one.file.name, "sha256": sha256_file(one.file)} for one in judges},
-        "clip": None if clip is None else {f.name: sha256_file(f) for f in sorted(Path(clip).glob("*.safetensors"))},
-    }
+    summary["models"] = {"classifiers": describe_judges(judges), "clip": describe_clip(clip)}
     summary |= {"version": __version__, "files": [TABLE, PLOT, SUMMARY]}
     picture = draw(summary)
     with new_folder(output, replaceable=SUMMARY) as folder:
@@ -188,6 +187,14 @@ def _summarise(methods: dict[str, list[Measured]], seed: int) -> dict[str, Any]:
     asked = [run for run in runs if run.provenance.get("method", {}).get("name") != "control"]
     summary["differ"] = [
         name for name in differing(runs) if name != "method" and (name != "prompt" or name in differing(asked))
+    ]
+    # Of one method's runs; the total strength is in its name.
+    summary["differ"] += [
+        option.replace("_", " ")
+        for option in ("start_prompt", "healthy_prompt")
+        if any(
+            len({one.run.provenance.get("method", {}).get(option) for one in group}) > 1 for group in methods.values()
+        )
     ]
     return summary
 

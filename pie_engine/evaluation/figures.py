@@ -12,10 +12,10 @@ from pie_engine import __version__
 from pie_engine.errors import ConfigError
 from pie_engine.evaluation.measure import CLIP_I, Measured, measure_run
 from pie_engine.evaluation.plots import check_plots, draw_rounds
-from pie_engine.evaluation.reference import compare_with_reference, find_pictures
+from pie_engine.evaluation.reference import check_reference, compare_with_reference, find_pictures
 from pie_engine.evaluation.runs import find_runs
-from pie_engine.evaluation.summary import summarise, to_csv
-from pie_engine.files import check_folder, new_folder, sha256_file
+from pie_engine.evaluation.summary import describe_clip, describe_judges, summarise, to_csv
+from pie_engine.files import check_folder, new_folder
 from pie_engine.outputs.report import add_measures
 
 log = logging.getLogger(__name__)
@@ -53,8 +53,9 @@ def evaluate(
         `compare_with_reference`, or None) and "files".
 
     Raises:
-        InputError: a folder is not a run's, or damaged. ConfigError, CheckpointError, BackendError: a classifier or
-            the CLIP checkpoint cannot be used, or a package is missing. OutputError: `output` cannot be written.
+        InputError: a folder is not a run's, or damaged, or the reference holds an input. ConfigError, CheckpointError,
+            BackendError: a classifier or the CLIP checkpoint cannot be used, or a package is missing. OutputError:
+            `output` cannot be written.
     """
     from pie_engine.metrics.classifier import read_classifiers
     from pie_engine.metrics.clip import ClipEncoder
@@ -67,6 +68,7 @@ def evaluate(
         raise ConfigError("--reference compares features, and nothing computes them; pass --clip DIR too")
     pictures = [] if reference is None else find_pictures(reference)
     runs = find_runs(folders)
+    check_reference(runs, pictures)
     judges, apart = read_classifiers(classifiers), read_distances(distances)
     encoder = None if clip is None else ClipEncoder(clip)
     measured = []
@@ -77,11 +79,9 @@ def evaluate(
     if summary["differ"]:
         log.warning("the runs differ in %s: their means mix them", ", ".join(summary["differ"]))
     summary["models"] = {
-        "classifiers": {one.name: _file(one.file) for one in judges},
-        "distances": {one.name: _file(one.file) for one in apart},
-        "clip": None
-        if clip is None
-        else {one.name: sha256_file(one) for one in sorted(Path(clip).glob("*.safetensors"))},
+        "classifiers": describe_judges(judges),
+        "distances": describe_judges(apart),
+        "clip": describe_clip(clip),
     }
     summary["reference"] = None
     if encoder is not None and pictures:
@@ -105,7 +105,3 @@ def _similarity(one: Measured) -> dict[str, list[float]]:
     names = {CLIP_I: "CLIP-I", "ssim_inside": "SSIM" if whole else "SSIM inside", "ssim_outside": "SSIM outside"}
     found = {label: [value for value in one.series.get(name, ()) if value is not None] for name, label in names.items()}
     return {label: values for label, values in found.items() if len(values) == one.run.rounds + 1}
-
-
-def _file(path: Path) -> dict[str, str]:
-    return {"file": path.name, "sha256": sha256_file(path)}

@@ -36,6 +36,20 @@ def find_pictures(folder: str | Path) -> list[Path]:
     return found
 
 
+def check_reference(runs: Sequence[Run], pictures: Sequence[Path]) -> None:
+    """Refuse a set that holds a run's input: a picture that is compared with itself brings the two sets together.
+
+    Raises:
+        InputError: it does.
+    """
+    inputs = {run.patient: run for run in runs}
+    for path in pictures:
+        if (run := inputs.get(sha256_file(path))) is not None:
+            raise InputError(
+                f"reference {path} is the input of {run.name}, and both sets need pictures of their own; leave it out"
+            )
+
+
 def compare_with_reference(
     runs: Sequence[Run],
     pictures: Sequence[Path],
@@ -94,7 +108,8 @@ def to_lines(found: dict[str, Any]) -> list[str]:
         parts = []
         if found[name]["kid"] is not None:
             kid = found[name]["kid"]
-            parts.append(f"KID {kid['value']:.4g} [{kid['low']:.4g}, {kid['high']:.4g}]")
+            interval = "" if kid["low"] is None else f" [{kid['low']:.4g}, {kid['high']:.4g}]"
+            parts.append(f"KID {kid['value']:.4g}{interval}")
         if found[name]["fid"] is not None:
             parts.append(f"FID {found[name]['fid']:.4g}")
         if parts:

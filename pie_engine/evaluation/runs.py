@@ -70,12 +70,16 @@ def find_runs(paths: Sequence[str | Path]) -> list[Run]:
         folder = Path(path)
         if not folder.is_dir():
             raise InputError(f"{path} is {'a file' if folder.exists() else 'no folder'}; {_REMEDY}")
-        # The uppermost that there are: what a run's folder holds is its own.
-        depths = ("", "*/", "*/*/", "*/*/*/")
-        files = next((own for depth in depths if (own := sorted(folder.glob(depth + PROVENANCE)))), [])
-        if not files:
+        own: dict[Path, None] = {}
+        for depth in ("", "*/", "*/*/", "*/*/*/"):
+            for one in sorted(file.parent for file in folder.glob(depth + PROVENANCE)):
+                # What a run's folder holds is its own; a hidden one is left of a run that was killed.
+                hidden = any(part.startswith(".") for part in one.relative_to(folder).parts)
+                if not hidden and own.keys().isdisjoint(one.parents):
+                    own[one] = None
+        if not own:
             raise InputError(f"{path} holds no {PROVENANCE}, nor does a folder in it; {_REMEDY}")
-        for one in (file.parent for file in files):
+        for one in own:
             if one.resolve() in found:
                 raise InputError(f"run {one} is named twice; name each run once")
             found[one.resolve()] = _open(one)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pie_engine.evaluation.measure import CLIP_I, CONFIDENCE, DISTANCE, Measured
+from pie_engine.files import sha256_file
 from pie_engine.metrics.bootstrap import LEVEL, RESAMPLES, Estimate, mean_interval
 
 if TYPE_CHECKING:
     from pie_engine.evaluation.runs import Run
+    from pie_engine.metrics.classifier import Classifier
+    from pie_engine.metrics.perceptual import PictureDistance
 
 # Settings in which runs may differ and still be averaged without a word: they say where, not what.
 _FREE = ("seed",)
@@ -57,12 +61,7 @@ def summarise(measured: Sequence[Measured], seed: int) -> dict[str, Any]:
     return {
         "patients": len({one.run.patient for one in measured}),
         "runs": len(measured),
-        "interval": {
-            "level": LEVEL,
-            "method": "bootstrap over patients, percentile",
-            "resamples": RESAMPLES,
-            "seed": seed,
-        },
+        "interval": describe_interval(seed),
         "differ": differing([one.run for one in measured]),
         "final": {name: over(at(name, -1)) for name in names},
         "monotonicity": {
@@ -80,8 +79,11 @@ def summarise(measured: Sequence[Measured], seed: int) -> dict[str, Any]:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """Settings, the prompt and the model in which the runs differ: their means mix them."""
+    """What the runs do not have in common, so that their means mix it: settings, the prompt, the model, the method, and
+    the region of interest where it differs between runs of one patient.
+    """
     seen: dict[str, set[str]] = {}
+    regions: dict[str, set[str]] = {}
     for run in runs:
         provenance = run.provenance
         facts = {
@@ -93,7 +95,42 @@ def differing(runs: Sequence[Run]) -> list[str]:
         for name, value in facts.items():
             if name not in _FREE:
                 seen.setdefault(name, set()).add(repr(value))
-    return sorted(name for name, values in seen.items() if len(values) > 1)
+        regions.setdefault(run.patient, set()).add(_region(provenance["input"].get("roi")))
+    found = [name for name, values in seen.items() if len(values) > 1]
+    found += ["region of interest"] * any(len(values) > 1 for values in regions.values())
+    return sorted(found)
+
+
+def _region(roi: dict[str, Any] | None) -> str:
+    """What was drawn, and how it was moved; how many pixels it has may differ with the slice or the resolution."""
+    if roi is None:
+        return ""
+    parts = [*roi["regions"], None, *roi.get("keep", ())]
+    drawn = [one and {name: value for name, value in one.items() if name != "pixels"} for one in parts]
+    return repr((drawn, roi.get("dilate"), roi.get("shift")))
+
+
+def describe_interval(seed: int) -> dict[str, Any]:
+    """How intervals were computed, for summary.json."""
+    return {"level": LEVEL, "method": "bootstrap over patients, percentile", "resamples": RESAMPLES, "seed": seed}
+
+
+def describe_judges(judges: Sequence[Classifier | PictureDistance]) -> dict[str, dict[str, str]]:
+    """The files that judged, by the judges' names, with their hashes; for summary.json."""
+    return {one.name: {"file": one.file.name, "sha256": sha256_file(one.file)} for one in judges}
+
+
+def describe_clip(folder: str | Path | None) -> dict[str, str] | None:
+    """Hashes of a CLIP checkpoint's weights, by file; for summary.json."""
+    if folder is None:
+        return None
+    return {one.name: sha256_file(one) for one in sorted(Path(folder).glob("*.safetensors"))}
+
+
+def to_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of as many cells each as lines of plain text, aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def to_table(summary: dict[str, Any]) -> str:
@@ -106,8 +143,7 @@ def to_table(summary: dict[str, Any]) -> str:
     for index in range(last + 1):
         cells = [next((_cell(e) for e in rounds[name] if e["round"] == index), "") for name in shown]
         rows.append(["input" if index == 0 else str(index), *cells])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = to_columns(rows)
     runs, patients = summary["runs"], summary["patients"]
     head = f"{runs} run{'s' * (runs != 1)} of {patients} patient{'s' * (patients != 1)}; mean"
     head += " [95 % interval, bootstrap over patients]" if patients > 1 else ", no interval with one patient"

@@ -40,9 +40,13 @@ def negate(prompt: str) -> str:
 
     A sentence that begins with "no" loses it; one with "is", "are", "was", "were", "has" or "have" has "not" after the
     first of them; any other has "No" before it. "Cardiomegaly. The heart is enlarged." becomes "No cardiomegaly. The
-    heart is not enlarged." It is grammar alone: "not mildly enlarged" may be read as severely so.
+    heart is not enlarged." It is grammar alone: "not mildly enlarged" may be read as severely so. Findings joined by
+    " + ", as provenance has those of a run with several, are each negated.
     """
-    return " ".join(_negate(sentence) for sentence in _BETWEEN.split(prompt.strip()) if sentence)
+    return " + ".join(
+        " ".join(_negate(sentence) for sentence in _BETWEEN.split(finding.strip()) if sentence)
+        for finding in prompt.split(" + ")
+    )
 
 
 def _negate(sentence: str) -> str:

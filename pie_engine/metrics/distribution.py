@@ -21,11 +21,11 @@ _CHUNK = 500  # resamples at once
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """KID of n and m pictures, and its interval."""
+    """KID of n and m pictures, and its interval; `low` and `high` are None where n or m is 2."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
     m: int
 
@@ -86,7 +86,8 @@ def kid_interval(first: np.ndarray, second: np.ndarray, *, seed: int = 0) -> Ker
 
     A resample holds some pictures twice. A picture paired with itself would count as two that are alike, and move every
     resample upwards; such pairs are left out, as they are in `kid`. For fewer than about ten pictures the interval is
-    too narrow; a resample of one picture alone has no pairs and is drawn anew.
+    too narrow; a resample of one picture alone has no pairs and is drawn anew. Of two pictures all others would be the
+    set itself, as if nothing were left to chance: there is no interval.
 
     Args:
         first, second: as in `kid`.
@@ -96,6 +97,9 @@ def kid_interval(first: np.ndarray, second: np.ndarray, *, seed: int = 0) -> Ker
     """
     one, two, across = _kernels(first, second)
     n, m = across.shape
+    value = _within(one) + _within(two) - 2 * float(across.mean())
+    if min(n, m) < 3:
+        return KernelDistance(value, None, None, n, m)
     rng = np.random.default_rng(seed)
     found: list[np.ndarray] = []
     while sum(map(len, found)) < RESAMPLES:
@@ -109,7 +113,7 @@ def kid_interval(first: np.ndarray, second: np.ndarray, *, seed: int = 0) -> Ker
         ]
         found.append(inside[0] + inside[1] - 2 * (left @ across * right).sum(axis=1) / (n * m))
     low, high = np.percentile(np.concatenate(found)[:RESAMPLES], [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return KernelDistance(_within(one) + _within(two) - 2 * float(across.mean()), float(low), float(high), n, m)
+    return KernelDistance(value, float(low), float(high), n, m)
 
 
 def _kernels(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -84,7 +84,10 @@ class Design:
                 raise InputError(f"two patients have the id {patient.item_id!r}; give each its own")
             seen.add(patient.item_id)
             if ON in self.grid.get(MASK, ()) and patient.mask is None:
-                raise InputError(f"grid mask=on needs a mask, and patient {patient.item_id} has none; pass --mask")
+                raise InputError(
+                    f"grid mask=on needs a mask, and patient {patient.item_id} has none; pass --mask, or name one in "
+                    "--patients"
+                )
         if self.base.schedule is not None:
             raise ConfigError("a schedule fixes per round what a sweep varies; leave out --schedule")
         for option in self.options:
@@ -138,7 +141,8 @@ def cost(run: PlannedRun) -> int:
     if method.name == "walk":
         return (config.steps + 1) * steps
     if method.name == "one-shot":
-        return sum(max(1, steps * n // config.steps) for n in range(1, config.steps + 1))
+        edits = sum(max(1, steps * n // config.steps) for n in range(1, config.steps + 1))
+        return edits * (2 if config.inversion == "ddim" else 1)
     return 0
 
 

@@ -23,12 +23,6 @@ _GREY, _GREEN, _LIGHT = "#545d68", "#007a5a", "#e3f1ea"
 _BAR: dict[str, Any] = {"capsize": 2, "elinewidth": 0.8, "capthick": 0.8, "markersize": 6}
 
 
-def check_plots() -> None:
-    """Refuse to begin where plots cannot be drawn, which come last. Raises OutputError: matplotlib is not installed."""
-    with new_figure():
-        pass
-
-
 def draw_plots(
     grid: Grid, cells: Sequence[Figures], on_front: Sequence[bool], similarity: str, limits: Stable
 ) -> dict[str, bytes]:

@@ -93,6 +93,7 @@ def simulate(
                 part = first_rounds(result, steps)
                 about = {
                     "cell": run.cell.values,
+                    "method": run.method.to_dict(),
                     "rounds_simulated": config.steps,
                     "decoded_outside": own and own[:steps],
                 }

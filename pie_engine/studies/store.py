@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pie_engine import __version__
-from pie_engine.config import METHOD_OPTIONS, METHODS
+from pie_engine.config import METHOD_OPTIONS
 from pie_engine.errors import OutputError
 from pie_engine.evaluation.runs import find_runs
 from pie_engine.files import check_folder, write_file, writing
+from pie_engine.items import findings_of
 from pie_engine.outputs.frames import STATEMENT
+from pie_engine.studies.simulate import KEY
 
 if TYPE_CHECKING:
     from pie_engine.engine import PieEngine
@@ -77,16 +79,15 @@ def is_done(run: PlannedRun, output: Path, facts: dict[str, Any]) -> bool:
     provenance = find_runs([folder])[0].provenance
     try:
         known = provenance["settings"] | {"prompt": provenance["simulated"]["prompt"], "item-id": provenance["item_id"]}
+        # As it was asked for: what was filled in for an option that was left out is no option that was given.
+        asked = provenance[KEY]["method"]
+        known |= {"method": asked["name"], **{name: asked.get(name) for name in METHOD_OPTIONS}}
         inputs = provenance["input"]
     except (LookupError, TypeError) as error:
         raise OutputError(f"{folder} holds no run of a sweep ({type(error).__name__}); {_REMEDY}") from error
-    method = {"method": run.method.name} | {name: run.method.to_dict().get(name) for name in METHOD_OPTIONS}
-    prompt = run.method.healthy_prompt or run.item.prompt
+    method = {"method": run.method.name, **{name: getattr(run.method, name) for name in METHOD_OPTIONS}}
+    prompt = run.method.healthy_prompt or " + ".join(findings_of(run.item))
     wanted = run.config.to_dict() | method | {"prompt": prompt, "item-id": run.item.item_id}
-    made = provenance.get("method", {"name": METHODS[0]})
-    # It also knows what was filled in where nothing was given.
-    given = {name: None if wanted[name] is None else made.get(name) for name in METHOD_OPTIONS}
-    known |= {"method": made["name"], **given}
     for name in sorted(wanted | known):
         if known.get(name) != wanted.get(name):
             change = f"{_shown(known.get(name))}, not {_shown(wanted.get(name))}"
@@ -101,6 +102,8 @@ def is_done(run: PlannedRun, output: Path, facts: dict[str, Any]) -> bool:
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "the default"
     if isinstance(value, dict):
         return ", ".join(f"{name} {own}" for name, own in value.items())
     return repr(value) if isinstance(value, str) else str(value)

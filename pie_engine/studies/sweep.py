@@ -17,10 +17,11 @@ from pie_engine.config import check_resolution
 from pie_engine.config.checks import integer
 from pie_engine.errors import ConfigError
 from pie_engine.evaluation.measure import CLIP_I, Measured, measure_run
+from pie_engine.evaluation.plots import check_plots
 from pie_engine.evaluation.runs import find_runs
-from pie_engine.files import sha256_file, write_file
+from pie_engine.evaluation.summary import describe_clip, describe_interval, describe_judges
+from pie_engine.files import write_file
 from pie_engine.items import PreparedItem, prepare_item
-from pie_engine.metrics.bootstrap import LEVEL, RESAMPLES
 from pie_engine.metrics.similarity import measure_similarity
 from pie_engine.metrics.tradeoff import Stable
 from pie_engine.outputs.frames import STATEMENT
@@ -85,9 +86,7 @@ class Judges:
 
     def describe(self) -> dict[str, Any]:
         """Names and hashes, for summary.json."""
-        files = {one.name: {"file": one.file.name, "sha256": sha256_file(one.file)} for one in self.classifiers}
-        weights = [] if self.clip is None else sorted(self.clip.glob("*.safetensors"))
-        return {"classifiers": files, "clip": {one.name: sha256_file(one) for one in weights} or None}
+        return {"classifiers": describe_judges(self.classifiers), "clip": describe_clip(self.clip)}
 
 
 def sweep(
@@ -126,8 +125,6 @@ def sweep(
         OutputError: `output` holds something else, or runs that are not these. InputError, ConfigError, BackendError:
             an image, a setting or a model cannot be used.
     """
-    from pie_engine.studies.plots import check_plots
-
     integer("batch", batch, 1, 256, "pass --batch 4")
     check_plots()
     output = Path(output)
@@ -214,12 +211,7 @@ def _write(
         "settings": design.base.to_dict(),
         "patients": len({one.run.patient for _, one in measured}),
         "runs": len(measured),
-        "interval": {
-            "level": LEVEL,
-            "method": "bootstrap over patients, percentile",
-            "resamples": RESAMPLES,
-            "seed": seed,
-        },
+        "interval": describe_interval(seed),
         "similarity": judges.similarity,
         "models": judges.describe(),
         "stable": {"limits": limits.to_dict(), "stretches": stable_stretches(design.grid, cells)},

@@ -307,7 +307,13 @@ class Overflowing(TorchBackend):
 
 
 @pytest.mark.parametrize(
-    ("name", "component", "bad", "frame"), [("vae", "vae_encoder", 3, 2), ("one-shot", "vae_decoder", 2, 2)]
+    ("name", "component", "bad", "frame"),
+    [
+        ("vae", "vae_encoder", 3, 2),
+        ("one-shot", "vae_decoder", 2, 2),
+        ("walk", "vae_encoder", 1, 0),
+        ("walk", "vae_encoder", 2, 0),
+    ],
 )
 def test_an_overflow_is_computed_again(
     ddim_checkpoint: Checkpoint, engine: PieEngine, name: str, component: str, bad: int, frame: int

@@ -182,6 +182,17 @@ def test_what_is_mixed_is_said(save: Save, classifier: Path, tmp_path: Path, cap
     ]
 
 
+def test_methods_that_differ_in_their_options_are_said(
+    save: Save, classifier: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save("a", "0", None, 51, 102)
+    save("b", "0", {**WALK, "start_prompt": ""}, 51, 77)
+    save("c", "0", {**WALK, "start_prompt": "lung"}, 51, 77)
+    with caplog.at_level(logging.WARNING):
+        compare([tmp_path / "runs"], tmp_path / "out", classifiers=[classifier])
+    assert caplog.messages == ["the runs differ in start prompt beside the method: the comparison mixes them"]
+
+
 def test_clip_is_matched_too(save: Save, classifier: Path, tmp_path: Path) -> None:
     (tmp_path / "clip").mkdir()
     save_clip(tmp_path / "clip")

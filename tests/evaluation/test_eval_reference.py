@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -21,14 +22,14 @@ def _noise(seed: int, side: int = SIDE) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
 
 
-def _save_run(folder: Path, patient: int, frames: list[np.ndarray]) -> Path:
+def _save_run(folder: Path, patient: int | str, frames: list[np.ndarray]) -> Path:
     """The least that `pie-engine eval` reads."""
     (folder / "frames").mkdir(parents=True)
     for index, frame in enumerate(frames):
         Image.fromarray(frame).save(folder / "frames" / f"{index:03d}.png")
     facts = {
         "settings": {"steps": len(frames) - 1, "fit": "pad"},
-        "input": {"image_sha256": f"{patient:064d}"},
+        "input": {"image_sha256": patient if isinstance(patient, str) else f"{patient:064d}"},
         "change": {"increment_inside": [1.0] * (len(frames) - 1)},
         "files": [],
     }
@@ -68,7 +69,7 @@ def test_kid_of_inputs_and_last_frames(tmp_path: Path) -> None:
     assert found["missing"] == {"fid": "3 pictures with 12 features; FID needs more pictures than features"}
     lines = to_lines(found)
     assert lines[0] == "against 3 reference pictures, n = 3 patients:"
-    assert lines[1].startswith("  input: KID ") and lines[3].startswith("  no FID: 3 pictures")
+    assert lines[1].startswith("  input: KID ") and "[" in lines[1] and lines[3].startswith("  no FID: 3 pictures")
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["reference"] == found
 
 
@@ -83,6 +84,11 @@ def test_fid_where_there_are_enough_pictures_and_kid_where_there_is_one(tmp_path
     assert summary["reference"]["input"]["fid"] == pytest.approx(0, abs=1e-6)
     assert summary["reference"]["final"]["fid"] > 0.01
     assert summary["reference"]["missing"] == {}
+    pair = evaluate(
+        [tmp_path / "runs" / name for name in ("00", "01")], tmp_path / "out",
+        clip=tmp_path / "clip", reference=tmp_path / "real",
+    )  # fmt: skip
+    assert pair["reference"]["final"]["kid"]["low"] is None and "[" not in to_lines(pair["reference"])[1]
     one = evaluate([tmp_path / "runs" / "00"], tmp_path / "out", clip=tmp_path / "clip", reference=tmp_path / "real")
     assert one["reference"]["final"] == {"kid": None, "fid": None}
     assert sorted(one["reference"]["missing"]) == ["fid", "kid"]
@@ -104,6 +110,10 @@ def test_refusals(tmp_path: Path) -> None:
             find_pictures(folder)
     save_clip(tmp_path / "clip")
     (tmp_path / "real" / "1.png").write_text("x")
+    own = hashlib.sha256((tmp_path / "real" / "0.png").read_bytes()).hexdigest()
+    same = _save_run(tmp_path / "same", own, [_noise(0), _noise(1)])
+    with pytest.raises(InputError, match=r"reference .*0\.png is the input of .*same, and both sets need pictures"):
+        evaluate([same], tmp_path / "out", clip=tmp_path / "clip", reference=tmp_path / "real")
     with pytest.raises(InputError, match=r"1\.png"):
         evaluate([run], tmp_path / "out", clip=tmp_path / "clip", reference=tmp_path / "real")
     assert not (tmp_path / "out").exists()

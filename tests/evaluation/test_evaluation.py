@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hand_runs import write_run
 from PIL import Image
 from progressions import SIDE
 from tiny_clip import by_hand, save_clip
 
 from pie_engine import OutputConfig, Result, RunConfig
 from pie_engine.errors import ConfigError, InputError, OutputError
-from pie_engine.evaluation import evaluate
-from pie_engine.evaluation.summary import to_table
+from pie_engine.evaluation import Run, evaluate, find_runs
+from pie_engine.evaluation.summary import differing, to_table
 from pie_engine.metrics import measure_change
 
 ROI = np.zeros((SIDE, SIDE), bool)
@@ -153,6 +154,32 @@ def test_runs_that_differ(save: Save, tmp_path: Path, caplog: pytest.LogCaptureF
     assert summary["final"]["change_inside"]["mean"] == pytest.approx((10 + 30 + 5) / 3)
     assert [entry["n"] for entry in summary["rounds"]["leakage_mean"]] == [2, 2, 1, 1]
     assert summary["models"] == {"classifiers": {}, "distances": {}, "clip": None}
+
+
+def test_regions_of_one_patient_that_differ(tmp_path: Path) -> None:
+    """Where it lies is each patient's own; only within one patient is a difference one of the runs."""
+
+    def runs(*rois: tuple[int, Any]) -> list[Run]:
+        return [
+            Run(tmp_path, "", {"settings": {}, "input": {"image_sha256": patient, "roi": roi}}) for patient, roi in rois
+        ]
+
+    def roi(sha: str, pixels: int = 9, **facts: Any) -> dict[str, Any]:
+        drawn = [{"kind": "picture", "sha256": sha, "pixels": pixels}]
+        return {"regions": drawn, "keep": [], "dilate": 0, "pixels": pixels, **facts}
+
+    assert differing(runs((0, roi("a")), (1, roi("b")), (2, None))) == []
+    assert differing(runs((0, roi("a")), (0, roi("a", 7)))) == []  # another slice of one file
+    for other in (None, roi("b"), roi("a", dilate=3), roi("a", shift=[1, 0])):
+        assert differing(runs((0, roi("a")), (0, other))) == ["region of interest"]
+
+
+def test_runs_at_several_depths_are_all_found(tmp_path: Path) -> None:
+    """A sweep beside single runs; what a run's folder holds is its own, and a killed run's folder is none."""
+    for name in ("a", "runs/cell/b", "a/inner", ".c.partial-x", "runs/cell/.b.partial-y"):
+        write_run(tmp_path / name, 1, "x")
+    found = [str(run.folder.relative_to(tmp_path)) for run in find_runs([tmp_path])]
+    assert found == ["a", "runs/cell/b"]
 
 
 def test_clip_i(save: Save, tmp_path: Path) -> None:

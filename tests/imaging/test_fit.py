@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,25 @@ def test_padding_never_changes_without_a_mask() -> None:
     assert (frames[:, 2:6] == 9).all()
     assert not frames[:, :2].any()
     assert not frames[:, 6:].any()
+
+
+def test_many_frames_are_composited_one_by_one() -> None:
+    """In floating point all at once need eight times the memory of the frames themselves."""
+    rng = np.random.default_rng(0)
+    decoded = rng.integers(0, 256, (64, 64, 64, 3)).astype(np.uint8)
+    half = np.zeros((64, 64), np.uint8)
+    half[:, 20:] = 255
+    mask = prepare_mask(Image.fromarray(half), (64, 64), 64, official=False)
+    tracemalloc.start()
+    frames = composite(decoded, decoded[0], mask)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * decoded.nbytes
+    share = mask.weight[5, 21]
+    assert 0 < share < 1
+    pairs = zip(decoded[3, 5, 21].tolist(), decoded[0, 5, 21].tolist(), strict=True)
+    assert frames[3, 5, 21].tolist() == [round(share * new + (1 - share) * old) for new, old in pairs]
+    assert np.array_equal(frames[:, :, :20], np.broadcast_to(decoded[0, :, :20], (64, 64, 20, 3)))
 
 
 def test_official_semantics_crop() -> None:

@@ -34,6 +34,7 @@ def test_few_words_have_few_orders() -> None:
         ("no acute findings; the lungs are clear", "Acute findings; the lungs are not clear"),
         ("A node of 1.5 cm is new. It was small.", "A node of 1.5 cm is not new. It was not small."),
         ("COPD", "No COPD"),
+        ("Large heart. It is new. + Left effusion.", "No large heart. It is not new. + No left effusion."),
         ("Heart size has increased!", "Heart size has not increased!"),
         ("The disease persists", "No the disease persists"),
         ("", ""),

@@ -109,8 +109,10 @@ def test_the_interval_of_kid_by_plain_loops() -> None:
         values.append(within(first, left) + within(second, right) - 2 * across)
     low, high = np.percentile(values, [2.5, 97.5])
     assert [found.low, found.high] == pytest.approx([low, high], abs=0.08 * (high - low))
-    # Of two pictures each, every resample that has pairs has both of each set: all are the value itself.
-    few = kid_interval(first[:2], first[:2] + 1)
-    assert few.low < few.value < few.high or few.low == few.high == few.value
+    # Of two pictures, every resample that has pairs is the set itself: an interval without width would be no interval.
+    few = kid_interval(first[:2], second)
+    assert (few.value, few.low, few.high) == (pytest.approx(kid(first[:2], second)), None, None)
+    three = kid_interval(first[:3], second)
+    assert three.low is not None and three.high is not None and three.low < three.high
     with pytest.raises(InputError, match="not defined"):
         kid_interval(first[:1], second)

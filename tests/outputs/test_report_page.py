@@ -103,6 +103,9 @@ def test_it_says_what_it_is(result: Result, tmp_path: Path) -> None:
     labels = [image["alt"] for image in page.all("img")]
     assert labels == ["Input", "Simulated, round 1", "Simulated, round 2", "Region of interest"]
     assert all(canvas["aria-label"] for canvas in page.all("canvas"))
+    assert "a baseline" not in page.text()
+    other = replace(result, provenance={**result.provenance, "method": {"name": "walk"}})
+    assert "walk (a baseline, not PIE)" in Page(read(other.save(tmp_path / "walk"))).text()
 
 
 def test_frames_are_the_written_files(result: Result, tmp_path: Path) -> None:

@@ -76,6 +76,10 @@ def test_methods_are_an_axis_with_their_own_options() -> None:
     assert {run.config for run in design.runs} == {BASE}
     # 3 rounds of 5 steps twice; inversion and 3 frames of 5; edits of 1, 3 and 5 steps; nothing
     assert evaluations(design.runs) == 15 + 15 + 20 + 9
+    inverted = Design(
+        [PATIENT], replace(BASE, inversion="ddim"), {"method": ("walk", "one-shot")}, {"total_strength": 0.5}
+    )
+    assert evaluations(inverted.runs) == 20 + 2 * 9  # a walk inverts once anyhow, an edit each time
 
 
 def test_frames_of_a_walk_depend_on_how_many_there_are() -> None:

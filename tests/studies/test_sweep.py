@@ -128,7 +128,8 @@ def test_a_sweep_draws_its_cells_patients_and_seeds(
     folder = out / "runs" / "steps=2" / "b_seed=1"
     assert (frames_of(folder) == alone.frames).all()
     provenance = json.loads((folder / "provenance.json").read_text())
-    assert provenance["sweep"] == {"cell": {"steps": 2}, "rounds_simulated": 4, "decoded_outside": None}
+    about = {"cell": {"steps": 2}, "method": {"name": "pie"}, "rounds_simulated": 4, "decoded_outside": None}
+    assert provenance["sweep"] == about
     assert provenance["settings"] == alone.config.to_dict()
     rows = rows_of(out)
     assert len(rows) == 4 * 3 + 4 * 5
@@ -375,3 +376,16 @@ def test_methods_are_swept_resumed_and_compared(
     assert {name: own["patients"] for name, own in compared["methods"].items()} == {
         "pie": 2, "control": 2, "previous": 2,
     }  # fmt: skip
+
+
+def test_an_option_that_is_left_out_is_another_run(
+    run_sweep: Sweep, patients: list[Item], calls: list[Any], tmp_path: Path
+) -> None:
+    """What provenance says was filled in must not stand for what was asked for."""
+    grid = {"method": ("walk",)}
+    run_sweep(grid, items=patients[:1], options={"total_strength": 0.5})
+    calls.clear()
+    with pytest.raises(OutputError, match=r"was simulated with total_strength 0\.5, not the default"):
+        run_sweep(grid, items=patients[:1])
+    run_sweep(grid, items=patients[:1], options={"total_strength": 0.5})
+    assert not calls

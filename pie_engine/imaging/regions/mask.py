@@ -128,7 +128,7 @@ def fit_roi(
             number = 1 + facts["finding_shares"].index(0)
             raise InputError(
                 f"finding {number} of {len(shares)} has nothing of its region left at {resolution} x {resolution}; "
-                "pass a larger mask for it, or a smaller --keep"
+                "pass a larger mask for it or a smaller --keep, or put it after the finding that covers it"
             )
     return Mask(pixels, latent, feather(pixels, feather_width), source, inside, facts, shares)
 

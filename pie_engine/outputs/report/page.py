@@ -126,6 +126,7 @@ def _summary(provenance: Mapping[str, Any], size: tuple[int, ...]) -> str:
     share = simulated.get("roi_share")
     rows = [
         ("prompt", "Towards", _towards(simulated)),
+        *_method(provenance),
         ("", "Item", provenance["item_id"]),
         ("", "Rounds", str(settings["steps"])),
         ("", "Size", f"{size[1]} x {size[0]} pixels"),
@@ -140,6 +141,12 @@ def _summary(provenance: Mapping[str, Any], size: tuple[int, ...]) -> str:
         for kind, name, text in rows
     )
     return f'<dl class="summary">{"".join(cells)}</dl>'
+
+
+def _method(provenance: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """A row that names a baseline, so that nobody takes its frames for a progression's."""
+    name = provenance.get("method", {}).get("name", "pie")
+    return [] if name == "pie" else [("", "Method", f"{name} (a baseline, not PIE)")]
 
 
 def _towards(simulated: Mapping[str, Any]) -> str:

@@ -38,11 +38,10 @@ def test_compiled_once_per_bound_shape(ddim_checkpoint: Checkpoint, monkeypatch:
     """More shapes than PyTorch keeps by itself, which is one here: the second would be an error."""
     counter, compile = CompileCounter(), torch.compile
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     monkeypatch.setattr(torch, "compile", lambda *args, **settings: compile(*args, backend=counter, **settings))
     backend = TorchBackend(copy.deepcopy(ddim_checkpoint), model_info(ddim_checkpoint), compile=True)
     plain = TorchBackend(copy.deepcopy(ddim_checkpoint), model_info(ddim_checkpoint))
-    with torch.inference_mode():
+    with torch._dynamo.config.patch(recompile_limit=1), torch.inference_mode():
         for batch in range(1, 4):
             calls = backend.bind_unet(batch, 2, 2), plain.bind_unet(batch, 2, 2)
             for call in calls:

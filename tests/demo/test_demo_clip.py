@@ -65,12 +65,18 @@ def test_the_folder_is_small_half_precision_and_whole() -> None:
     files = [path for path in CLIP.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".json", ".txt", ".safetensors"}
     assert sum(path.stat().st_size for path in files) < 2.5 * MEGABYTE
-    assert sum(path.stat().st_size for path in CLIP.parent.rglob("*") if path.is_file()) < 12 * MEGABYTE
     with safe_open(CLIP / "model.safetensors", framework="np") as tensors:
         for key in tensors.keys():  # noqa: SIM118 (not a mapping)
             assert tensors.get_tensor(key).dtype == np.float16, key
     for name in ("vocab.json", "merges.txt"):
         assert (CLIP / name).read_bytes() == (CHECKPOINT / "tokenizer" / name).read_bytes()
+
+
+@pytest.mark.parametrize("domains", [False, True])
+def test_each_checkpoint_with_its_judges_is_under_12_mb(domains: bool) -> None:
+    files = [path for path in CLIP.parent.rglob("*") if path.is_file()]
+    sizes = [path.stat().st_size for path in files if ("domains" in path.relative_to(CLIP.parent).parts) == domains]
+    assert MEGABYTE < sum(sizes) < 12 * MEGABYTE
 
 
 def test_it_has_patients_of_its_own() -> None:

@@ -9,28 +9,31 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pie_engine.demo import DOMAINS
+
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "demo",
         help="simulate a progression on the embedded demo checkpoint",
-        description="Build engines from the embedded checkpoint and simulate an enlarging heart in a procedural chest "
-        "phantom that was held out of its training. Two minutes or less on two cores. With --regress, the way back: "
-        "from an enlarged heart towards a healthy one. With --phantoms, write such phantoms as files and run nothing.",
+        description="Build engines from an embedded checkpoint and simulate a disease (an enlarging heart, diabetic "
+        "retinopathy, melanoma) in a procedural phantom that was held out of its training. Two minutes or less on two "
+        "cores. With --regress, the way back. With --phantoms, write such phantoms as files and run nothing.",
         allow_abbrev=False,
     )
+    parser.add_argument("--domain", choices=DOMAINS, default="chest", help="what kind of picture (chest)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder (demo-output, demo-regression or phantoms)")
     parser.add_argument("--patient", type=int, metavar="N", help="which held-out phantom, 0 to 999 (0)")
     parser.add_argument("--steps", type=int, help="rounds (10)")
     parser.add_argument("--backend", choices=("onnxruntime", "torch"), help="(onnxruntime)")
-    parser.add_argument("--regress", action="store_true", help="from an enlarged heart towards the healthy prompt")
+    parser.add_argument("--regress", action="store_true", help="from the disease towards the healthy prompt")
     parser.add_argument(
         "--phantoms", type=int, metavar="N",
         help="write the first N held-out phantoms (images, masks, patients.csv) into DIR instead, and run nothing",
     )  # fmt: skip
-    parser.add_argument("--enlarged", action="store_true", help="--phantoms: the same anatomies with enlarged hearts")
+    parser.add_argument("--diseased", action="store_true", help="--phantoms: the same patients with the disease")
     parser.add_argument(
-        "--findings", action="store_true", help="--phantoms: a line for each finding that the checkpoint knows"
+        "--findings", action="store_true", help="--phantoms: a line for each finding that the chest's checkpoint knows"
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument("--quiet", action="store_true", help="no progress")
@@ -46,7 +49,7 @@ def main(arguments: argparse.Namespace) -> int:
             if value is not None and value is not False:  # 0 is a patient
                 raise ConfigError(f"--{option} belongs to a run, and --phantoms runs nothing; leave one of them out")
         return _write_phantoms(arguments)
-    for option in ("enlarged", "findings"):
+    for option in ("diseased", "findings"):
         if getattr(arguments, option):
             raise ConfigError(f"--{option} belongs to phantoms that are written as files; pass --phantoms 20 too")
     return _simulate(arguments)
@@ -57,28 +60,27 @@ def _write_phantoms(arguments: argparse.Namespace) -> int:
 
     written = write_phantoms(
         arguments.output or Path("phantoms"), arguments.phantoms,
-        enlarged=arguments.enlarged, each_finding=arguments.findings,
+        domain=arguments.domain, diseased=arguments.diseased, each_finding=arguments.findings,
     )  # fmt: skip
     if arguments.json:
         sys.stdout.write(json.dumps(written) + "\n")
     else:
         count = f"{arguments.phantoms} held-out phantom{'s' * (arguments.phantoms != 1)}"
-        sys.stdout.write(f"{written['patients']}: {count}, in {written['truth']} the true cardiothoracic ratios\n")
+        sys.stdout.write(f"{written['patients']}: {count}, in {written['truth']} their true values\n")
     return 0
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
     from pie_engine.cli.progress import Progress, say
-    from pie_engine.demo.assets import CHECKPOINT, load_defaults
+    from pie_engine.demo.domain import load_domain
     from pie_engine.errors import ConfigError
     from pie_engine.files import check_folder
 
-    patient, output = arguments.patient or 0, arguments.output
+    domain, patient, output = load_domain(arguments.domain), arguments.patient or 0, arguments.output
     if output is None:
         output = Path("demo-regression" if arguments.regress else "demo-output")
-    if not 0 <= patient <= 999:
-        raise ConfigError(f"patient {patient} is outside [0, 999]; pass --patient 0")
-    steps = load_defaults().steps if arguments.steps is None else arguments.steps
+    domain.phantom(patient)  # refuses a number that there is not
+    steps = domain.defaults.steps if arguments.steps is None else arguments.steps
     if not 1 <= steps <= 1000:
         raise ConfigError(f"steps {steps} is outside [1, 1000]; pass --steps 10")
     check_folder(output, replaceable="provenance.json")
@@ -88,6 +90,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
     from pie_engine.demo.simulate import simulate
 
     demo = simulate(
+        domain=domain.name,
         patient=patient,
         steps=steps,
         backend=arguments.backend or "onnxruntime",
@@ -97,24 +100,28 @@ def _simulate(arguments: argparse.Namespace) -> int:
     )
     written = demo.save(output)
     if arguments.json:
-        facts = {"confidence": demo.confidence, "cardiothoracic_ratio": demo.cardiothoracic_ratio}
+        facts = {"confidence": demo.confidence, domain.measured.replace(" ", "_"): demo.measured}
         sys.stdout.write(json.dumps({**written, **facts, "change": demo.result.change.to_dict()}) + "\n")
         return 0
     prompt = demo.result.provenance["simulated"]["prompt"]
-    what, which = ("regression", "an enlarged heart") if arguments.regress else ("progression", "a healthy one")
+    what, which = ("regression", domain.diseased) if arguments.regress else ("progression", domain.healthy)
+    heading = f"confidence of {domain.diseased}"
     lines = [
         f'Simulated {what} of a held-out phantom ({which}) towards "{prompt}"',
-        "frame   confidence of an enlarged heart   measured cardiothoracic ratio",
+        f"frame   {heading}   measured {domain.measured}",
     ]
-    for index, (confidence, ratio) in enumerate(zip(demo.confidence, demo.cardiothoracic_ratio, strict=True)):
+    width = max(20, len(heading) - 11)
+    for index, (confidence, value) in enumerate(zip(demo.confidence, demo.measured, strict=True)):
         name = "input" if index == 0 else str(index)
-        measured = "not measurable" if ratio is None else f"{ratio:.3f}"
-        lines.append(f"{name:>5}   {confidence:>10.2f} {'#' * round(20 * confidence):<20}   {measured}")
+        measured = "not measurable" if value is None else f"{value:.3f}"
+        lines.append(f"{name:>5}   {confidence:>10.2f} {'#' * round(20 * confidence):<{width}}   {measured}")
     # As it was called, so that the line works from a virtual environment that is not active.
     program = sys.argv[0] if Path(sys.argv[0]).name == "pie-engine" else "pie-engine"
-    again = [program, "run", "--checkpoint", str(CHECKPOINT), "--image", written["frames"][0]]
+    again = [program, "run", "--checkpoint", str(domain.checkpoint), "--image", written["frames"][0]]
     again += ["--mask", written["mask"], "--prompt", prompt]
-    again += ["--guidance-scale", f"{demo.result.config.guidance_scale:g}", "--output", "my-output"]
+    config = demo.result.config
+    again += ["--guidance-scale", f"{config.guidance_scale:g}", "--strength", f"{config.strength:g}"]
+    again += ["--output", "my-output"]
     look = [f"look at: {written['report']}", f"     or: {written['sheet']}", f"     or: {written['gif']}"]
     lines += [*look, f"try:     {shlex.join(again)}"]
     sys.stdout.write("\n".join(lines) + "\n")

@@ -1,1 +1,3 @@
-"""A demo that ships with the project: chest phantoms, a small model trained on them, and a judge of the result."""
+"""The demo: procedural phantoms, small checkpoints trained on them, and classifiers that judge the result."""
+
+DOMAINS = ("chest", "fundus", "skin")

@@ -14,6 +14,7 @@ SEVERITY_ONNX = _HERE / "severity.onnx"
 SEVERITY_JSON = _HERE / "severity.json"
 TRAINING_JSON = _HERE / "training.json"
 DEMO_JSON = _HERE / "demo.json"
+DOMAIN_CHECKPOINT = _HERE / "domains" / "checkpoint"  # fundus photographs and skin lesions
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,13 @@ class DemoDefaults:
         return replace(self.run_config(), guidance_scale=self.regression_guidance_scale)
 
 
+def domain_file(name: str) -> Path:
+    """A shipped file of the domains beside the chest, such as "fundus.json", which declares its classifier."""
+    return _HERE / "domains" / name
+
+
 def load_defaults(path: Path = DEMO_JSON) -> DemoDefaults:
-    """Read `demo.json`."""
+    """Read `demo.json`, or another domain's file of the same kind."""
     try:
         return DemoDefaults(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError) as error:

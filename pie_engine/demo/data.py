@@ -1,9 +1,10 @@
 """Phantom cohorts: who is in which split, and how their pictures are rendered. Splits never share a patient."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,17 @@ def healthy_cohort(split: str, count: int) -> list[Patient]:
     return [sample_patient(split_seed(split, index)) for index in range(count)]
 
 
+def held_out(index: int, *, enlarged: bool = False) -> Patient:
+    """A patient of the test split, healthy or with an enlarged heart.
+
+    The two of one number share anatomy, exposure and detector noise, and differ in the cardiothoracic ratio alone:
+    uniform in 0.40 to 0.48, or in 0.56 to 0.68.
+    """
+    seed = split_seed("test", index)
+    # A stream of its own, so that the anatomy is the healthy one's.
+    return sample_patient(seed, float(np.random.default_rng([seed, 3]).uniform(*CTR_ENLARGED)) if enlarged else None)
+
+
 def _draw(seed: int, effusion_rate: float) -> Patient:
     rng = np.random.default_rng([seed, 2])
     group = rng.random()
@@ -54,10 +66,12 @@ def render_grey(patient: Patient) -> NDArray[np.uint8]:
     return render(patient)[..., 0]
 
 
-def render_all(patients: Sequence[Patient], workers: int | None = None) -> NDArray[np.uint8]:
-    """The grey radiographs of a cohort, rendered on all cores; [N, 128, 128]."""
+def render_all(
+    patients: Sequence[Any], workers: int | None = None, draw: Callable[[Any], NDArray[np.uint8]] = render_grey
+) -> NDArray[np.uint8]:
+    """The pictures of a cohort, drawn on all cores by `draw`, a module's function: grey radiographs [N, 128, 128]."""
     workers = workers or os.cpu_count() or 1
     if workers == 1 or len(patients) < 64:
-        return np.stack([render_grey(patient) for patient in patients])
+        return np.stack([draw(patient) for patient in patients])
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return np.stack(list(pool.map(render_grey, patients, chunksize=64)))
+        return np.stack(list(pool.map(draw, patients, chunksize=64)))

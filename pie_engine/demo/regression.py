@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from pie_engine import Item, PieEngine, Result, RunConfig
 from pie_engine.demo.assets import CHECKPOINT, DemoDefaults, load_defaults
 from pie_engine.demo.classifier import SeverityClassifier
+from pie_engine.demo.domain import load_domain
 from pie_engine.demo.measure import ratio_or_nan
 from pie_engine.demo.phantom import Patient, render, roi_mask
-from pie_engine.demo.phantom_files import held_out, item_id
 from pie_engine.files import new_folder
 from pie_engine.metrics.bootstrap import Estimate, mean_interval
 
@@ -122,10 +122,13 @@ def evaluate_regression(
     with new_folder(output, replaceable=MARKER) as folder:
         classifier = SeverityClassifier()
         engine = PieEngine.load(checkpoint=CHECKPOINT, backend=backend)
-        twins = [held_out(index) for index in range(patients)]
+        chest = load_domain("chest")
+        twins = [chest.phantom(index) for index in range(patients)]
         items = [
-            Item(render(phantom), defaults.healthy_prompt, roi_mask(phantom), item_id=item_id(index, enlarged=True))
-            for index, phantom in enumerate(held_out(index, enlarged=True) for index in range(patients))
+            Item(
+                render(phantom), defaults.healthy_prompt, roi_mask(phantom), item_id=chest.item_id(index, diseased=True)
+            )
+            for index, phantom in enumerate(chest.phantom(index, diseased=True) for index in range(patients))
         ]
         found: list[Regression] = []
         for name, config in settings.items():

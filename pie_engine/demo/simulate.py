@@ -1,4 +1,4 @@
-"""The main job on the embedded checkpoint: one held-out phantom, ten rounds towards an enlarged heart, or back."""
+"""The main job on an embedded checkpoint: one held-out phantom, ten rounds towards the disease, or back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pie_engine.demo.assets import CHECKPOINT, load_defaults
+from pie_engine.demo.domain import Domain, load_domain
 from pie_engine.engine import Item, PieEngine
 
 if TYPE_CHECKING:
@@ -20,14 +20,16 @@ class Demo:
     """What the demo gives.
 
     Attributes:
+        domain: what was simulated, and by which checkpoint.
         result: the progression.
-        confidence: the severity classifier's confidence that the heart is enlarged, one per frame, N + 1 values.
-        cardiothoracic_ratio: measured from each frame's pixels; None where no heart border was found.
+        confidence: the classifier's confidence that the disease is there, one per frame, N + 1 values.
+        measured: `domain.measured`, from each frame's pixels; None where it was not found.
     """
 
+    domain: Domain
     result: Result
     confidence: list[float]
-    cardiothoracic_ratio: list[float | None]
+    measured: list[float | None]
 
     def captions(self) -> list[str]:
         """A label per frame: its number and the classifier's confidence."""
@@ -36,13 +38,14 @@ class Demo:
 
     def save(self, output: str | Path) -> dict[str, Any]:
         """`Result.save`, with the confidence in the contact sheet and the report."""
-        note = "(numbers: a classifier's confidence that the heart is enlarged)"
-        confidence = {"that the heart is enlarged": self.confidence}
+        note = f"(numbers: a classifier's confidence {self.domain.condition})"
+        confidence = {self.domain.condition: self.confidence}
         return self.result.save(output, captions=self.captions(), note=note, confidence=confidence)
 
 
 def simulate(
     *,
+    domain: str = "chest",
     patient: int = 0,
     steps: int | None = None,
     backend: str = "onnxruntime",
@@ -53,26 +56,26 @@ def simulate(
     """Run the demo.
 
     Args:
+        domain: one of `pie_engine.demo.DOMAINS`.
         patient: number of a held-out phantom; none of them was seen in training.
         steps: rounds; None for the validated default.
-        regress: start from the same anatomy with an enlarged heart, and go towards the healthy prompt.
+        regress: start from the same patient with the disease, and go towards the healthy prompt.
 
     Raises:
-        BackendError: onnxruntime, which the severity classifier runs on, is not installed.
+        ConfigError: there is no such domain or patient.
+        BackendError: onnxruntime, which the classifier runs on, is not installed.
     """
-    from pie_engine.demo.classifier import SeverityClassifier
-    from pie_engine.demo.measure import ratio_or_nan
-    from pie_engine.demo.phantom import render, roi_mask
-    from pie_engine.demo.phantom_files import held_out, item_id
+    from pie_engine.metrics.classifier import Classifier
 
-    classifier = SeverityClassifier()
-    defaults = load_defaults()
-    config = defaults.regression_config() if regress else defaults.run_config()
+    own = load_domain(domain)
+    classifier = Classifier(own.classifier)
+    config = own.defaults.regression_config() if regress else own.defaults.run_config()
     config = replace(config, steps=steps or config.steps)
-    prompt = defaults.healthy_prompt if regress else defaults.prompt
-    phantom, name = held_out(patient, enlarged=regress), item_id(patient, enlarged=regress)
-    engine = PieEngine.load(checkpoint=CHECKPOINT, backend=backend, on_component=on_component)
-    result = engine.run(Item(render(phantom), prompt, roi_mask(phantom), item_id=name), config, on_progress=on_progress)
-    ratios = [ratio_or_nan(frame) for frame in result.frames]
+    prompt = own.defaults.healthy_prompt if regress else own.defaults.prompt
+    phantom, name = own.phantom(patient, diseased=regress), own.item_id(patient, diseased=regress)
+    engine = PieEngine.load(checkpoint=own.checkpoint, backend=backend, on_component=on_component)
+    mask = own.roi_mask(phantom)
+    result = engine.run(Item(own.render(phantom), prompt, mask, item_id=name), config, on_progress=on_progress)
+    measured = [own.measure(frame, mask) for frame in result.frames]
     confidence = [round(float(value), 4) for value in classifier.confidence(result.frames)]
-    return Demo(result, confidence, [None if isnan(ratio) else round(ratio, 4) for ratio in ratios])
+    return Demo(own, result, confidence, [None if isnan(value) else round(value, 4) for value in measured])

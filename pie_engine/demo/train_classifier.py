@@ -1,11 +1,13 @@
-"""Third stage: a small convolutional classifier of heart size, trained on phantoms and their reconstructions.
+"""Third stage: a small convolutional classifier of severity, trained on phantoms and their reconstructions.
 
-It never sees a generated picture, so that it can judge them.
+It never sees a generated picture, so that it can judge them. Pictures are uint8, grey [N, 128, 128] or RGB
+[N, 128, 128, 3].
 """
 
 import json
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,8 +21,8 @@ from torch import nn
 from pie_engine.demo.phantom import CTR_ENLARGED, CTR_HEALTHY, SIZE
 
 log = logging.getLogger(__name__)
-MEAN, STD = 0.45, 0.27  # of grey levels in 0 to 1
-BOUNDARY = (CTR_HEALTHY[1] + CTR_ENLARGED[0]) / 2
+MEAN, STD = 0.45, 0.27  # of levels in 0 to 1
+BOUNDARY = (CTR_HEALTHY[1] + CTR_ENLARGED[0]) / 2  # of the cardiothoracic ratio
 SOFTNESS = 0.012  # of the boundary between the two ranges, in units of the ratio
 
 
@@ -34,12 +36,13 @@ class ClassifierTraining:
     seed: int = 0
 
 
-class HeartClassifier(nn.Module):
-    """Normalised pictures [B, 1, 128, 128] to the confidence that the heart is enlarged, [B]."""
+class SeverityNet(nn.Module):
+    """Normalised pictures [B, 1 or 3, 128, 128] to the confidence that the finding is there, [B]."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 1) -> None:
         super().__init__()
-        widths = (1, 8, 16, 32, 48)
+        self.channels = channels
+        widths = (channels, 8, 16, 32, 48)
         self.features = nn.Sequential(
             *(
                 layer
@@ -57,27 +60,29 @@ class HeartClassifier(nn.Module):
         return self.logits(image).sigmoid()
 
 
-def soft_label(ctr: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How enlarged a heart of this ratio counts as: 0 in the healthy range, 1 in the enlarged, a slope between."""
-    return 1 / (1 + np.exp(-(ctr - BOUNDARY) / SOFTNESS))
+def soft_label(
+    values: NDArray[np.float64], boundary: float = BOUNDARY, softness: float = SOFTNESS
+) -> NDArray[np.float64]:
+    """How ill values [N] count as: 0 well below the boundary, 1 well above, a slope between."""
+    return 1 / (1 + np.exp(-(values - boundary) / softness))
 
 
 def train_classifier(
-    grey: NDArray[np.uint8], ctr: NDArray[np.float64], config: ClassifierTraining
-) -> tuple[HeartClassifier, dict]:
-    """Train on uint8 [N, 128, 128] and their ratios [N]; return the classifier in eval mode and a record."""
+    pictures: NDArray[np.uint8], labels: NDArray[np.float64], config: ClassifierTraining
+) -> tuple[SeverityNet, dict]:
+    """Train on pictures and their labels [N] in 0 to 1; return the classifier in eval mode and a record."""
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    model = HeartClassifier()
+    model = SeverityNet(3 if pictures.ndim == 4 else 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, config.learning_rate, total_steps=config.steps, pct_start=1 / 3
     )
-    targets = torch.from_numpy(soft_label(ctr)).float()
+    targets = torch.from_numpy(labels).float()
     start, losses = time.perf_counter(), []
     for step in range(config.steps):
-        index = torch.randint(len(grey), (config.batch,), generator=generator)
-        images = augment(torch.from_numpy(grey[index.numpy()]).float() / 255, generator)
+        index = torch.randint(len(pictures), (config.batch,), generator=generator)
+        images = augment(torch.from_numpy(pictures[index.numpy()]).float() / 255, generator)
         loss = F.binary_cross_entropy_with_logits(model.logits(normalise(images)), targets[index])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -96,22 +101,31 @@ def train_classifier(
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
-    """Grey levels in 0 to 1, [B, 128, 128], to the classifier's input [B, 1, 128, 128]."""
-    return ((images - MEAN) / STD)[:, None]
+    """Levels in 0 to 1, [B, 128, 128] or [B, 128, 128, 3], to the classifier's input [B, 1 or 3, 128, 128]."""
+    scaled = (images - MEAN) / STD
+    return scaled.permute(0, 3, 1, 2) if scaled.ndim == 4 else scaled[:, None]
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Exposure, contrast, a small shift and noise, so that none of them stands in for the heart; [B, 128, 128]."""
-    uniform = lambda low, high: torch.rand(len(images), 1, 1, generator=generator) * (high - low) + low  # noqa: E731
+    """Exposure, contrast, a small shift and noise, so that none of them stands in for the finding; [B, H, W, ...]."""
+    each = (len(images),) + (1,) * (images.ndim - 1)
+    uniform = lambda low, high: torch.rand(each, generator=generator) * (high - low) + low  # noqa: E731
     dy, dx = torch.randint(-3, 4, (2,), generator=generator).tolist()
     images = images.roll((dy, dx), (1, 2)).clamp_min(1e-4) ** uniform(0.85, 1.18)
     images = images * uniform(0.93, 1.07) + uniform(-0.03, 0.03)
     return images + uniform(0.0, 0.02) * torch.randn(images.shape, generator=generator)
 
 
-def export_classifier(model: HeartClassifier, onnx_file: Path, description: Path) -> None:
-    """Write the ONNX file (any batch size) and the JSON that declares it to `pie_engine.metrics.classifier`."""
-    example = torch.zeros(2, 1, SIZE, SIZE)
+def export_classifier(
+    model: SeverityNet, onnx_file: Path, description: Path, *, name: str, notes: Mapping[str, str | float]
+) -> None:
+    """Write the ONNX file (any batch size) and the JSON that declares it to `pie_engine.metrics.classifier`.
+
+    Args:
+        name: the finding, which names the classifier's column.
+        notes: what a reader may want to know; nothing reads them.
+    """
+    example = torch.zeros(2, model.channels, SIZE, SIZE)
     program = torch.onnx.export(
         model,
         (example,),
@@ -125,10 +139,10 @@ def export_classifier(model: HeartClassifier, onnx_file: Path, description: Path
     assert program is not None  # only the older exporter returns nothing
     program.save(onnx_file, external_data=False)
     spec = {
-        "name": "enlarged heart",
+        "name": name,
         "file": onnx_file.name,
         "size": SIZE,
-        "channels": 1,
+        "channels": model.channels,
         "grey": "mean",
         "range": [0, 1],
         "mean": MEAN,
@@ -136,11 +150,7 @@ def export_classifier(model: HeartClassifier, onnx_file: Path, description: Path
         "layout": "NCHW",
         "output": 0,
         "activation": "none",
-        "notes": {
-            "confidence": "0 = usual heart size, 1 = enlarged",
-            "boundary_ctr": BOUNDARY,
-            "softness_ctr": SOFTNESS,
-        },
+        "notes": dict(notes),
     }
     description.write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
 

@@ -114,21 +114,24 @@ def train_unet(
     config: UnetTraining,
     on_interval: Callable[[Denoiser], None] | None = None,
     interval: int = 400,
+    start_from: Denoiser | None = None,
 ) -> tuple[Denoiser, dict]:
     """Train on latents [N, 4, h, w], each with the same number of reports; return the averaged weights and a record.
 
     `findings` [N, F] are what the reports describe, as numbers: the text encoder learns to read them first.
 
-    `on_interval` is handed the average every `interval` steps, to save or to look at.
+    `on_interval` is handed the average every `interval` steps, to save or to look at. `start_from` is trained
+    on, with a new optimizer and a learning rate that begins anew (a warm restart); it can read already.
     """
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     wordings = len(reports[0])
     tokens = tokenize(tokenizer, [text for texts in reports for text in texts]).reshape(len(reports), wordings, -1)
     empty = tokenize(tokenizer, [""])[0]
-    model = Denoiser(config, tokenizer, latents.shape[-1])
+    model = start_from or Denoiser(config, tokenizer, latents.shape[-1])
+    model.train().requires_grad_(True)
     start = time.perf_counter()
-    reading_loss = learn_to_read(model.text_encoder, tokens, findings, config, generator)
+    reading_loss = None if start_from else learn_to_read(model.text_encoder, tokens, findings, config, generator)
     average = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate(step, config))
@@ -164,7 +167,7 @@ def train_unet(
         "seconds": round(time.perf_counter() - start, 1),
         "parameters": sum(p.numel() for p in model.unet.parameters()),
         "text_encoder_parameters": sum(p.numel() for p in model.text_encoder.parameters()),
-        "reading_loss": round(reading_loss, 5),
+        "reading_loss": reading_loss and round(reading_loss, 5),
         "loss": [round(float(np.mean(chunk)), 5) for chunk in np.array_split(losses, min(20, len(losses)))],
         "final_loss": float(np.mean(losses[-100:])),
     }

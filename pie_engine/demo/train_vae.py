@@ -1,4 +1,7 @@
-"""First stage: a small AutoencoderKL, 128 x 128 pictures to [4, 16, 16] latents, trained on phantoms from scratch."""
+"""First stage: a small AutoencoderKL, 128 x 128 pictures to [4, 16, 16] latents, trained on phantoms from scratch.
+
+Pictures are uint8, grey [N, 128, 128] or RGB [N, 128, 128, 3].
+"""
 
 import logging
 import time
@@ -24,6 +27,7 @@ class VaeTraining:
     latent_noise: float = 0.10  # in standard deviations of the latents, so that the decoder forgives the U-Net
     seed: int = 0
     channels: tuple[int, int, int, int] = (16, 16, 32, 32)
+    bfloat16: bool = False  # arithmetic of the forward pass; the weights stay float32
 
 
 def build_vae(channels: tuple[int, int, int, int]) -> AutoencoderKL:
@@ -39,14 +43,15 @@ def build_vae(channels: tuple[int, int, int, int]) -> AutoencoderKL:
     )
 
 
-def to_pictures(grey: NDArray[np.uint8]) -> torch.Tensor:
-    """Grey levels to the autoencoder's range: uint8 [B, 128, 128] to float32 [B, 3, 128, 128] in -1 to 1."""
-    pictures = torch.from_numpy(grey).float().div(127.5).sub(1)[:, None].expand(-1, 3, -1, -1)
-    return pictures.contiguous(memory_format=torch.channels_last)
+def to_input(pictures: NDArray[np.uint8]) -> torch.Tensor:
+    """The autoencoder's range: uint8 [B, 128, 128] or [B, 128, 128, 3] to float32 [B, 3, 128, 128] in -1 to 1."""
+    scaled = torch.from_numpy(pictures).float().div(127.5).sub(1)
+    scaled = scaled.permute(0, 3, 1, 2) if scaled.ndim == 4 else scaled[:, None].expand(-1, 3, -1, -1)
+    return scaled.contiguous(memory_format=torch.channels_last)
 
 
-def train_vae(grey: NDArray[np.uint8], config: VaeTraining) -> tuple[AutoencoderKL, dict]:
-    """Train on uint8 [N, 128, 128]; return the autoencoder in eval mode, its scaling factor measured, and a record."""
+def train_vae(pictures: NDArray[np.uint8], config: VaeTraining) -> tuple[AutoencoderKL, dict]:
+    """Train on pictures [N, ...]; return the autoencoder in eval mode, its scaling factor measured, and a record."""
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     vae = build_vae(config.channels).to(memory_format=torch.channels_last)
@@ -56,13 +61,15 @@ def train_vae(grey: NDArray[np.uint8], config: VaeTraining) -> tuple[Autoencoder
     )
     start, losses = time.perf_counter(), []
     for step in range(config.steps):
-        index = torch.randint(len(grey), (config.batch,), generator=generator).numpy()
-        pictures = to_pictures(grey[index])
-        posterior = vae.encode(pictures).latent_dist
-        latents = posterior.sample(generator)
-        noise = torch.randn(latents.shape, generator=generator)
-        latents = latents + config.latent_noise * latents.detach().std() * noise
-        error = F.mse_loss(vae.decode(latents).sample, pictures)
+        index = torch.randint(len(pictures), (config.batch,), generator=generator).numpy()
+        batch = to_input(pictures[index])
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
+            posterior = vae.encode(batch).latent_dist
+            latents = posterior.sample(generator)
+            noise = torch.randn(latents.shape, generator=generator)
+            latents = latents + config.latent_noise * latents.detach().std() * noise
+            decoded = vae.decode(latents).sample
+        error = F.mse_loss(decoded.float(), batch)
         loss = error + config.kl_weight * posterior.kl().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -73,7 +80,7 @@ def train_vae(grey: NDArray[np.uint8], config: VaeTraining) -> tuple[Autoencoder
         if step % 100 == 0 or step == config.steps - 1:
             log.info("vae step %d of %d: mse %.5f", step, config.steps, float(np.mean(losses[-100:])))
     vae.eval()
-    latents = encode_mean(vae, grey[:256], scaled=False)
+    latents = encode_mean(vae, pictures[:256], scaled=False)
     vae.register_to_config(scaling_factor=round(float(1 / latents.std()), 5))
     record = {
         "seconds": round(time.perf_counter() - start, 1),
@@ -86,29 +93,28 @@ def train_vae(grey: NDArray[np.uint8], config: VaeTraining) -> tuple[Autoencoder
 
 
 @torch.inference_mode()
-def encode_mean(vae: AutoencoderKL, grey: NDArray[np.uint8], *, scaled: bool = True, batch: int = 32) -> torch.Tensor:
-    """Posterior means, times the scaling factor if asked: uint8 [N, 128, 128] to float32 [N, 4, 16, 16]."""
+def encode_mean(
+    vae: AutoencoderKL, pictures: NDArray[np.uint8], *, scaled: bool = True, batch: int = 32
+) -> torch.Tensor:
+    """Posterior means, times the scaling factor if asked: pictures [N, ...] to float32 [N, 4, 16, 16]."""
     factor = vae.config.scaling_factor if scaled else 1.0
     chunks = [
-        vae.encode(to_pictures(grey[i : i + batch])).latent_dist.mode() * factor for i in range(0, len(grey), batch)
+        vae.encode(to_input(pictures[i : i + batch])).latent_dist.mode() * factor
+        for i in range(0, len(pictures), batch)
     ]
     return torch.cat(chunks).contiguous()
 
 
 @torch.inference_mode()
-def reconstruct(vae: AutoencoderKL, grey: NDArray[np.uint8], batch: int = 32) -> NDArray[np.uint8]:
-    """Encode and decode: uint8 [N, 128, 128] to uint8 [N, 128, 128], the three channels averaged."""
-    return decode_grey(vae, encode_mean(vae, grey, batch=batch), batch)
-
-
-@torch.inference_mode()
-def decode_grey(vae: AutoencoderKL, latents: torch.Tensor, batch: int = 32) -> NDArray[np.uint8]:
-    """Scaled latents [N, 4, 16, 16] to grey levels uint8 [N, 128, 128]."""
+def reconstruct(vae: AutoencoderKL, pictures: NDArray[np.uint8], batch: int = 32) -> NDArray[np.uint8]:
+    """Encode and decode, shape for shape: of grey pictures the three decoded channels are averaged."""
     factor = vae.config.scaling_factor
+    latents = encode_mean(vae, pictures, batch=batch)
     chunks = []
     for i in range(0, len(latents), batch):
-        grey = vae.decode(latents[i : i + batch] / factor).sample.mean(1)
-        chunks.append(((grey + 1) * 127.5).round().clamp(0, 255).byte())
+        decoded = vae.decode(latents[i : i + batch] / factor).sample
+        decoded = decoded.permute(0, 2, 3, 1) if pictures.ndim == 4 else decoded.mean(1)
+        chunks.append(((decoded + 1) * 127.5).round().clamp(0, 255).byte())
     return torch.cat(chunks).numpy()
 
 

@@ -13,10 +13,10 @@ from PIL import Image
 
 from pie_engine.cli.main import main
 from pie_engine.demo.assets import load_defaults
-from pie_engine.demo.data import healthy_cohort
+from pie_engine.demo.data import healthy_cohort, held_out
 from pie_engine.demo.measure import measure_ctr
 from pie_engine.demo.phantom import render, roi_mask
-from pie_engine.demo.phantom_files import held_out, write_phantoms
+from pie_engine.demo.phantom_files import write_phantoms
 
 
 def _table(folder: Path) -> list[dict[str, str]]:
@@ -40,7 +40,7 @@ def test_files_hold_the_held_out_phantoms(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_enlarged_twins_differ_in_the_heart_alone(tmp_path: Path) -> None:
-    write_phantoms(tmp_path / "cohort", 3, enlarged=True)
+    write_phantoms(tmp_path / "cohort", 3, diseased=True)
     rows = _table(tmp_path / "cohort")
     truth = json.loads((tmp_path / "cohort" / "phantoms.json").read_text())["phantoms"]
     for index, (row, one) in enumerate(zip(rows, truth, strict=True)):
@@ -85,7 +85,7 @@ def test_only_earlier_phantoms_are_replaced(tmp_path: Path, capsys: pytest.Captu
         (["--phantoms", "1001"], "phantoms 1001 is outside [1, 1000]"),
         (["--phantoms", "2", "--patient", "0"], "--patient belongs to a run"),
         (["--phantoms", "2", "--steps", "3"], "--steps belongs to a run"),
-        (["--enlarged"], "--enlarged belongs to phantoms"),
+        (["--diseased"], "--diseased belongs to phantoms"),
         (["--findings"], "--findings belongs to phantoms"),
     ],
 )

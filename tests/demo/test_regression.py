@@ -15,8 +15,8 @@ pytest.importorskip("onnxruntime")
 from pie_engine.cli.main import main
 from pie_engine.demo.assets import load_defaults
 from pie_engine.demo.classifier import SeverityClassifier
+from pie_engine.demo.data import held_out
 from pie_engine.demo.phantom import render, roi_mask
-from pie_engine.demo.phantom_files import held_out
 from pie_engine.demo.regression import evaluate_regression, measure_regression, settings_of
 
 

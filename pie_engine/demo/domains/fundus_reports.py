@@ -1,0 +1,74 @@
+"""Short reports that match a fundus phantom. All stay far below CLIP's 77 tokens."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from pie_engine.demo.domains.fundus import Eye
+
+PROMPT = "Fundus photograph. Severe diabetic retinopathy. Many haemorrhages and hard exudates."
+HEALTHY_PROMPT = "Fundus photograph. Normal retina. No diabetic retinopathy."
+
+MILD, MODERATE, SEVERE = 0.15, 0.40, 0.70  # the severity that each grade starts at
+OVERLAP = 0.03  # of severity: this close to a limit, readers differ
+
+_DOMAIN = ("Fundus photograph.", "Colour fundus photograph.", "Photograph of the fundus.")
+_GRADES = {
+    "none": (
+        "Normal retina. No diabetic retinopathy.",
+        "No diabetic retinopathy.",
+        "Normal fundus. No haemorrhages or exudates.",
+        "No signs of diabetic retinopathy. The retina is normal.",
+        "The macula and the vessels are normal. No diabetic retinopathy.",
+    ),
+    "mild": (
+        "Mild diabetic retinopathy. Few microaneurysms.",
+        "Mild diabetic retinopathy.",
+        "Mild diabetic retinopathy. A few small haemorrhages.",
+        "Early diabetic retinopathy. Few microaneurysms and small haemorrhages.",
+        "A few dot haemorrhages. Mild diabetic retinopathy.",
+    ),
+    "moderate": (
+        "Moderate diabetic retinopathy. Some haemorrhages and hard exudates.",
+        "Moderate diabetic retinopathy.",
+        "Several haemorrhages and some hard exudates. Moderate diabetic retinopathy.",
+        "Moderate diabetic retinopathy with several haemorrhages and exudates.",
+        "Moderate diabetic retinopathy. Several hard exudates and haemorrhages at the macula.",
+    ),
+    "severe": (
+        "Severe diabetic retinopathy. Many haemorrhages and hard exudates.",
+        "Severe diabetic retinopathy.",
+        "Many haemorrhages and clusters of hard exudates. Severe diabetic retinopathy.",
+        "Severe diabetic retinopathy with numerous haemorrhages and exudates.",
+        "Advanced diabetic retinopathy. Numerous hard exudates and haemorrhages around the macula.",
+    ),
+}
+
+
+def grades(severity: float) -> tuple[str, ...]:
+    """The words that fit a severity; two next to a limit, as readers differ there."""
+    low = np.searchsorted((MILD, MODERATE, SEVERE), severity - OVERLAP, side="right")
+    high = np.searchsorted((MILD, MODERATE, SEVERE), severity + OVERLAP, side="right")
+    return tuple(_GRADES)[low : high + 1]
+
+
+def report(p: Eye, rng: np.random.Generator) -> str:
+    """One report, worded at random."""
+    fitting = grades(p.severity)
+    return f"{_pick(rng, _DOMAIN)} {_pick(rng, _GRADES[_pick(rng, fitting)])}"
+
+
+def sentences(grade: str) -> tuple[str, ...]:
+    """Every wording of one of `grades`."""
+    return _GRADES[grade]
+
+
+def corpus() -> Iterator[str]:
+    """Every sentence that a report can hold, for the tokenizer to learn its merges from."""
+    yield from _DOMAIN
+    for wordings in _GRADES.values():
+        yield from wordings
+
+
+def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+    return options[rng.integers(len(options))]

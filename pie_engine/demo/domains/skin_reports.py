@@ -1,0 +1,69 @@
+"""Short dermoscopy reports that match a skin phantom. All stay far below CLIP's 77 tokens."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from pie_engine.demo.domains.skin import Lesion
+
+_DOMAIN = "Dermoscopy."
+# What the lesion is, then what it looks like. Every wording of one may stand before every wording of the other.
+_NAMES = {
+    "benign": ("Benign naevus.", "Benign melanocytic naevus.", "No melanoma.", "Common naevus. No melanoma."),
+    "mild": ("Atypical naevus.", "Mildly atypical naevus.", "Dysplastic naevus.", "Mild atypia."),
+    "moderate": ("Early melanoma.", "Suspected melanoma.", "Moderate melanoma.", "Melanoma suspected."),
+    "severe": ("Melanoma.", "Severe melanoma.", "Advanced melanoma.", "Malignant melanoma."),
+}
+_LOOKS = {
+    "benign": (
+        "Small round lesion, evenly brown.",
+        "Small symmetric lesion with regular border.",
+        "Small lesion of one colour.",
+        "Round, regular and evenly pigmented.",
+    ),
+    "mild": (
+        "Slightly enlarged lesion, brown.",
+        "Slightly asymmetric brown lesion.",
+        "Slightly enlarged lesion with slightly irregular border.",
+        "Brown lesion with slightly uneven pigment.",
+    ),
+    "moderate": (
+        "Asymmetric lesion with irregular border.",
+        "Enlarged lesion with irregular border and two colours.",
+        "Enlarged asymmetric lesion of several colours.",
+        "Irregular border and more than one colour.",
+    ),
+    "severe": (
+        "Large asymmetric lesion with irregular border and several colours.",
+        "Large lesion with black, red and blue-grey areas.",
+        "Large, markedly asymmetric lesion. Irregular border.",
+        "Large irregular lesion of many colours.",
+    ),
+}
+
+PROMPT = "Dermoscopy. Severe melanoma. Large asymmetric lesion with irregular border and several colours."
+HEALTHY_PROMPT = "Dermoscopy. Benign naevus. Small round lesion, evenly brown."
+
+
+def grades(severity: float) -> tuple[str, ...]:
+    """The words that fit a severity; two around each limit (0.15, 0.4, 0.7), where readers differ."""
+    limits = (("benign", -1.0, 0.17), ("mild", 0.13, 0.43), ("moderate", 0.37, 0.73), ("severe", 0.67, 2.0))
+    return tuple(grade for grade, low, high in limits if low <= severity < high)
+
+
+def report(p: Lesion, rng: np.random.Generator) -> str:
+    """One report, worded at random: the domain, the lesion's name, its looks."""
+    fitting = grades(p.severity)
+    grade = fitting[rng.integers(len(fitting))]
+    return " ".join((_DOMAIN, _pick(rng, _NAMES[grade]), _pick(rng, _LOOKS[grade])))
+
+
+def corpus() -> Iterator[str]:
+    """Every sentence that a report can hold, for the tokenizer to learn its merges from."""
+    yield _DOMAIN
+    for sentences in (*_NAMES.values(), *_LOOKS.values()):
+        yield from sentences
+
+
+def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+    return options[rng.integers(len(options))]

@@ -28,6 +28,14 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--clip", type=Path, metavar="DIR", help="folder of a CLIP checkpoint: match at equal CLIP-I too"
     )
+    parser.add_argument(
+        "--structures", type=Path, metavar="DIR",
+        help="folder of a map per run, ITEM_ID.png: features that the disease leaves alone; match these too",
+    )  # fmt: skip
+    parser.add_argument(
+        "--by", action="append", default=[], metavar="SETTING",
+        help="tell runs of one method apart by a setting, such as beta2; may be given several times",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
     parser.add_argument(
         "--output", type=Path, default=Path("pie-comparison"), metavar="DIR", help="folder (pie-comparison)"
@@ -49,6 +57,8 @@ def main(arguments: argparse.Namespace) -> int:
         arguments.output,
         classifiers=arguments.classifier,
         clip=arguments.clip,
+        structures=arguments.structures,
+        by=[name.replace("-", "_") for name in arguments.by],
         seed=arguments.seed,
         on_run=(lambda name: None) if arguments.quiet else say,
     )
@@ -67,7 +77,7 @@ def _finals(summary: dict[str, Any]) -> list[str]:
     shown = [
         name
         for name in next(iter(summary["methods"].values()))["final"]
-        if name.startswith("confidence: ") or name in ("clip_i", "ssim_inside", "ssim_outside")
+        if name.startswith("confidence: ") or name in ("clip_i", "ssim_inside", "ssim_outside", "structure_kept")
     ]
     rows = [["last frame", "patients", *shown]]
     rows += [
@@ -82,13 +92,16 @@ def _matched(summary: dict[str, Any]) -> list[str]:
     from pie_engine.evaluation.summary import to_columns
 
     lines: list[str] = []
+    several = len({one["pie"] for one in summary["matched"]}) > 1
+    first = "difference" if several else "PIE minus"
     for what, x, y in (("confidence", "similarity", "confidence"), ("similarity", "confidence", "similarity")):
-        rows = [["PIE minus", f"{y} at equal {x}", "as far as both come", "patients", "judged by"]]
+        rows = [[first, f"{y} at equal {x}", "as far as both come", "patients", "judged by"]]
         for one in summary["matched"]:
             found = one[what]
             label = f"{one['classifier']}, {one['similarity_measure']}"
             over = f"{found['defined']} of {one['patients']}"
-            rows.append([one["method"], _cell(found["mean"]), _cell(found["end"]), over, label])
+            name = f"{one['pie']} minus {one['method']}" if several else one["method"]
+            rows.append([name, _cell(found["mean"]), _cell(found["end"]), over, label])
         lines += [*to_columns(rows), ""]
     return lines
 

@@ -35,6 +35,10 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="folder of real pictures to compare inputs and last frames with: KID and FID over CLIP's features",
     )  # fmt: skip
     parser.add_argument(
+        "--structures", type=Path, metavar="DIR",
+        help="folder of a map per run, ITEM_ID.png: features that the disease leaves alone (docs/evaluation.md)",
+    )  # fmt: skip
+    parser.add_argument(
         "--update-reports", action="store_true", help="write confidence, CLIP-I and SSIM into each run's report too"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (0)")
@@ -62,6 +66,7 @@ def main(arguments: argparse.Namespace) -> int:
         classifiers=arguments.classifier,
         distances=arguments.distance,
         reference=arguments.reference,
+        structures=arguments.structures,
         update_reports=arguments.update_reports,
         seed=arguments.seed,
         on_run=(lambda name: None) if arguments.quiet else say,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -12,9 +13,9 @@ from typing import Any
 
 from pie_engine import __version__
 from pie_engine.errors import ConfigError, InputError
-from pie_engine.evaluation.measure import CLIP_I, CONFIDENCE, Measured, measure_run
+from pie_engine.evaluation.measure import CLIP_I, CONFIDENCE, STRUCTURE, Measured, measure_run
 from pie_engine.evaluation.plots import check_plots
-from pie_engine.evaluation.runs import Run, find_runs
+from pie_engine.evaluation.runs import Run, find_runs, read_structures
 from pie_engine.evaluation.summary import describe_clip, describe_judges, differing, summarise
 from pie_engine.files import check_folder, new_folder
 from pie_engine.metrics.bootstrap import mean_interval
@@ -32,6 +33,8 @@ def compare(
     *,
     classifiers: Sequence[str | Path],
     clip: str | Path | None = None,
+    structures: str | Path | None = None,
+    by: Sequence[str] = (),
     seed: int = 0,
     on_run: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
@@ -42,6 +45,9 @@ def compare(
         output: an earlier comparison in it is replaced; a folder that holds anything else is refused.
         classifiers: JSON files that declare classifiers, at least one.
         clip: folder of a CLIP checkpoint: CLIP-I is matched too.
+        structures: folder of a map per run, ITEM_ID.png: what is kept of the patient's own structure is matched too.
+        by: settings, as provenance names them: runs of one method that differ in these are several methods. Every
+            PIE is compared with every baseline.
         seed: of the bootstrap.
         on_run: called with each run's name before it is measured.
 
@@ -50,9 +56,9 @@ def compare(
         last round, "final", and per round, "rounds"), "matched" (see `match_methods`), "differ", "models" and "files".
 
     Raises:
-        InputError: a folder is not a run's or damaged, or PIE or a baseline is missing. ConfigError: no classifier.
-            ConfigError, CheckpointError, BackendError: a classifier or the CLIP checkpoint cannot be used, or a package
-            is missing. OutputError: `output` cannot be written.
+        InputError: a folder is not a run's or damaged, or PIE or a baseline is missing. ConfigError: no classifier, or
+            `by` names no setting. ConfigError, CheckpointError, BackendError: a classifier or the CLIP checkpoint
+            cannot be used, or a package is missing. OutputError: `output` cannot be written.
     """
     from pie_engine.evaluation.comparison_plot import draw
     from pie_engine.metrics.classifier import read_classifiers
@@ -64,18 +70,19 @@ def compare(
     check_folder(output, replaceable=SUMMARY)
     check_plots()
     runs = find_runs(folders)
-    names = label_methods(runs)
-    if PIE not in names or len(set(names)) < 2:
+    names = label_methods(runs, by)
+    if {_is_pie(name) for name in names} != {True, False}:
         raise InputError(
-            f"the runs are of {', '.join(dict.fromkeys(names))} alone; pass PIE's and a baseline's (run --method NAME)"
+            f"the runs are of {'; '.join(dict.fromkeys(names))} alone; pass PIE's and a baseline's (run --method NAME)"
         )
+    maps = read_structures(structures, runs)
     judges = read_classifiers(classifiers)
     encoder = None if clip is None else ClipEncoder(clip)
     methods: dict[str, list[Measured]] = {name: [] for name in sorted(set(names), key=_rank)}
-    for run, name in zip(runs, names, strict=True):
+    for run, name, structure in zip(runs, names, maps, strict=True):
         on_run(run.name)
-        methods[name].append(measure_run(run, encoder, judges))
-    summary = _summarise(methods, seed)
+        methods[name].append(measure_run(run, encoder, judges, structure=structure))
+    summary = _summarise(methods, by, seed)
     for line in _warnings(summary):
         log.warning("%s", line)
     summary["models"] = {"classifiers": describe_judges(judges), "clip": describe_clip(clip)}
@@ -88,27 +95,41 @@ def compare(
     return summary
 
 
-def label_methods(runs: Sequence[Run]) -> list[str]:
-    """The name of each run's method; with its total strength where runs of one method differ in that.
+def label_methods(runs: Sequence[Run], by: Sequence[str] = ()) -> list[str]:
+    """The name of each run's method; with its total strength, and the settings `by`, where its runs differ in them.
 
     Raises:
-        InputError: provenance names no method that there is.
+        InputError: provenance names no method that there is. ConfigError: `by` names no setting of every run.
     """
-    found: list[tuple[str, float | None]] = []
-    for run in runs:
-        method = run.provenance.get("method", {"name": PIE})
-        try:
-            name, strength = str(method["name"]), method.get("total_strength")
-            found.append((name, None if strength is None else float(strength)))
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(
-                f"{run.name} does not say which method made it ({type(error).__name__}); run pie-engine run again"
-            ) from error
-    strengths: dict[str, set[float | None]] = {}
-    for name, strength in found:
-        strengths.setdefault(name, set()).add(strength)
-    several = {name for name, values in strengths.items() if len(values) > 1}
-    return [f"{name} {strength:g}" if name in several and strength is not None else name for name, strength in found]
+    known = sorted(set.intersection(*({*run.provenance["settings"]} for run in runs)))
+    for setting in by:
+        if setting not in known:
+            raise ConfigError(f"by {setting!r} is no setting of the runs; pass one of {', '.join(known)}")
+    own: dict[str, list[dict[str, Any]]] = {}
+    found = [_method(run) | {one: run.provenance["settings"][one] for one in by} for run in runs]
+    for facts in found:
+        own.setdefault(facts["name"], []).append(facts)
+    return [_label(facts, own[facts["name"]]) for facts in found]
+
+
+def _method(run: Run) -> dict[str, Any]:
+    """Its name and its total strength."""
+    method = run.provenance.get("method", {"name": PIE})
+    try:
+        name, strength = str(method["name"]), method.get("total_strength")
+        return {"name": name, "total_strength": None if strength is None else float(strength)}
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{run.name} does not say which method made it ({type(error).__name__}); run pie-engine run again"
+        ) from error
+
+
+def _label(facts: dict[str, Any], others: Sequence[dict[str, Any]]) -> str:
+    differs = [name for name in facts if any(other[name] != facts[name] for other in others)]
+    strength = facts["total_strength"]
+    label = f"{facts['name']} {strength:g}" if "total_strength" in differs and strength is not None else facts["name"]
+    parts = [f"{name.replace('_', ' ')} {facts[name]}" for name in differs if name != "total_strength"]
+    return ", ".join([label, *parts])
 
 
 def match_methods(
@@ -156,23 +177,25 @@ def _average(found: list[Matched]) -> dict[str, Any] | None:
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
-def _summarise(methods: dict[str, list[Measured]], seed: int) -> dict[str, Any]:
+def _summarise(methods: dict[str, list[Measured]], by: Sequence[str], seed: int) -> dict[str, Any]:
     measured = [one for group in methods.values() for one in group]
     judged = [name for name in measured[0].series if name.startswith(CONFIDENCE)]
-    similarities = [name for name in (CLIP_I, SSIM) if name in measured[0].series]
+    similarities = [name for name in (CLIP_I, SSIM, STRUCTURE) if name in measured[0].series]
     summary: dict[str, Any] = {"methods": {}, "matched": []}
     for name, group in methods.items():
         found = summarise(group, seed)
         summary["methods"][name] = {key: found[key] for key in ("patients", "runs", "final", "rounds")}
         summary["interval"] = found["interval"]
-    for name, group in methods.items():
-        if name == PIE:
+    pies = [name for name in methods if _is_pie(name)]
+    for pie, name in itertools.product(pies, methods):
+        if name in pies:
             continue
         for confidence in judged:
             for similarity in similarities:
-                rows = match_methods(methods[PIE], group, confidence, similarity)
+                rows = match_methods(methods[pie], methods[name], confidence, similarity)
                 summary["matched"].append(
                     {
+                        "pie": pie,
                         "method": name,
                         "classifier": confidence.removeprefix(CONFIDENCE),
                         "similarity_measure": similarity,
@@ -186,7 +209,9 @@ def _summarise(methods: dict[str, list[Measured]], seed: int) -> dict[str, Any]:
     # A control has another prompt on purpose.
     asked = [run for run in runs if run.provenance.get("method", {}).get("name") != "control"]
     summary["differ"] = [
-        name for name in differing(runs) if name != "method" and (name != "prompt" or name in differing(asked))
+        name
+        for name in differing(runs)
+        if name not in ("method", *by) and (name != "prompt" or name in differing(asked))
     ]
     # Of one method's runs; the total strength is in its name.
     summary["differ"] += [
@@ -215,16 +240,20 @@ def _warnings(summary: dict[str, Any]) -> list[str]:
     lines = []
     if summary["differ"]:
         lines.append(f"the runs differ in {', '.join(summary['differ'])} beside the method: the comparison mixes them")
-    own = summary["methods"][PIE]["patients"]
-    shared = {row["method"]: row["patients"] for row in summary["matched"]}
-    for name, patients in shared.items():
-        if patients < max(own, summary["methods"][name]["patients"]):
-            lines.append(f"patients with runs of both PIE and {name}: {patients}; the others are not matched")
+    shared = {(row["pie"], row["method"]): row["patients"] for row in summary["matched"]}
+    for pair, patients in shared.items():
+        if patients < max(summary["methods"][name]["patients"] for name in pair):
+            pie, name = ("PIE" if pair[0] == PIE else pair[0]), pair[1]
+            lines.append(f"patients with runs of both {pie} and {name}: {patients}; the others are not matched")
     return lines
 
 
-def _rank(name: str) -> tuple[bool, str]:
-    return name != PIE, name
+def _is_pie(label: str) -> bool:
+    return label.split(",")[0] == PIE
+
+
+def _rank(label: str) -> tuple[bool, str]:
+    return not _is_pie(label), label
 
 
 def _to_csv(methods: dict[str, list[Measured]]) -> str:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pie_engine.evaluation.measure import CLIP_I, CONFIDENCE
+from pie_engine.evaluation.measure import CLIP_I, CONFIDENCE, STRUCTURE
 from pie_engine.outputs.figure import COLOURS, DASHES, MARKERS, encode_figure, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _WIDTH, _HEIGHT, _LEGEND = 4.8, 4.4, 1.4  # inches: a panel's, and what the legend takes beside them
-_AXES = {CLIP_I: "CLIP-I against the input", "ssim_inside": "SSIM inside the region, against the input"}
+_AXES = {
+    CLIP_I: "CLIP-I against the input",
+    "ssim_inside": "SSIM inside the region, against the input",
+    STRUCTURE: "patient's own structure that is kept",
+}
 
 
 def draw(summary: dict[str, Any]) -> bytes:
@@ -38,7 +42,7 @@ def draw(summary: dict[str, Any]) -> bytes:
                 axes.set_ylabel(name)
                 axes.set_ylim(-0.03, 1.03)
             right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        patients = methods["pie"]["patients"]
+        patients = next(iter(methods.values()))["patients"]  # PIE's
         title = f"Mean of {patients} patient{'s' * (patients != 1)}, a point per frame, * the input"
         rows[0, 0].set_title(title, loc="left", fontsize=10)
         rows[0, -1].set_title("95 % intervals over patients" * (patients > 1), loc="left", fontsize=10)

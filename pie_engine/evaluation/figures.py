@@ -13,7 +13,7 @@ from pie_engine.errors import ConfigError
 from pie_engine.evaluation.measure import CLIP_I, Measured, measure_run
 from pie_engine.evaluation.plots import check_plots, draw_rounds
 from pie_engine.evaluation.reference import check_reference, compare_with_reference, find_pictures
-from pie_engine.evaluation.runs import find_runs
+from pie_engine.evaluation.runs import find_runs, read_structures
 from pie_engine.evaluation.summary import describe_clip, describe_judges, summarise, to_csv
 from pie_engine.files import check_folder, new_folder
 from pie_engine.outputs.report import add_measures
@@ -30,6 +30,7 @@ def evaluate(
     classifiers: Sequence[str | Path] = (),
     distances: Sequence[str | Path] = (),
     reference: str | Path | None = None,
+    structures: str | Path | None = None,
     update_reports: bool = False,
     seed: int = 0,
     on_run: Callable[[str], None] = lambda name: None,
@@ -44,6 +45,8 @@ def evaluate(
         distances: JSON files that declare distances of two pictures, such as LPIPS.
         reference: folder of real pictures that the inputs and the last frames are compared with, as distributions of
             CLIP's features (KID, FID); needs `clip`.
+        structures: folder of a map per run, ITEM_ID.png: where features lie that the disease leaves alone
+            (`pie_engine.metrics.structure`).
         update_reports: write confidence, CLIP-I and SSIM into each run's report.html and provenance.json too.
         seed: of the bootstrap.
         on_run: called with each run's name before it is measured.
@@ -69,12 +72,13 @@ def evaluate(
     pictures = [] if reference is None else find_pictures(reference)
     runs = find_runs(folders)
     check_reference(runs, pictures)
+    maps = read_structures(structures, runs)
     judges, apart = read_classifiers(classifiers), read_distances(distances)
     encoder = None if clip is None else ClipEncoder(clip)
     measured = []
-    for run in runs:
+    for run, structure in zip(runs, maps, strict=True):
         on_run(run.name)
-        measured.append(measure_run(run, encoder, judges, apart))
+        measured.append(measure_run(run, encoder, judges, apart, structure=structure))
     summary = summarise(measured, seed)
     if summary["differ"]:
         log.warning("the runs differ in %s: their means mix them", ", ".join(summary["differ"]))

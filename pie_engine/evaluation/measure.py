@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 CONFIDENCE = "confidence: "
 CLIP_I = "clip_i"
 DISTANCE = "distance: "
+STRUCTURE = "structure_kept"
 # By column, what provenance.json calls it under "change". They exist from round 1 on.
 RECORDED = {
     "increment_inside": "increment_inside",
@@ -57,12 +58,14 @@ def measure_run(
     classifiers: Sequence[Classifier] = (),
     distances: Sequence[PictureDistance] = (),
     region: np.ndarray | None = None,
+    structure: np.ndarray | None = None,
 ) -> Measured:
     """Measure one run against its input.
 
     Args:
         region: [H, W] bool; inside and outside are those of this region and not of the run's own. What provenance
             recorded stays the run's own.
+        structure: [H, W] in 0 to 1, where features lie that the disease leaves alone; see `structure_kept`.
 
     Raises:
         InputError: frames or mask are missing or damaged, or do not fit one another.
@@ -82,6 +85,13 @@ def measure_run(
     rising = {name: [value for value in values if value is not None] for name, values in series.items()}
     similar = [measure_similarity(frame, frames[0], mask).to_dict() for frame in frames]
     series |= {name: [one[name] for one in similar] for name in SIMILARITY}
+    if structure is not None:
+        from pie_engine.metrics.structure import structure_kept
+
+        try:
+            series[STRUCTURE] = [float(value) for value in structure_kept(frames, structure, mask)]
+        except InputError as error:
+            raise InputError(f"{run.name}: {error}") from error
     for name, key in RECORDED.items():
         values = run.provenance["change"].get(key)
         series[name] = [None, *(values or [None] * run.rounds)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pie_engine.errors import OutputError
-from pie_engine.evaluation.measure import CLIP_I, CONFIDENCE, DISTANCE
+from pie_engine.evaluation.measure import CLIP_I, CONFIDENCE, DISTANCE, STRUCTURE
 from pie_engine.outputs.figure import COLOURS, DASHES, MARKERS, encode_figure, new_figure
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def _panels(rounds: dict[str, Any]) -> list[_Panel]:
         _Panel("Classifier's confidence", "0 to 1", named(CONFIDENCE), 0.0, 1.02),
         _Panel("CLIP-I against the input", "cosine, 1 is equal", {CLIP_I: "all of the frame"}, None),
         _Panel("Distance from the input", "the model's own", named(DISTANCE)),
+        _Panel("Own structure that is kept", "share of the input's", {STRUCTURE: "inside"}, None),
         _Panel("SSIM against the input", "1 is equal", {"ssim_inside": "inside", "ssim_outside": "outside"}, None),
         _Panel("Change inside the region", "mean grey levels", {"change_inside": "inside"}),
         _Panel(

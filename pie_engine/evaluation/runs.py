@@ -88,6 +88,23 @@ def find_runs(paths: Sequence[str | Path]) -> list[Run]:
     return list(found.values())
 
 
+def read_structures(folder: str | Path | None, runs: Sequence[Run]) -> list[np.ndarray | None]:
+    """The map of each run, ITEM_ID.png in `folder`: [H, W] float64 in 0 to 1, or None without a folder.
+
+    Raises:
+        InputError: a run has none, or it is damaged.
+    """
+    if folder is None:
+        return [None] * len(runs)
+    found: list[np.ndarray | None] = []
+    for run in runs:
+        name = f"{run.provenance.get('item_id', '')}.png"
+        if not (Path(folder) / name).is_file():
+            raise InputError(f"{folder} holds no {name}, the map of {run.name}; add it, or leave --structures out")
+        found.append(_picture(Path(folder) / name, "L", "pass a PNG") / 255)
+    return found
+
+
 def _open(folder: Path) -> Run:
     try:
         provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
@@ -106,11 +123,11 @@ def _open(folder: Path) -> Run:
     return run
 
 
-def _picture(path: Path, mode: str) -> np.ndarray:
+def _picture(path: Path, mode: str, remedy: str = "run pie-engine run again") -> np.ndarray:
     from PIL import Image
 
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return np.asarray(image.convert(mode))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is missing or damaged ({type(error).__name__}); run pie-engine run again") from error
+        raise InputError(f"{path} is missing or damaged ({type(error).__name__}); {remedy}") from error

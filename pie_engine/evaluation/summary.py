@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pie_engine.evaluation.measure import CLIP_I, CONFIDENCE, DISTANCE, Measured
+from pie_engine.evaluation.measure import CLIP_I, CONFIDENCE, DISTANCE, STRUCTURE, Measured
 from pie_engine.files import sha256_file
 from pie_engine.metrics.bootstrap import LEVEL, RESAMPLES, Estimate, mean_interval
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Settings in which runs may differ and still be averaged without a word: they say where, not what.
 _FREE = ("seed",)
-_SHOWN = (CLIP_I, "ssim_inside", "change_inside", "decoded_leakage", "increment_inside")
+_SHOWN = (CLIP_I, STRUCTURE, "ssim_inside", "change_inside", "decoded_leakage", "increment_inside")
 
 
 def to_csv(measured: Sequence[Measured]) -> str:

@@ -17,6 +17,7 @@ from progressions import SIDE
 from tiny_clip import save_clip
 
 from pie_engine import Result, RunConfig
+from pie_engine.cli.main import main
 from pie_engine.errors import ConfigError, InputError, OutputError
 from pie_engine.evaluation import compare
 from pie_engine.metrics import measure_change
@@ -193,6 +194,38 @@ def test_methods_that_differ_in_their_options_are_said(
     assert caplog.messages == ["the runs differ in start prompt beside the method: the comparison mixes them"]
 
 
+def test_settings_tell_runs_of_one_method_apart(
+    save: Save, classifier: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save("a", "0", None, 51, 102, beta2=0.75)
+    save("b", "0", None, 30, 60, beta2=1.0)
+    save("c", "1", None, 51, 102, beta2=1.0)
+    save("d", "0", WALK, 51, 77)
+    save("e", "1", WALK, 51, 77)
+    with caplog.at_level(logging.WARNING):
+        summary = compare([tmp_path / "runs"], tmp_path / "out", classifiers=[classifier], by=["beta2", "strength"])
+    # They do not differ in their strength.
+    assert list(summary["methods"]) == ["pie, beta2 0.75", "pie, beta2 1.0", "walk"]
+    assert [(row["pie"], row["method"], row["patients"]) for row in summary["matched"]] == [
+        ("pie, beta2 0.75", "walk", 1),
+        ("pie, beta2 1.0", "walk", 2),
+    ]
+    assert summary["methods"]["pie, beta2 1.0"]["final"][CONFIDENCE]["mean"] == pytest.approx((140 + 182) / 2 / 255)
+    assert summary["differ"] == []
+    assert caplog.messages == [
+        "patients with runs of both pie, beta2 0.75 and walk: 1; the others are not matched",
+    ]
+    # What each has against the walk is what it has without the other.
+    pair = [tmp_path / "runs" / name for name in "ad"]
+    (alone,) = compare(pair, tmp_path / "alone", classifiers=[classifier])["matched"]
+    assert summary["matched"][0]["by_patient"] == alone["by_patient"]
+    words = ["--classifier", str(classifier), "--output", str(tmp_path / "out"), "--quiet"]
+    assert main(["compare", str(tmp_path / "runs"), *words, "--by", "beta2", "--by", "guidance-scale"]) == 0
+    assert "pie, beta2 0.75 minus walk" in capsys.readouterr().out
+    assert main(["compare", str(tmp_path / "runs"), *words, "--by", "gamma"]) == 2
+    assert "by 'gamma' is no setting of the runs; pass one of beta1, beta2," in capsys.readouterr().err
+
+
 def test_clip_is_matched_too(save: Save, classifier: Path, tmp_path: Path) -> None:
     (tmp_path / "clip").mkdir()
     save_clip(tmp_path / "clip")
@@ -201,6 +234,29 @@ def test_clip_is_matched_too(save: Save, classifier: Path, tmp_path: Path) -> No
     summary = compare([tmp_path / "runs"], tmp_path / "out", classifiers=[classifier], clip=tmp_path / "clip")
     assert [row["similarity_measure"] for row in summary["matched"]] == ["clip_i", "ssim_inside"]
     assert list(summary["models"]["clip"]) == ["model.safetensors"]
+
+
+def test_structures_are_matched_too(save: Save, classifier: Path, tmp_path: Path) -> None:
+    save("a", "0", None, 51, 102, 103)
+    save("b", "0", WALK, 26, 51, 77)
+    (tmp_path / "maps").mkdir()
+    blocks = (np.indices((SIDE, SIDE)).sum(0) // 8 % 2 * 255).astype(np.uint8)
+    Image.fromarray(blocks).save(tmp_path / "maps" / "a.png")
+    options: dict[str, Any] = {"classifiers": [classifier], "structures": tmp_path / "maps"}
+    with pytest.raises(InputError, match=r"maps holds no b\.png, the map of .*b; add it, or leave --structures out"):
+        compare([tmp_path / "runs"], tmp_path / "out", **options)
+    (tmp_path / "maps" / "b.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"b\.png is missing or damaged \(.*\); pass a PNG"):
+        compare([tmp_path / "runs"], tmp_path / "out", **options)
+    Image.fromarray(blocks).save(tmp_path / "maps" / "b.png")
+    summary = compare([tmp_path / "runs"], tmp_path / "out", **options)
+    assert [row["similarity_measure"] for row in summary["matched"]] == ["ssim_inside", "structure_kept"]
+    # A run's frames are its input, brighter by a constant: their pattern is the input's.
+    assert all(
+        one["mean"] == pytest.approx(1, abs=1e-9)
+        for method in summary["methods"].values()
+        for one in method["rounds"]["structure_kept"]
+    )
 
 
 def test_refusals(save: Save, classifier: Path, tmp_path: Path) -> None:

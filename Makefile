@@ -7,13 +7,19 @@ OUTPUT ?= demo-output
 BUILT_FROM := pyproject.toml constraints.txt setup.py cpp_ext/build.py $(wildcard cpp_ext/*.cpp cpp_ext/*.cu cpp_ext/*.h)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint format bench bench-report engine-build gpu-check clean
+.PHONY: demo test coverage lint format bench bench-report evaluation engine-build gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pie-engine demo --output $(OUTPUT)
 
+TESTS := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --cov --cov-report=term
+	$(BIN)/python $(TESTS)
+
+# Apart from the tests, as tracing every line makes them a third slower.
+coverage: $(VENV)/.dev
+	$(BIN)/python $(TESTS) --cov --cov-report=term
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -29,6 +35,10 @@ bench: $(VENV)/.bench
 	for name in progression ladder components denoise_step round_share; do \
 	  $(BIN)/python benchmarks/$$name.py || exit; done
 	$(BIN)/python benchmarks/report.py
+
+# The figures of docs/evaluation.md: about an hour and a half on two cores.
+evaluation: $(VENV)/.dev
+	$(BIN)/python benchmarks/simulation.py
 
 bench-report: $(VENV)/.bench
 	$(BIN)/python benchmarks/report.py

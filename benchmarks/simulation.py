@@ -23,7 +23,8 @@ from typing import Any
 from pie_engine.benchmarks.harness.machine import revision
 from pie_engine.benchmarks.report_markers import Block, differing, fill
 from pie_engine.benchmarks.report_rows import ReportError
-from pie_engine.benchmarks.simulation_studies import STUDIES, TABLES, WORK, Study
+from pie_engine.benchmarks.simulation_studies import STUDIES, WORK, Study
+from pie_engine.benchmarks.simulation_tables import TABLES
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT, RESULTS = Path("docs/evaluation.md"), Path("benchmarks/results/simulation.json")
@@ -54,7 +55,8 @@ def filled(text: str, results: dict[str, Any]) -> str:
         if study not in results["studies"]:
             return f"*Not measured yet; run `python benchmarks/simulation.py --only {study}`.*"
         own = results["studies"][study]
-        return table(own) + f"\n\n<sub>Revision {own['revision']}.</sub>"
+        commands = "; ".join(f"`{line}`" for line in own["commands"])
+        return table(own) + f"\n\n<sub>{commands}; revision {own['revision']}</sub>"
 
     return fill(text, content)
 

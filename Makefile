@@ -17,7 +17,7 @@ TESTS := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.dev
 	$(BIN)/python $(TESTS)
 
-# Apart from the tests, as tracing every line makes them a third slower.
+# Apart from the tests, as tracing every line makes them a fifth slower.
 coverage: $(VENV)/.dev
 	$(BIN)/python $(TESTS) --cov --cov-report=term
 

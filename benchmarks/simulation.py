@@ -25,6 +25,7 @@ from pie_engine.benchmarks.report_markers import Block, differing, fill
 from pie_engine.benchmarks.report_rows import ReportError
 from pie_engine.benchmarks.simulation_studies import STUDIES, WORK, Study
 from pie_engine.benchmarks.simulation_tables import TABLES
+from pie_engine.files import write_file
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT, RESULTS = Path("docs/evaluation.md"), Path("benchmarks/results/simulation.json")
@@ -74,7 +75,7 @@ def main(words: Sequence[str] | None = None) -> int:
         (ROOT / WORK).mkdir(parents=True, exist_ok=True)
         for name in arguments.only or STUDIES:
             results["studies"][name] = {"revision": revision(), **run(STUDIES[name])}
-            results_file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            write_file(results_file, json.dumps(results, indent=1) + "\n")
     text = document.read_text(encoding="utf-8")
     try:
         made = filled(text, results)
@@ -87,7 +88,7 @@ def main(words: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"{DOCUMENT}: {name} is stale; {AGAIN}\n")
         return 1 if stale else 0
     if stale:
-        document.write_text(made, encoding="utf-8")
+        write_file(document, made)
         print(f"changed {DOCUMENT}: {', '.join(stale)}")
     return 0
 

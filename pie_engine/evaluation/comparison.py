@@ -53,12 +53,14 @@ def compare(
 
     Returns:
         summary.json's content: "methods" (by name: patients, runs, and means with intervals of every measure in the
-        last round, "final", and per round, "rounds"), "matched" (see `match_methods`), "differ", "models" and "files".
+        last round, "final", and per round, "rounds", and the values of `by`, "settings"), "matched" (see
+        `match_methods`), "differ", "models" and "files".
 
     Raises:
-        InputError: a folder is not a run's or damaged, or PIE or a baseline is missing. ConfigError: no classifier, or
-            `by` names no setting. ConfigError, CheckpointError, BackendError: a classifier or the CLIP checkpoint
-            cannot be used, or a package is missing. OutputError: `output` cannot be written.
+        InputError: a folder is not a run's or damaged, PIE or a baseline is missing, or a run's map is missing, does
+            not fit, or shows what its input hardly does. ConfigError: no classifier, or `by` names no setting.
+            ConfigError, CheckpointError, BackendError: a classifier or the CLIP checkpoint cannot be used, or a
+            package is missing. OutputError: `output` cannot be written.
     """
     from pie_engine.evaluation.comparison_plot import draw
     from pie_engine.metrics.classifier import read_classifiers
@@ -128,8 +130,13 @@ def _label(facts: dict[str, Any], others: Sequence[dict[str, Any]]) -> str:
     differs = [name for name in facts if any(other[name] != facts[name] for other in others)]
     strength = facts["total_strength"]
     label = f"{facts['name']} {strength:g}" if "total_strength" in differs and strength is not None else facts["name"]
-    parts = [f"{name.replace('_', ' ')} {facts[name]}" for name in differs if name != "total_strength"]
+    parts = [f"{name.replace('_', ' ')} {_as_text(facts[name])}" for name in differs if name != "total_strength"]
     return ", ".join([label, *parts])
+
+
+def _as_text(value: Any) -> str:
+    """1 and 1.0 are one setting."""
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
 def match_methods(
@@ -185,6 +192,8 @@ def _summarise(methods: dict[str, list[Measured]], by: Sequence[str], seed: int)
     for name, group in methods.items():
         found = summarise(group, seed)
         summary["methods"][name] = {key: found[key] for key in ("patients", "runs", "final", "rounds")}
+        if by:
+            summary["methods"][name]["settings"] = {one: group[0].run.provenance["settings"][one] for one in by}
         summary["interval"] = found["interval"]
     pies = [name for name in methods if _is_pie(name)]
     for pie, name in itertools.product(pies, methods):
@@ -211,7 +220,7 @@ def _summarise(methods: dict[str, list[Measured]], by: Sequence[str], seed: int)
     summary["differ"] = [
         name
         for name in differing(runs)
-        if name not in ("method", *by) and (name != "prompt" or name in differing(asked))
+        if name not in ("method", *_told_apart(runs, by)) and (name != "prompt" or name in differing(asked))
     ]
     # Of one method's runs; the total strength is in its name.
     summary["differ"] += [
@@ -222,6 +231,14 @@ def _summarise(methods: dict[str, list[Measured]], by: Sequence[str], seed: int)
         )
     ]
     return summary
+
+
+def _told_apart(runs: Sequence[Run], by: Sequence[str]) -> list[str]:
+    """The settings that runs of one method differ in, and which so stand in the methods' names."""
+    values: dict[tuple[str, str], set[Any]] = {}
+    for run, setting in itertools.product(runs, by):
+        values.setdefault((setting, _method(run)["name"]), set()).add(run.provenance["settings"][setting])
+    return [setting for (setting, _), own in values.items() if len(own) > 1]
 
 
 def _estimate(rows: list[dict[str, Any]], what: str, seed: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from pie_engine.evaluation.measure import CLIP_I, CONFIDENCE, STRUCTURE
@@ -42,8 +43,10 @@ def draw(summary: dict[str, Any]) -> bytes:
                 axes.set_ylabel(name)
                 axes.set_ylim(-0.03, 1.03)
             right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        patients = next(iter(methods.values()))["patients"]  # PIE's
-        title = f"Mean of {patients} patient{'s' * (patients != 1)}, a point per frame, * the input"
+        counts = [found["patients"] for found in methods.values()]
+        patients = max(counts)
+        several = f"{patients}" if min(counts) == patients else f"{min(counts)} to {patients}"
+        title = f"Mean of {several} patient{'s' * (patients != 1)}, a point per frame, * the input"
         rows[0, 0].set_title(title, loc="left", fontsize=10)
         rows[0, -1].set_title("95 % intervals over patients" * (patients > 1), loc="left", fontsize=10)
         return encode_figure(figure, ".png")
@@ -75,6 +78,6 @@ def _over_frames(axes: Axes, method: str, y: list[dict[str, Any]], style: dict[s
     """Means per frame, intervals as a band."""
     frames = [one["round"] for one in y]
     axes.plot(frames, [one["mean"] for one in y], label=method, **style)
-    if y[0]["low"] is not None:
-        lows, highs = [one["low"] for one in y], [one["high"] for one in y]
-        axes.fill_between(frames, lows, highs, color=style["color"], alpha=0.12, linewidth=0)
+    # A round that one patient alone has come to has no interval.
+    lows, highs = ([math.nan if one[end] is None else one[end] for one in y] for end in ("low", "high"))
+    axes.fill_between(frames, lows, highs, color=style["color"], alpha=0.12, linewidth=0)

@@ -92,16 +92,27 @@ def read_structures(folder: str | Path | None, runs: Sequence[Run]) -> list[np.n
     """The map of each run, ITEM_ID.png in `folder`: [H, W] float64 in 0 to 1, or None without a folder.
 
     Raises:
-        InputError: a run has none, or it is damaged.
+        InputError: there is no such folder, a run has no map or it is damaged or not grey, or runs on several inputs
+            have one item id.
     """
     if folder is None:
         return [None] * len(runs)
+    if not Path(folder).is_dir():
+        raise InputError(f"structures {folder} is no folder; pass one that holds ITEM_ID.png for every run")
+    files = {file.name for file in Path(folder).iterdir()}
     found: list[np.ndarray | None] = []
+    served: dict[str, Run] = {}
     for run in runs:
         name = f"{run.provenance.get('item_id', '')}.png"
-        if not (Path(folder) / name).is_file():
-            raise InputError(f"{folder} holds no {name}, the map of {run.name}; add it, or leave --structures out")
-        found.append(_picture(Path(folder) / name, "L", "pass a PNG") / 255)
+        if name not in files:
+            raise InputError(f"{folder} holds no {name[:80]}, the map of {run.name}; add it, or leave --structures out")
+        other = served.setdefault(name, run)
+        if other.patient != run.patient:
+            raise InputError(
+                f"{name} would serve both {other.name} and {run.name}, which are of different inputs; run them again "
+                "with an --item-id each"
+            )
+        found.append(_grey(Path(folder) / name))
     return found
 
 
@@ -123,11 +134,27 @@ def _open(folder: Path) -> Run:
     return run
 
 
-def _picture(path: Path, mode: str, remedy: str = "run pie-engine run again") -> np.ndarray:
+def _grey(path: Path) -> np.ndarray:
+    """[H, W] float64 in 0 to 1, of 1, 8 or 16 bits."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.mode in ("1", "L"):
+                return np.asarray(image.convert("L")) / 255
+            if image.mode.startswith("I"):
+                return np.asarray(image) / 65535
+            mode = image.mode
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} is missing or damaged ({type(error).__name__}); pass a PNG") from error
+    raise InputError(f"{path} is a PNG of mode {mode}; save it as grey levels, black where there is no structure")
+
+
+def _picture(path: Path, mode: str) -> np.ndarray:
     from PIL import Image
 
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return np.asarray(image.convert(mode))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is missing or damaged ({type(error).__name__}); {remedy}") from error
+        raise InputError(f"{path} is missing or damaged ({type(error).__name__}); run pie-engine run again") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import logging
 from collections.abc import Callable
@@ -205,12 +206,12 @@ def test_settings_tell_runs_of_one_method_apart(
     with caplog.at_level(logging.WARNING):
         summary = compare([tmp_path / "runs"], tmp_path / "out", classifiers=[classifier], by=["beta2", "strength"])
     # They do not differ in their strength.
-    assert list(summary["methods"]) == ["pie, beta2 0.75", "pie, beta2 1.0", "walk"]
+    assert list(summary["methods"]) == ["pie, beta2 0.75", "pie, beta2 1", "walk"]
     assert [(row["pie"], row["method"], row["patients"]) for row in summary["matched"]] == [
         ("pie, beta2 0.75", "walk", 1),
-        ("pie, beta2 1.0", "walk", 2),
+        ("pie, beta2 1", "walk", 2),
     ]
-    assert summary["methods"]["pie, beta2 1.0"]["final"][CONFIDENCE]["mean"] == pytest.approx((140 + 182) / 2 / 255)
+    assert summary["methods"]["pie, beta2 1"]["final"][CONFIDENCE]["mean"] == pytest.approx((140 + 182) / 2 / 255)
     assert summary["differ"] == []
     assert caplog.messages == [
         "patients with runs of both pie, beta2 0.75 and walk: 1; the others are not matched",
@@ -236,27 +237,50 @@ def test_clip_is_matched_too(save: Save, classifier: Path, tmp_path: Path) -> No
     assert list(summary["models"]["clip"]) == ["model.safetensors"]
 
 
+def test_a_setting_that_no_name_shows_is_said(
+    save: Save, classifier: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save("a", "0", None, 51, 102, beta2=0.75)
+    save("b", "0", WALK, 51, 77, beta2=1)
+    with caplog.at_level(logging.WARNING):
+        summary = compare([tmp_path / "runs"], tmp_path / "out", classifiers=[classifier], by=["beta2"])
+    assert list(summary["methods"]) == ["pie", "walk"]
+    assert [own["settings"] for own in summary["methods"].values()] == [{"beta2": 0.75}, {"beta2": 1}]
+    assert caplog.messages == ["the runs differ in beta2 beside the method: the comparison mixes them"]
+
+
+def test_whole_numbers_are_the_same_setting_however_written(save: Save, classifier: Path, tmp_path: Path) -> None:
+    save("a", "0", None, 51, 102, beta2=1)
+    save("b", "1", None, 51, 102, beta2=1.0)
+    save("c", "0", None, 51, 102, beta2=0.5)
+    save("d", "0", WALK, 51, 77)
+    summary = compare([tmp_path / "runs"], tmp_path / "out", classifiers=[classifier], by=["beta2"])
+    assert list(summary["methods"]) == ["pie, beta2 0.5", "pie, beta2 1", "walk"]
+
+
+def test_a_round_that_one_patient_alone_has_is_drawn_without_an_interval(
+    save: Save, classifier: Path, tmp_path: Path
+) -> None:
+    for name, patient, method in (("a", "0", None), ("b", "1", None), ("c", "0", WALK), ("d", "1", WALK)):
+        save(name, patient, method, *([51, 77, 102] if patient == "0" else [51, 77]))
+    summary = compare([tmp_path / "runs"], tmp_path / "out", classifiers=[classifier])
+    assert [one["low"] is None for one in summary["methods"]["pie"]["rounds"][CONFIDENCE]] == [False] * 3 + [True]
+    assert (tmp_path / "out" / "compare.png").stat().st_size > 10_000
+
+
 def test_structures_are_matched_too(save: Save, classifier: Path, tmp_path: Path) -> None:
     save("a", "0", None, 51, 102, 103)
     save("b", "0", WALK, 26, 51, 77)
     (tmp_path / "maps").mkdir()
     blocks = (np.indices((SIDE, SIDE)).sum(0) // 8 % 2 * 255).astype(np.uint8)
-    Image.fromarray(blocks).save(tmp_path / "maps" / "a.png")
-    options: dict[str, Any] = {"classifiers": [classifier], "structures": tmp_path / "maps"}
-    with pytest.raises(InputError, match=r"maps holds no b\.png, the map of .*b; add it, or leave --structures out"):
-        compare([tmp_path / "runs"], tmp_path / "out", **options)
-    (tmp_path / "maps" / "b.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"b\.png is missing or damaged \(.*\); pass a PNG"):
-        compare([tmp_path / "runs"], tmp_path / "out", **options)
-    Image.fromarray(blocks).save(tmp_path / "maps" / "b.png")
-    summary = compare([tmp_path / "runs"], tmp_path / "out", **options)
+    for name in "ab":
+        Image.fromarray(blocks).save(tmp_path / "maps" / f"{name}.png")
+    summary = compare([tmp_path / "runs"], tmp_path / "out", classifiers=[classifier], structures=tmp_path / "maps")
     assert [row["similarity_measure"] for row in summary["matched"]] == ["ssim_inside", "structure_kept"]
-    # A run's frames are its input, brighter by a constant: their pattern is the input's.
-    assert all(
-        one["mean"] == pytest.approx(1, abs=1e-9)
-        for method in summary["methods"].values()
-        for one in method["rounds"]["structure_kept"]
-    )
+    # The pattern is the input's, and ever less of its surroundings: more light in both methods, the same depth for it.
+    kept = {name: [one["mean"] for one in own["rounds"]["structure_kept"]] for name, own in summary["methods"].items()}
+    assert kept["pie"][0] == kept["walk"][0] == 1 and kept["pie"][1] == pytest.approx(kept["walk"][2])
+    assert all(b < a for own in kept.values() for a, b in itertools.pairwise(own))
 
 
 def test_refusals(save: Save, classifier: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pie_engine.demo.domain import load_domain
 from pie_engine.errors import InputError
 from pie_engine.metrics.structure import structure_kept
 
@@ -23,14 +24,37 @@ def picture(background: float, contrast: float, drawn: np.ndarray) -> np.ndarray
 
 def test_the_share_is_that_of_the_contrasts() -> None:
     frames = np.stack([picture(180, contrast, stripes()) for contrast in (80, 60, 20, 0, -40)])
-    # Everything is linear in the contrast, and a flat background has no detail.
+    # Everything is linear in the contrast, and on a flat background the surroundings are the background.
     np.testing.assert_allclose(structure_kept(frames, stripes()), [1, 0.75, 0.25, 0, -0.5], atol=1e-9)
 
 
-def test_brightness_and_shading_do_not_count() -> None:
-    ramp = np.linspace(0, 60, SIZE)[None].astype(np.uint8)[..., None]
-    frames = np.stack([picture(200, 50, stripes()), picture(120, 50, stripes()), picture(120, 50, stripes()) + ramp])
+def test_light_and_shading_do_not_count() -> None:
+    """Half the light leaves half the contrast, and the same depth."""
+    ramp = np.linspace(0.7, 1, SIZE)[None, :, None]
+    shaded = np.rint(picture(200, 50, stripes()) * ramp).astype(np.uint8)
+    frames = np.stack([picture(200, 50, stripes()), picture(100, 25, stripes()), shaded])
     np.testing.assert_allclose(structure_kept(frames, stripes()), 1, atol=0.01)
+
+
+def test_a_black_frame_keeps_nothing() -> None:
+    frames = np.stack([picture(180, 80, stripes()), np.zeros((SIZE, SIZE, 3), np.uint8)])
+    np.testing.assert_array_equal(structure_kept(frames, stripes()), [1, 0])
+
+
+@pytest.mark.parametrize("name", ["fundus", "skin"])
+def test_the_disease_itself_costs_nothing(name: str) -> None:
+    """True twins: all of a phantom's structure is in either, drawn over a healthy and a diseased picture.
+
+    5 %: what the disease draws is not smooth, and so can lie along the map by chance.
+    """
+    own = load_domain(name)
+    for index in range(6):
+        twins = [own.phantom(index, diseased=diseased, split="validation") for diseased in (False, True)]
+        frames = np.stack([own.render(twin) for twin in twins])
+        assert own.structure is not None
+        structure, inside = own.structure(twins[0]), own.roi_mask(twins[0]) > 127
+        assert structure_kept(frames, structure, inside)[1] == pytest.approx(1, abs=0.05)
+        assert structure_kept(frames[::-1], structure, inside)[1] == pytest.approx(1, abs=0.05)
 
 
 def test_what_is_drawn_elsewhere_is_not_kept() -> None:
@@ -63,6 +87,7 @@ def test_luma_weighs_the_channels() -> None:
     [
         (np.zeros((32, 64)), picture(180, 80, stripes())[None], "a map of 64 x 32 does not fit frames of 64 x 64"),
         (np.zeros((64, 64)), picture(180, 80, stripes())[None], "the map shows nothing"),
+        (stripes() / 255, picture(180, 80, stripes())[None], "the map's brightest value is 1 of 255"),
         (stripes(), picture(180, 1, stripes())[None], "shows the map's structure by 1 grey levels, below 2"),
     ],
 )

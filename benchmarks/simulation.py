@@ -1,9 +1,9 @@
-"""What the demo checkpoint simulates: the commands of docs/evaluation.md, run, and their figures in its tables.
+"""What the demo checkpoints simulate: the commands of the documents, run, and their figures in the tables.
 
-    python benchmarks/simulation.py                  run all studies, keep their figures, fill the document
+    python benchmarks/simulation.py                  run all studies, keep their figures, fill the documents
     python benchmarks/simulation.py --only align     one study
-    python benchmarks/simulation.py --fill           run nothing: fill docs/evaluation.md from results/simulation.json
-    python benchmarks/simulation.py --check          change nothing; exit with 1 if the document is stale
+    python benchmarks/simulation.py --fill           run nothing: fill the documents from results/simulation.json
+    python benchmarks/simulation.py --check          change nothing; exit with 1 if a document is stale
 
 Studies are ordinary commands, run in the repository and written to build/simulation; a study that was stopped goes on
 where it was as far as its commands do. The phantoms are held out of every training.
@@ -28,7 +28,8 @@ from pie_engine.benchmarks.simulation_tables import TABLES
 from pie_engine.files import write_file
 
 ROOT = Path(__file__).parents[1]
-DOCUMENT, RESULTS = Path("docs/evaluation.md"), Path("benchmarks/results/simulation.json")
+DOCUMENTS = Path("docs/evaluation.md"), Path("docs/demo-domains.md")
+RESULTS = Path("benchmarks/results/simulation.json")
 AGAIN = "run python benchmarks/simulation.py --fill"
 
 
@@ -69,28 +70,30 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="run and change nothing; exit with 1 if stale")
     parser.add_argument("--root", type=Path, default=ROOT, help="folder of docs and benchmarks/results")
     arguments = parser.parse_args(words)
-    results_file, document = arguments.root / RESULTS, arguments.root / DOCUMENT
+    results_file = arguments.root / RESULTS
     results: dict[str, Any] = json.loads(results_file.read_text()) if results_file.exists() else {"studies": {}}
     if not (arguments.fill or arguments.check):
         (ROOT / WORK).mkdir(parents=True, exist_ok=True)
         for name in arguments.only or STUDIES:
             results["studies"][name] = {"revision": revision(), **run(STUDIES[name])}
             write_file(results_file, json.dumps(results, indent=1) + "\n")
-    text = document.read_text(encoding="utf-8")
-    try:
-        made = filled(text, results)
-    except ReportError as error:
-        sys.stderr.write(f"simulation: {error}\n")
-        return 1
-    stale = differing(text, made)
-    if arguments.check:
-        for name in stale:
-            sys.stderr.write(f"{DOCUMENT}: {name} is stale; {AGAIN}\n")
-        return 1 if stale else 0
-    if stale:
-        write_file(document, made)
-        print(f"changed {DOCUMENT}: {', '.join(stale)}")
-    return 0
+    status = 0
+    for document in DOCUMENTS:
+        text = (arguments.root / document).read_text(encoding="utf-8")
+        try:
+            made = filled(text, results)
+        except ReportError as error:
+            sys.stderr.write(f"simulation: {document}: {error}\n")
+            return 1
+        stale = differing(text, made)
+        if arguments.check:
+            for name in stale:
+                sys.stderr.write(f"{document}: {name} is stale; {AGAIN}\n")
+                status = 1
+        elif stale:
+            write_file(arguments.root / document, made)
+            print(f"changed {document}: {', '.join(stale)}")
+    return status
 
 
 if __name__ == "__main__":

@@ -44,9 +44,10 @@ def _path(file: Path) -> Path:
     return _DEMO / file.relative_to(Path(assets.__file__).parent)
 
 
-def _sweep(patients: str, output: str, *words: str, domain: str = "chest") -> list[str]:
+def _sweep(patients: str, output: str, *words: str, domain: str = "chest", guidance: float | None = None) -> list[str]:
     own = _DOMAINS[domain]
-    model = ["--checkpoint", str(_path(own.checkpoint)), "--guidance-scale", f"{own.defaults.guidance_scale:g}"]
+    scale = own.defaults.guidance_scale if guidance is None else guidance
+    model = ["--checkpoint", str(_path(own.checkpoint)), "--guidance-scale", f"{scale:g}"]
     return ["pie-engine", "sweep", *model, "--patients", str(WORK / patients / "patients.csv"), *words, *_judge(domain),
             "--output", str(WORK / output)]  # fmt: skip
 
@@ -93,13 +94,42 @@ def _settings(domain: str) -> Study:
     )  # fmt: skip
 
 
+# What was tried for a domain's defaults: towards the disease, and back.
+_TRIED = {
+    "fundus": (["strength=0.4,0.5,0.6", "inversion=noise,ddim", "beta2=0.75,0.9"], ["strength=0.4"]),
+    "skin": (["strength=0.5,0.6,0.7", "inversion=noise,ddim", "beta2=0.75,0.9"], ["strength=0.6"]),
+}
+
+
+def _tuning(domain: str) -> Study:
+    """Settings, over phantoms that nothing else is measured on. What does not edit is there for `compare` alone."""
+    own, commands = _DOMAINS[domain].defaults, []
+    there, back = _TRIED[domain]
+    for name, grid, diseased, guidance in (
+        ("tuning", there, [], own.guidance_scale),
+        ("tuning-back", [*back, *there[1:]], ["--diseased"], own.regression_guidance_scale),
+    ):
+        phantoms, runs, still = (f"{domain}-{name}-{what}" for what in ("phantoms", "runs", "input"))
+        words = [word for axis in grid for word in ("--grid", axis)]
+        commands += [
+            _phantoms(8, "--validation", *diseased, "--domain", domain, output=phantoms),
+            _sweep(phantoms, runs, *words, domain=domain, guidance=guidance),
+            _sweep(phantoms, still, "--grid", "method=previous", domain=domain, guidance=guidance),
+            _compare(domain, [runs, still], f"{domain}-{name}", *(f"--by={one}" for one in _BY), phantoms=phantoms),
+        ]
+    return Study(
+        commands,
+        lambda work: {way: _collect_methods(work / f"{domain}-{way}")["methods"] for way in ("tuning", "tuning-back")},
+    )
+
+
 def _strength(domain: str) -> list[str]:
     return ["--strength", f"{_DOMAINS[domain].defaults.strength:g}"]
 
 
-def _compare(domain: str, runs: Sequence[str], output: str, *words: str) -> list[str]:
-    chest = domain == "chest"
-    structures = [] if chest else ["--structures", str(WORK / f"{domain}-phantoms" / "structures")]
+def _compare(domain: str, runs: Sequence[str], output: str, *words: str, phantoms: str = "") -> list[str]:
+    maps = WORK / (phantoms or f"{domain}-phantoms") / "structures"
+    structures = [] if domain == "chest" else ["--structures", str(maps)]
     return ["pie-engine", "compare", *(str(WORK / name) for name in runs), *_judge(domain), *structures, *words,
             "--output", str(WORK / output)]  # fmt: skip
 
@@ -145,6 +175,7 @@ def _collect_align(work: Path) -> Figures:
 STUDIES = {
     **{"methods" if name == "chest" else f"methods-{name}": _methods(name) for name in DOMAINS},
     **{f"settings-{name}": _settings(name) for name in DOMAINS[1:]},
+    **{f"tuning-{name}": _tuning(name) for name in DOMAINS[1:]},
     "strength": Study([_phantoms(10, output="ten"), _sweep("ten", "strength", "--recipe", "strength")],
                       _collect_sweep("strength")),
     "mask": Study([_phantoms(20), _sweep("phantoms", "mask", "--recipe", "mask")], _collect_sweep("mask")),

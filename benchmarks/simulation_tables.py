@@ -1,4 +1,4 @@
-"""The tables of docs/evaluation.md, made from the figures that `simulation_studies` keeps."""
+"""The tables of docs/evaluation.md and docs/demo-domains.md, made from the figures that `simulation_studies` keeps."""
 
 from __future__ import annotations
 
@@ -93,6 +93,24 @@ def settings_table(found: Figures) -> str:
     return _table(["settings", "confidence", "own structure", *(f"PIE's less {one}'s" for one in against)], rows)
 
 
+def tuning_table(way: str) -> Callable[[Figures], str]:
+    """A line per setting: where it ends."""
+
+    def make(found: Figures) -> str:
+        rows = []
+        for name, own in found[way].items():
+            final, start = own["final"], own["rounds"][confidence_of(own["rounds"])][0]
+            shown = [final[confidence_of(final)], final[STRUCTURE], final[SSIM], final["decoded_leakage"]]
+            if name == "previous":
+                rows.append(["input", f"{start['mean']:.3g}", "1", "1", ""])
+            else:
+                rows.append([name.removeprefix("pie, "), *(f"{one['mean']:.3g}" for one in shown)])
+        head = ["settings", "confidence", "own structure", "SSIM inside", "leakage before compositing"]
+        return _table(head, rows)
+
+    return make
+
+
 def sweep_table(found: Figures) -> str:
     """A line per cell, and the verdict."""
     rows = [
@@ -155,6 +173,11 @@ TABLES: dict[str, tuple[str, Callable[[Figures], str]]] = {
         for table, make in (("methods", methods_table), ("matched", matched_table), ("rounds", rounds_table))
     },
     **{f"settings-{name}": (f"settings-{name}", settings_table) for name in DOMAINS[1:]},
+    **{
+        f"{way}-{name}": (f"tuning-{name}", tuning_table(way))
+        for name in DOMAINS[1:]
+        for way in ("tuning", "tuning-back")
+    },
     "strength": ("strength", sweep_table),
     "mask": ("mask", sweep_table),
     "regression": ("regression", regression_table),

@@ -88,7 +88,7 @@ def export_component(component: Component, folder: Path, *, precision: str, opse
         )
         assert program is not None
         _optimize(program, {name for name, _ in module.named_parameters()})
-        _strip_stack_traces(program.model)
+        strip_stack_traces(program.model)
         program.save(path, external_data=weights > EXTERNAL_BYTES)
     return path
 
@@ -184,7 +184,7 @@ def _coinciding(values: Any, parameters: set[str]) -> list[str]:
     return sorted(set(found))  # sorted, so that the same weights always give the same graph
 
 
-def _strip_stack_traces(model: Any) -> None:
+def strip_stack_traces(model: Any) -> None:
     """Keep each node's module path, which refit needs, and drop its stack trace, which names this machine's paths."""
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         for node in graph:

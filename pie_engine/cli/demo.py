@@ -7,9 +7,12 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pie_engine.demo import DOMAINS
+
+if TYPE_CHECKING:
+    from pie_engine.config import RunConfig
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -33,6 +36,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--diseased", action="store_true", help="--phantoms: the same patients with the disease")
     parser.add_argument(
+        "--validation", action="store_true", help="--phantoms: those to choose settings on, for results on the others"
+    )
+    parser.add_argument(
         "--findings", action="store_true", help="--phantoms: a line for each finding that the chest's checkpoint knows"
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
@@ -49,7 +55,7 @@ def main(arguments: argparse.Namespace) -> int:
             if value is not None and value is not False:  # 0 is a patient
                 raise ConfigError(f"--{option} belongs to a run, and --phantoms runs nothing; leave one of them out")
         return _write_phantoms(arguments)
-    for option in ("diseased", "findings"):
+    for option in ("diseased", "findings", "validation"):
         if getattr(arguments, option):
             raise ConfigError(f"--{option} belongs to phantoms that are written as files; pass --phantoms 20 too")
     return _simulate(arguments)
@@ -61,6 +67,7 @@ def _write_phantoms(arguments: argparse.Namespace) -> int:
     written = write_phantoms(
         arguments.output or Path("phantoms"), arguments.phantoms,
         domain=arguments.domain, diseased=arguments.diseased, each_finding=arguments.findings,
+        validation=arguments.validation,
     )  # fmt: skip
     if arguments.json:
         sys.stdout.write(json.dumps(written) + "\n")
@@ -119,10 +126,21 @@ def _simulate(arguments: argparse.Namespace) -> int:
     program = sys.argv[0] if Path(sys.argv[0]).name == "pie-engine" else "pie-engine"
     again = [program, "run", "--checkpoint", str(domain.checkpoint), "--image", written["frames"][0]]
     again += ["--mask", written["mask"], "--prompt", prompt]
-    config = demo.result.config
-    again += ["--guidance-scale", f"{config.guidance_scale:g}", "--strength", f"{config.strength:g}"]
-    again += ["--output", "my-output"]
+    again += [*_settings(demo.result.config), "--item-id", demo.result.provenance["item_id"], "--output", "my-output"]
     look = [f"look at: {written['report']}", f"     or: {written['sheet']}", f"     or: {written['gif']}"]
     lines += [*look, f"try:     {shlex.join(again)}"]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
+
+
+def _settings(config: RunConfig) -> list[str]:
+    """What differs from the defaults of `pie-engine run`, as its options; the resolution is the checkpoint's."""
+    from pie_engine.config import RunConfig
+
+    shown, usual = config.to_dict(), RunConfig().to_dict()
+    words = []
+    for name in ("steps", "strength", "guidance_scale", "inversion", "beta2"):
+        if shown[name] != usual[name]:
+            value = shown[name]
+            words += [f"--{name.replace('_', '-')}", value if isinstance(value, str) else f"{value:g}"]
+    return words

@@ -78,6 +78,8 @@ class RunConfig:
             raise ConfigError(f"scheduler {self.scheduler!r} is no name; pass --scheduler ddim, or leave it out")
         one_of("inversion", self.inversion, INVERSIONS)
         one_of("noise", self.noise, NOISES)
+        if self.inversion == "ddim" and self.noise == "fresh" and not official:
+            raise ConfigError("noise 'fresh' means nothing where a round inverts (inversion \"ddim\"); leave it out")
         one_of("fit", self.fit, FITS)
         if self.schedule is not None and not isinstance(self.schedule, RoundSchedule):
             raise ConfigError(f"schedule of type {type(self.schedule).__name__} is none; pass RoundSchedule.read(FILE)")

@@ -29,6 +29,7 @@ class DemoDefaults:
     steps: int
     strength: float
     num_inference_steps: int
+    inversion: str  # "noise" or "ddim"
     beta1: float
     beta2: float
     resolution: int
@@ -41,6 +42,7 @@ class DemoDefaults:
             strength=self.strength,
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
+            inversion=self.inversion,
             negative_prompt=self.negative_prompt,
             beta1=self.beta1,
             beta2=self.beta2,

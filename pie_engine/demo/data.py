@@ -37,13 +37,13 @@ def healthy_cohort(split: str, count: int) -> list[Patient]:
     return [sample_patient(split_seed(split, index)) for index in range(count)]
 
 
-def held_out(index: int, *, enlarged: bool = False) -> Patient:
-    """A patient of the test split, healthy or with an enlarged heart.
+def held_out(index: int, *, enlarged: bool = False, split: str = "test") -> Patient:
+    """A patient of the test split (or another), healthy or with an enlarged heart.
 
     The two of one number share anatomy, exposure and detector noise, and differ in the cardiothoracic ratio alone:
     uniform in 0.40 to 0.48, or in 0.56 to 0.68.
     """
-    seed = split_seed("test", index)
+    seed = split_seed(split, index)
     # A stream of its own, so that the anatomy is the healthy one's.
     return sample_patient(seed, float(np.random.default_rng([seed, 3]).uniform(*CTR_ENLARGED)) if enlarged else None)
 
@@ -69,7 +69,10 @@ def render_grey(patient: Patient) -> NDArray[np.uint8]:
 def render_all(
     patients: Sequence[Any], workers: int | None = None, draw: Callable[[Any], NDArray[np.uint8]] = render_grey
 ) -> NDArray[np.uint8]:
-    """The pictures of a cohort, drawn on all cores by `draw`, a module's function: grey radiographs [N, 128, 128]."""
+    """The pictures of a cohort, drawn on all cores by `draw`, a module's function: [N, ...] uint8 of what it gives.
+
+    By default grey radiographs, [N, 128, 128].
+    """
     workers = workers or os.cpu_count() or 1
     if workers == 1 or len(patients) < 64:
         return np.stack([draw(patient) for patient in patients])

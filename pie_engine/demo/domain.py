@@ -16,6 +16,7 @@ from pie_engine.demo.assets import (
     domain_file,
     load_defaults,
 )
+from pie_engine.demo.domains.severity import HEALTHY_UP_TO, SEVERE_FROM, SEVERE_SPAN
 from pie_engine.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,7 +36,11 @@ class Domain:
         names: how healthy and diseased phantoms are called; with their numbers they seed the noise.
         classifier: its declaration, as `--classifier` takes it.
         measured: what `measure` finds in pixels alone, in words.
-        draw: (number of a held-out phantom, diseased or not) to the phantom; the two of one number are one patient.
+        draw: (number of a phantom, diseased or not, split of `pie_engine.demo.data`) to the phantom; the two of one
+            number are one patient.
+        roi_mask: uint8 [128, 128] of a phantom, 255 inside the region and 0 outside.
+        measure: (picture, region's mask) to one number that rises with the disease: the cardiothoracic ratio, NaN where
+            the picture shows no two lungs; or a share of the region from 0 to 1, never NaN.
         structure: float32 [128, 128] in 0 to 1, where features of the patient lie that the disease leaves alone.
             None where the region holds hardly any.
         truth: the phantom's own values, for those who write it to a file.
@@ -50,26 +55,26 @@ class Domain:
     classifier: Path
     defaults: DemoDefaults
     measured: str
-    draw: Callable[[int, bool], Any]
+    draw: Callable[[int, bool, str], Any]
     render: Callable[[Any], NDArray[np.uint8]]
     roi_mask: Callable[[Any], NDArray[np.uint8]]
     measure: Callable[[NDArray[np.uint8], NDArray[np.uint8]], float]
     structure: Callable[[Any], NDArray[np.float32]] | None
     truth: Callable[[Any], dict[str, float]]
 
-    def phantom(self, index: int, *, diseased: bool = False) -> Any:
-        """A phantom that no stage of training has seen.
+    def phantom(self, index: int, *, diseased: bool = False, split: str = "test") -> Any:
+        """A phantom that no stage of training has seen; those of the "validation" split chose the settings.
 
         Raises:
             ConfigError: `index` is outside 0 to 999.
         """
         if not 0 <= index < LARGEST:
             raise ConfigError(f"patient {index} is outside [0, {LARGEST - 1}]; pass --patient 0")
-        return self.draw(index, diseased)
+        return self.draw(index, diseased, split)
 
-    def item_id(self, index: int, *, diseased: bool = False) -> str:
+    def item_id(self, index: int, *, diseased: bool = False, split: str = "test") -> str:
         """What names a held-out phantom, and seeds its noise."""
-        return f"{self.names[diseased]}-{index}"
+        return f"{self.names[diseased]}-{index}" if split == "test" else f"{self.names[diseased]}-{split}-{index}"
 
 
 def load_domain(name: str) -> Domain:
@@ -99,7 +104,7 @@ def _chest() -> Domain:
         classifier=SEVERITY_JSON,
         defaults=load_defaults(),
         measured="cardiothoracic ratio",
-        draw=lambda index, diseased: held_out(index, enlarged=diseased),
+        draw=lambda index, diseased, split: held_out(index, enlarged=diseased, split=split),
         render=render,
         roi_mask=roi_mask,
         measure=lambda frame, mask: ratio_or_nan(frame),
@@ -149,27 +154,28 @@ def _skin() -> Domain:
         draw=_draw_severity(skin.sample, melanin=0.5, warmth=0.0),  # as with the fundus
         render=skin.render,
         roi_mask=skin.roi_mask,
-        measure=lambda frame, mask: measure_lesion(frame, mask).area,
+        measure=measure_lesion,
         structure=skin.structure,
         truth=_severity,
     )
 
 
-def _draw_severity(sample: Callable[[int, float], Any], **usual: Any) -> Callable[[int, bool], Any]:
-    """Severities as in training: at most 0.12 for the healthy, at least 0.72 for the diseased, of one patient.
+def _draw_severity(sample: Callable[[int, float], Any], **usual: Any) -> Callable[[int, bool, str], Any]:
+    """Severities as in training: up to `HEALTHY_UP_TO` or from `SEVERE_FROM`, both of one patient.
 
     `usual` are parameters that do not vary.
     """
 
-    def draw(index: int, diseased: bool) -> Any:
+    def draw(index: int, diseased: bool, split: str) -> Any:
         import numpy as np
 
         from pie_engine.demo.data import split_seed
 
-        seed = split_seed("test", index)
+        seed = split_seed(split, index)
         # A stream of its own, so that it does not depend on what the anatomy draws.
         share = float(np.random.default_rng([seed, 3]).random())
-        return replace(sample(seed, 0.72 + 0.28 * share if diseased else 0.12 * share), **usual)
+        severity = SEVERE_FROM + SEVERE_SPAN * share if diseased else HEALTHY_UP_TO * share
+        return replace(sample(seed, severity), **usual)
 
     return draw
 

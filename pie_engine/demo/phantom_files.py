@@ -37,7 +37,13 @@ def findings() -> dict[str, str]:
 
 
 def write_phantoms(
-    output: str | Path, count: int, *, domain: str = "chest", diseased: bool = False, each_finding: bool = False
+    output: str | Path,
+    count: int,
+    *,
+    domain: str = "chest",
+    diseased: bool = False,
+    each_finding: bool = False,
+    validation: bool = False,
 ) -> dict[str, Any]:
     """Write the first `count` held-out phantoms into the folder `output`, whole or not at all.
 
@@ -52,6 +58,7 @@ def write_phantoms(
         diseased: the same patients with the disease.
         each_finding: a line for every chest and each of `findings`, all with one region, the chest, so that lines of
             a phantom differ in the prompt alone (and in the id, which seeds the noise).
+        validation: other patients, of the split that settings are chosen on; training has seen neither.
 
     Returns:
         Paths by name: "output", "patients", "truth".
@@ -67,6 +74,7 @@ def write_phantoms(
     if each_finding and domain != "chest":
         raise ConfigError(f"--findings is for --domain chest alone: {domain} knows one; leave --findings out")
     own = load_domain(domain)
+    split = "validation" if validation else "test"
     output, statement = Path(output), _STATEMENT.format(domain)
     info = _metadata(statement)
     prompt = own.defaults.healthy_prompt if diseased else own.defaults.prompt
@@ -78,7 +86,8 @@ def write_phantoms(
         rows: list[tuple[str, ...]] = []
         truth, files = [], [TABLE, MARKER]
         for index in range(count):
-            phantom, name = own.phantom(index, diseased=diseased), own.item_id(index, diseased=diseased)
+            phantom = own.phantom(index, diseased=diseased, split=split)
+            name = own.item_id(index, diseased=diseased, split=split)
             image, mask = f"images/{name}.png", f"masks/{name}.png"
             picture, region = own.render(phantom), own.roi_mask(phantom)
             grey = domain == "chest"
@@ -102,7 +111,7 @@ def write_phantoms(
             "statement": statement,
             "version": __version__,
             "domain": domain,
-            "split": "test",
+            "split": split,
             "phantoms": truth,
             "files": sorted({*files, *(path for row in rows for path in (row[1], row[3]))}),
         }

@@ -3,8 +3,6 @@
 A stage whose results are already in DIR is kept, so that an interrupted run goes on where it stopped.
 """
 
-import argparse
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from pie_engine.demo import reports
 from pie_engine.demo.classifier import SeverityClassifier
 from pie_engine.demo.data import cohort, render_all
 from pie_engine.demo.phantom import CTR_ENLARGED, CTR_HEALTHY
-from pie_engine.demo.stages import load_vae, run_stages, save_denoiser
+from pie_engine.demo.stages import load_vae, run_command, run_stages, save_denoiser
 from pie_engine.demo.tokenizer import save_tokenizer
 from pie_engine.demo.train_classifier import (
     BOUNDARY,
@@ -55,7 +53,7 @@ class Training:
 
 
 def train(output: Path, config: Training) -> dict:
-    """Run every stage that `output` does not hold yet; return and write the record of what was measured."""
+    """Run every stage that `output` does not hold yet; return and write the record, as `run_stages` does."""
     return run_stages(output, config, (_vae, _unet, _classifier, _clip))
 
 
@@ -117,10 +115,7 @@ def _unet(output: Path, config: Training) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint and its records")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    train(parser.parse_args().output, Training())
+    run_command(__doc__ and __doc__.splitlines()[0], lambda output: train(output, Training()))
 
 
 if __name__ == "__main__":

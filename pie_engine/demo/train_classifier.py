@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pie_engine.demo.phantom import CTR_ENLARGED, CTR_HEALTHY, SIZE
+from pie_engine.export.graph import strip_stack_traces
 
 log = logging.getLogger(__name__)
 MEAN, STD = 0.45, 0.27  # of levels in 0 to 1
@@ -137,6 +138,7 @@ def export_classifier(
         verbose=False,
     )
     assert program is not None  # only the older exporter returns nothing
+    strip_stack_traces(program.model)
     program.save(onnx_file, external_data=False)
     spec = {
         "name": name,

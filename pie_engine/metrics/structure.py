@@ -20,6 +20,8 @@ LEAST = 2.0
 BRIGHT = 0.5
 # Where the surroundings hold less than this share of pixels off the structure, they are taken as they are.
 _BARE = 0.02
+# Grey levels: surroundings are taken as no darker, so that noise in the black is not counted as depth.
+_DARK = 8.0
 
 
 def structure_kept(
@@ -29,7 +31,7 @@ def structure_kept(
 
     A frame's luma (ITU-R BT.601) is taken as b (1 - c s): the map s, the surroundings b (a Gaussian mean of what the
     map leaves free), and the depth c, the share of its surroundings' light that the structure takes (below 0 where it
-    is brighter). Luma and b s lose what a Gaussian of `SCALE` would keep; c is the slope of the one, d, over the
+    is brighter). Luma / b and s lose what a Gaussian of `SCALE` would keep; c is the slope of the one, d, over the
     other, t, within the region, c = -sum(d t) / sum(t t), and the result c(frame) / c(input). A share of light and not
     grey levels, so that a hair on a lesion that has become darker is as deep as before.
 
@@ -64,7 +66,8 @@ def structure_kept(
         return np.where(inside, picture - gaussian_filter(picture, sigma), 0)
 
     present = structure.astype(np.float64)
-    power = float(np.sum(detail(present) ** 2))
+    template = detail(present)
+    power = float(np.sum(template**2))
     if power < 1e-6 * structure.size:
         raise InputError("the map shows nothing inside the region; pass one that does, or run without a region")
     bare = 1 - present
@@ -72,15 +75,13 @@ def structure_kept(
     depth = np.empty(len(frames))
     for index, luma in enumerate(frames @ np.array([0.299, 0.587, 0.114])):
         free = gaussian_filter(bare * luma, sigma) / np.maximum(weight, _BARE)
-        template = detail(present * np.where(weight < _BARE, gaussian_filter(luma, sigma), free))
-        # Surroundings near black show no depth: held up, so that a black frame has 0 and not 0 / 0.
-        depth[index] = -np.sum(detail(luma) * template) / max(float(np.sum(template**2)), LEAST**2 * power)
-        if index == 0:
-            shown = abs(depth[0]) * np.sqrt(np.sum(template**2) / power)
-            if shown < LEAST:
-                raise InputError(
-                    f"the input shows the map's structure by {shown:.2g} grey levels, below {LEAST:g}: too little to "
-                    "follow; pass a map of what is seen in it"
-                )
+        around = np.maximum(np.where(weight < _BARE, gaussian_filter(luma, sigma), free), _DARK)
+        depth[index] = -np.sum(detail(luma / around) * template) / power
+        shown = abs(depth[0]) * float(np.average(around, weights=template**2))
+        if index == 0 and shown < LEAST:
+            raise InputError(
+                f"the input shows the map's structure by {shown:.2g} grey levels, below {LEAST:g}: too little to "
+                "follow; pass a map of what is seen in it"
+            )
     kept: NDArray[np.float64] = depth / depth[0]
     return kept

@@ -81,6 +81,7 @@ CONTRADICTIONS = [
     (["--checkpoint", "DIR", "--engine", "BUNDLE"], "(both given); pass --engine or --checkpoint"),
     (["--unet", "x"], "(both given)"),
     (["--semantics", "official", "--inversion", "ddim"], "inversion 'ddim' is not what the published code computes"),
+    (["--inversion", "ddim", "--noise", "fresh"], "noise 'fresh' means nothing where a round inverts"),
     (["--semantics", "official", "--noise", "shared"], "noise 'shared' is not what the published code computes"),
     (["--dtype", "fp16"], "dtype fp16 is not this bundle's (fp32); build one: pie-engine build --precision fp16"),
     (["--lora", "x"], "a LoRA cannot be fused into a bundle"),

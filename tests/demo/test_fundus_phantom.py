@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation, grey_closing, label
 
+from pie_engine.demo.domain import load_domain
 from pie_engine.demo.domains.fundus import SIZE, Eye, render, roi_mask, sample, structure
 from pie_engine.demo.domains.fundus_measure import find_lesions, measure_lesions
-from pie_engine.demo.domains.fundus_reports import HEALTHY_PROMPT, PROMPT, corpus, grades, report, sentences
+from pie_engine.demo.domains.fundus_reports import corpus, report
 from pie_engine.errors import ConfigError, InputError
 
 STAGES = ("mild", "early", "moderate", "severe", "advanced")
@@ -184,19 +185,13 @@ def test_reports_fit_the_severity(severity, stage):
         assert bool(re.search(r"\bNo\b", text)) == (not stage)
 
 
-def test_grades_overlap_only_next_to_their_limits():
-    assert [grades(severity) for severity in (0.0, 0.3, 0.5, 1.0)] == [("none",), ("mild",), ("moderate",), ("severe",)]
-    assert grades(0.14) == ("none", "mild") and grades(0.41) == ("mild", "moderate")
-    assert grades(0.69) == ("moderate", "severe")
-    assert all(len(sentences(grade)) >= 4 for grade in ("none", "mild", "moderate", "severe"))
-
-
 def test_every_report_names_the_domain_in_words_of_the_corpus():
     words = lambda text: re.findall(r"\w+|[^\w\s]", text)  # noqa: E731
     known = {word for sentence in corpus() for word in words(sentence)}
     rng = np.random.default_rng(1)
     texts = {report(sample(1, severity), rng) for severity in (0.0, 0.3, 0.5, 1.0) for _ in range(200)}
-    assert {PROMPT, HEALTHY_PROMPT} <= texts
+    chosen = load_domain("fundus").defaults
+    assert {chosen.prompt, chosen.healthy_prompt} <= texts
     for text in texts:
         assert "fundus" in text.lower() and len(text.split()) <= 24
         assert set(words(text)) <= known

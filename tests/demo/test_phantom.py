@@ -1,4 +1,3 @@
-import time
 from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
@@ -100,13 +99,3 @@ def test_splits_share_no_patient_and_cohorts_are_mixed():
     assert all(CTR_HEALTHY[0] <= p.ctr <= CTR_HEALTHY[1] and not p.effusion for p in healthy_cohort("test", 20))
     with pytest.raises(ConfigError, match="unknown split"):
         split_seed("holdout", 0)
-
-
-def test_rendering_is_fast():
-    patient = sample_patient(0)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        render(patient)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.1

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from pie_engine.demo.assets import CHECKPOINT, SEVERITY_JSON, SEVERITY_ONNX, TRAINING_JSON, load_defaults
+from pie_engine.demo.assets import CHECKPOINT, SEVERITY_JSON, SEVERITY_ONNX, TRAINING_JSON, domain_file, load_defaults
 from pie_engine.demo.data import cohort, render_all
 from pie_engine.demo.phantom import CTR_ENLARGED, CTR_HEALTHY
 from pie_engine.errors import BackendError, CheckpointError, InputError
@@ -74,6 +74,11 @@ def test_the_classifier_tells_true_phantoms_apart():
     np.testing.assert_allclose(classifier.confidence(colour), scores[:4], atol=1e-5)
     with pytest.raises(InputError, match="resize"):
         classifier.confidence(np.zeros((1, 64, 64), np.uint8))
+
+
+@pytest.mark.parametrize("file", [SEVERITY_ONNX, domain_file("fundus.onnx"), domain_file("skin.onnx")])
+def test_classifiers_do_not_name_the_machine_that_exported_them(file):
+    assert b"stack_trace" not in file.read_bytes() and b"/site-packages/" not in file.read_bytes()
 
 
 def test_the_classifier_says_what_is_missing(tmp_path, monkeypatch):

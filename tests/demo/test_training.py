@@ -13,6 +13,7 @@ from pie_engine.demo.train_classifier import ClassifierTraining
 from pie_engine.demo.train_clip import ClipTraining
 from pie_engine.demo.train_unet import UnetTraining
 from pie_engine.demo.train_vae import VaeTraining
+from pie_engine.errors import ConfigError
 
 TINY = Training(
     vae_patients=8,
@@ -46,9 +47,16 @@ def test_training_is_reproducible(trained, tmp_path):
 
 def test_a_finished_stage_is_kept(trained):
     output, first = trained
-    again = train(output, replace(TINY, unet=replace(TINY.unet, steps=1)))
-    assert again["stages"] == first["stages"]
-    assert json.loads((output / "training.json").read_text())["stages"] == first["stages"]
+    again = train(output, TINY)
+    assert again == first  # the seconds that each took among it
+    assert json.loads((output / "training.json").read_text()) == first
+
+
+def test_another_configuration_does_not_go_on_with_these_stages(trained):
+    output, first = trained
+    with pytest.raises(ConfigError, match=r"unet\.steps is 1, but the training in .* began with 3; pass the same"):
+        train(output, replace(TINY, unet=replace(TINY.unet, steps=1)))
+    assert json.loads((output / "training.json").read_text()) == first
 
 
 def test_the_folder_loads_as_a_stable_diffusion_pipeline(trained):

@@ -41,11 +41,12 @@ def test_a_black_frame_keeps_nothing() -> None:
     np.testing.assert_array_equal(structure_kept(frames, stripes()), [1, 0])
 
 
-@pytest.mark.parametrize("name", ["fundus", "skin"])
-def test_the_disease_itself_costs_nothing(name: str) -> None:
+@pytest.mark.parametrize(("name", "tolerance"), [("fundus", 0.05), ("skin", 0.15)])
+def test_the_disease_itself_costs_little(name: str, tolerance: float) -> None:
     """True twins: all of a phantom's structure is in either, drawn over a healthy and a diseased picture.
 
-    5 %: what the disease draws is not smooth, and so can lie along the map by chance.
+    0.05: what the disease draws is not smooth, and so can lie along the map by chance. 0.15: hairs are not black but of
+    19 grey levels, so that they take 0.90 of the light of skin (190 grey levels) and 0.76 of a dark lesion's (80).
     """
     own = load_domain(name)
     for index in range(6):
@@ -53,8 +54,18 @@ def test_the_disease_itself_costs_nothing(name: str) -> None:
         frames = np.stack([own.render(twin) for twin in twins])
         assert own.structure is not None
         structure, inside = own.structure(twins[0]), own.roi_mask(twins[0]) > 127
-        assert structure_kept(frames, structure, inside)[1] == pytest.approx(1, abs=0.05)
-        assert structure_kept(frames[::-1], structure, inside)[1] == pytest.approx(1, abs=0.05)
+        assert structure_kept(frames, structure, inside)[1] == pytest.approx(1, abs=tolerance)
+        assert structure_kept(frames[::-1], structure, inside)[1] == pytest.approx(1, abs=tolerance)
+
+
+def test_what_is_covered_counts_as_gone_however_dark_the_cover() -> None:
+    """Half of every line is under it; a tenth more or less, as the surroundings change at the cover's edge."""
+    frames = [picture(180, 80, stripes())]
+    for level in (200, 180, 120, 60):
+        covered = frames[0].copy()
+        covered[:, : SIZE // 2] = level
+        frames.append(covered)
+    np.testing.assert_allclose(structure_kept(np.stack(frames), stripes())[1:], 0.5, atol=0.05)
 
 
 def test_what_is_drawn_elsewhere_is_not_kept() -> None:

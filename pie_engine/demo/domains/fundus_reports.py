@@ -5,12 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from pie_engine.demo.domains.fundus import Eye
-
-PROMPT = "Fundus photograph. Severe diabetic retinopathy. Many haemorrhages and hard exudates."
-HEALTHY_PROMPT = "Fundus photograph. Normal retina. No diabetic retinopathy."
-
-MILD, MODERATE, SEVERE = 0.15, 0.40, 0.70  # the severity that each grade starts at
-OVERLAP = 0.03  # of severity: this close to a limit, readers differ
+from pie_engine.demo.domains.severity import grades
 
 _DOMAIN = ("Fundus photograph.", "Colour fundus photograph.", "Photograph of the fundus.")
 _GRADES = {
@@ -45,22 +40,10 @@ _GRADES = {
 }
 
 
-def grades(severity: float) -> tuple[str, ...]:
-    """The words that fit a severity; two next to a limit, as readers differ there."""
-    low = np.searchsorted((MILD, MODERATE, SEVERE), severity - OVERLAP, side="right")
-    high = np.searchsorted((MILD, MODERATE, SEVERE), severity + OVERLAP, side="right")
-    return tuple(_GRADES)[low : high + 1]
-
-
 def report(p: Eye, rng: np.random.Generator) -> str:
     """One report, worded at random."""
-    fitting = grades(p.severity)
+    fitting = grades(p.severity, tuple(_GRADES))
     return f"{_pick(rng, _DOMAIN)} {_pick(rng, _GRADES[_pick(rng, fitting)])}"
-
-
-def sentences(grade: str) -> tuple[str, ...]:
-    """Every wording of one of `grades`."""
-    return _GRADES[grade]
 
 
 def corpus() -> Iterator[str]:

@@ -1,54 +1,39 @@
-"""A skin lesion's size, border and colours from pixels alone: no learning, nothing known of how the picture was made.
+"""A skin lesion's size from pixels alone: no learning, nothing known of how the picture was made.
 
 As software for dermoscopy reads it: dark lines are closed over first (DullRazor, Lee et al. 1997,
 doi:10.1016/S0010-4825(97)00020-6), the skin around the region says what bare skin would look like inside it, and what
 differs from that is lesion.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_erosion, binary_fill_holes, binary_opening, gaussian_filter, grey_closing, label
+from scipy.ndimage import binary_fill_holes, binary_opening, gaussian_filter, grey_closing, label
 
 from pie_engine.errors import InputError
 
 HAIR = 9  # pixels: what is darker and narrower is hair; room for two that touch, at a slant, a little blurred
-LINE = 12.0  # grey levels by which a hair is darker than what closing puts in its place
+UNLIT = 8.0  # grey levels: skin as dark as this shows no lesion
 DIFFERENT = 0.45  # length of the logarithm of (colour / skin's colour) from which on it is lesion; a naevus has 1
-RIM = 3  # pixels of a lesion's soft edge, whose colours are mixed with the skin's
 
 
-@dataclass(frozen=True)
-class LesionMeasure:
-    """What is seen of a lesion; all 0 where there is none. Each rises as a naevus turns into a melanoma."""
+def measure_lesion(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> float:
+    """The share of the region that its largest lesion covers, 0 to 1; 0 where there is none, or no light.
 
-    area: float  # share of the region, 0 to 1
-    irregularity: float  # share of the lesion outside the circle of its area around its centre; 0 for a disc
-    colours: float  # root mean square distance from the mean colour, all channels, as a fraction of the skin's
+    Args:
+        image: RGB uint8 [H, W, 3], made for about 128 pixels a side.
+        mask: uint8 [H, W], above 127 inside the region.
 
-    @property
-    def total(self) -> float:
-        """One number for all three, each as a share of what an advanced melanoma shows: 0 for none, 1 for one."""
-        return (self.area / 0.5 + self.irregularity / 0.09 + self.colours / 0.22) / 3
-
-
-def measure_lesion(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> LesionMeasure:
-    """Measure the largest lesion inside `mask`: uint8 [H, W, 3] and [H, W] (above 127 = inside), about 128 a side."""
+    Raises:
+        InputError: another shape or dtype, or a mask that is empty or leaves no skin outside.
+    """
     inside = _inside(image, mask)
-    picture = image.astype(np.float64)
-    closed = grey_closing(picture, (HAIR, HAIR, 1))
-    hair = (closed - picture).mean(axis=2) > LINE
-    smooth = gaussian_filter(closed, (1.0, 1.0, 0.0))
+    smooth = gaussian_filter(grey_closing(image.astype(np.float64), (HAIR, HAIR, 1)), (1.0, 1.0, 0.0))
+    if smooth[~inside].mean() < UNLIT:
+        return 0.0
     relative = smooth / _bare_skin(smooth, ~inside)
     # A red patch on dark skin is darker in green alone, a grey one in red alone: so all channels count.
     different = np.linalg.norm(np.log(np.maximum(relative, 1e-2)), axis=2) > DIFFERENT
-    lesion = _largest(different & inside)
-    if not lesion.any():
-        return LesionMeasure(0.0, 0.0, 0.0)
-    core = binary_erosion(lesion, iterations=RIM) & ~hair
-    spread = np.sqrt(relative[core].var(axis=0).sum()) if core.any() else 0.0
-    return LesionMeasure(float(lesion.sum() / inside.sum()), _irregularity(lesion), float(spread))
+    return float(_largest(different & inside).sum() / inside.sum())
 
 
 def _inside(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -90,10 +75,3 @@ def _largest(found: NDArray[np.bool_]) -> NDArray[np.bool_]:
     if not count:
         return np.zeros_like(found)
     return binary_fill_holes(parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]))
-
-
-def _irregularity(lesion: NDArray[np.bool_]) -> float:
-    """The share of a lesion outside the circle of its area around its centre of mass."""
-    rows, columns = np.nonzero(lesion)
-    distance = np.hypot(rows - rows.mean(), columns - columns.mean())
-    return float((distance > np.sqrt(len(rows) / np.pi)).mean())

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from pie_engine.demo.domains.severity import OVERLAP, grades
 from pie_engine.demo.domains.skin import Lesion
 
+_OVERLAPS = (0.02, OVERLAP, OVERLAP)  # the first as the shipped checkpoint was trained with
 _DOMAIN = "Dermoscopy."
 # What the lesion is, then what it looks like. Every wording of one may stand before every wording of the other.
 _NAMES = {
@@ -41,19 +43,10 @@ _LOOKS = {
     ),
 }
 
-PROMPT = "Dermoscopy. Severe melanoma. Large asymmetric lesion with irregular border and several colours."
-HEALTHY_PROMPT = "Dermoscopy. Benign naevus. Small round lesion, evenly brown."
-
-
-def grades(severity: float) -> tuple[str, ...]:
-    """The words that fit a severity; two around each limit (0.15, 0.4, 0.7), where readers differ."""
-    limits = (("benign", -1.0, 0.17), ("mild", 0.13, 0.43), ("moderate", 0.37, 0.73), ("severe", 0.67, 2.0))
-    return tuple(grade for grade, low, high in limits if low <= severity < high)
-
 
 def report(p: Lesion, rng: np.random.Generator) -> str:
     """One report, worded at random: the domain, the lesion's name, its looks."""
-    fitting = grades(p.severity)
+    fitting = grades(p.severity, tuple(_NAMES), _OVERLAPS)
     grade = fitting[rng.integers(len(fitting))]
     return " ".join((_DOMAIN, _pick(rng, _NAMES[grade]), _pick(rng, _LOOKS[grade])))
 

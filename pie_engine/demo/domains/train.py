@@ -5,8 +5,6 @@
 A stage whose results are already in DIR is kept, so that an interrupted run goes on where it stopped.
 """
 
-import argparse
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +17,8 @@ from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from pie_engine.demo.data import render_all, split_seed
 from pie_engine.demo.domains import fundus, fundus_reports, skin, skin_reports
-from pie_engine.demo.stages import load_denoiser, load_vae, run_stages, save_denoiser
+from pie_engine.demo.domains.severity import HEALTHY_UP_TO, SEVERE_FROM
+from pie_engine.demo.stages import load_denoiser, load_vae, run_command, run_stages, save_denoiser, save_weights
 from pie_engine.demo.tokenizer import save_tokenizer
 from pie_engine.demo.train_classifier import ClassifierTraining, auc, export_classifier, soft_label, train_classifier
 from pie_engine.demo.train_unet import Denoiser, UnetTraining, train_unet
@@ -30,10 +29,9 @@ SEED_OF_REPORTS = 11
 PHANTOMS: dict[str, ModuleType] = {"fundus": fundus, "skin": skin}
 REPORTS: dict[str, ModuleType] = {"fundus": fundus_reports, "skin": skin_reports}
 FINDINGS = {"fundus": "diabetic retinopathy", "skin": "melanoma"}
-# Healthy, severe; the rest lies between. In the words of the reports: none below 0.15, severe above 0.7.
-P_HEALTHY, P_SEVERE = 0.40, 0.40
-HEALTHY_UP_TO, SEVERE_FROM = 0.12, 0.72
+P_HEALTHY, P_SEVERE = 0.40, 0.40  # the rest lies between
 BOUNDARY, SOFTNESS = 0.42, 0.05  # of what the classifiers call ill, in units of the severity
+FIRST_UNET = "first-unet"  # folder of what is refined: refining may be stopped at any time and begun again
 
 
 @dataclass(frozen=True)
@@ -75,8 +73,8 @@ def _render(name: str, phantoms: list[Any]) -> NDArray[np.uint8]:
 
 
 def train(output: Path, config: DomainTraining) -> dict:
-    """Run every stage that `output` does not hold yet; return and write the record of what was measured."""
-    return run_stages(output, config, (_vae, _unet, _refinement, _fundus, _skin))
+    """Run every stage that `output` does not hold yet; return and write the record, as `run_stages` does."""
+    return run_stages(output, config, STAGES)
 
 
 def _vae(output: Path, config: DomainTraining) -> dict:
@@ -96,19 +94,24 @@ def _vae(output: Path, config: DomainTraining) -> dict:
 def _unet(output: Path, config: DomainTraining) -> dict:
     corpus = [sentence for reports in REPORTS.values() for sentence in reports.corpus()]
     tokenizer = save_tokenizer(output / "checkpoint" / "tokenizer", corpus)
-    return _train_unet(output, config, config.unet, tokenizer, None)
+    model, measured = _train_unet(output, config, config.unet, tokenizer, None)
+    save_weights(model, output / FIRST_UNET)
+    return measured
 
 
 def _refinement(output: Path, config: DomainTraining) -> dict:
     """The U-Net once more, from where it stands: strands as thin as these take it long to draw."""
-    start_from, tokenizer = load_denoiser(output / "checkpoint", config.refinement)
-    return _train_unet(output, config, config.refinement, tokenizer, start_from)
+    tokenizer = CLIPTokenizer.from_pretrained(output / "checkpoint" / "tokenizer")
+    start_from = load_denoiser(output / FIRST_UNET, tokenizer, config.refinement)
+    model, measured = _train_unet(output, config, config.refinement, tokenizer, start_from)
+    save_denoiser(model, output / "checkpoint")
+    return measured
 
 
 def _train_unet(
     output: Path, config: DomainTraining, own: UnetTraining, tokenizer: CLIPTokenizer, start_from: Denoiser | None
-) -> dict:
-    checkpoint, vae = output / "checkpoint", load_vae(output)
+) -> tuple[Denoiser, dict]:
+    vae = load_vae(output)
     rng = np.random.default_rng(SEED_OF_REPORTS)
     latents, texts, findings = [], [], []
     for number, name in enumerate(PHANTOMS):
@@ -116,11 +119,7 @@ def _train_unet(
         latents.append(encode_mean(vae, _render(name, phantoms)))
         texts += [[REPORTS[name].report(phantom, rng) for _ in range(config.wordings)] for phantom in phantoms]
         findings += [(float(number), phantom.severity) for phantom in phantoms]
-    model, measured = train_unet(
-        torch.cat(latents), texts, torch.tensor(findings), tokenizer, own, start_from=start_from
-    )  # fmt: skip
-    save_denoiser(model, checkpoint)
-    return measured
+    return train_unet(torch.cat(latents), texts, torch.tensor(findings), tokenizer, own, start_from=start_from)
 
 
 def _fundus(output: Path, config: DomainTraining) -> dict:
@@ -152,11 +151,11 @@ def _classifier(name: str, output: Path, config: DomainTraining) -> dict:
     return measured
 
 
+STAGES = (_vae, _unet, _refinement, _fundus, _skin)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint and its records")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    train(parser.parse_args().output, DomainTraining())
+    run_command(__doc__ and __doc__.splitlines()[0], lambda output: train(output, DomainTraining()))
 
 
 if __name__ == "__main__":

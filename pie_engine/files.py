@@ -67,8 +67,9 @@ def check_folder(path: Path, *, replaceable: str) -> None:
         parent = next(folder for folder in path.parents if folder.exists())
         if not parent.is_dir():
             raise NotADirectoryError
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise PermissionError
+        # Tried, as permissions alone do not tell (a read-only disk, a folder of the system's): hours may depend on it.
+        with tempfile.TemporaryDirectory(prefix=".pie-engine.partial-", dir=parent):
+            pass
 
 
 def _resolve(path: Path) -> Path:

@@ -58,7 +58,13 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     add_runtime_options(parser.add_argument_group("optimisations (the results agree up to rounding)"))
 
     output = parser.add_argument_group("output")
-    output.add_argument("--output", type=Path, default=Path("pie-output"), metavar="DIR", help="folder (pie-output)")
+    output.add_argument(
+        "--output",
+        type=Path,
+        default=Path("pie-output"),
+        metavar="DIR",
+        help="folder; an earlier result in it is replaced (pie-output)",
+    )
     add_output_options(output)
     output.add_argument("--json", action="store_true", help="print the result as one JSON object")
     output.add_argument("--quiet", action="store_true", help="no progress")
@@ -257,5 +263,7 @@ def main(arguments: argparse.Namespace) -> int:
         sys.stdout.write(json.dumps({**written, "change": result.change.to_dict()}) + "\n")
     else:
         look = written.get("report", written["sheet"])
-        sys.stdout.write(f"{written['output']}: {config.steps} simulated frames; look at {look}\n")
+        sys.stdout.write(
+            f"{written['output']}: {config.steps} simulated frame{'s' * (config.steps != 1)}; look at {look}\n"
+        )
     return 0

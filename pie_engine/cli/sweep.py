@@ -170,7 +170,10 @@ def _size(design: Any) -> str:
     """What a sweep is made of, in words."""
     from pie_engine.studies.design import evaluations
 
-    parts = [(len(design.cells), "cell"), (len(design.patients), "patient"), (len(design.seeds), "seed")]
+    patients = len({str(one.image) for one in design.patients})
+    parts = [(len(design.cells), "cell"), (patients, "patient"), (len(design.seeds), "seed")]
+    if len(design.patients) > patients:  # several prompts or regions each
+        parts[1] = (len(design.patients), "line")
     counts = " x ".join(f"{number} {name}{'s' * (number != 1)}" for number, name in parts)
     return f"{counts}: {len(design.runs)} runs, {evaluations(design.runs):,} U-Net evaluations"
 
@@ -191,7 +194,7 @@ def _resumable(output: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt as interrupt:
         number = (interrupt.args or (signal.SIGINT,))[0]
-        said = f"interrupted; complete runs stay in {output}, and the same command goes on from there"
+        said = f"interrupted; runs that are complete stay in {output}, and the same command goes on from there"
         raise KeyboardInterrupt(number, said) from None
 
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pie_engine.config.checks import integer, number, one_of
+from pie_engine.config.checks import MAX_RESOLUTION, integer, number, one_of
 from pie_engine.errors import ConfigError
 
 COMPONENTS = ("text_encoder", "vae_encoder", "unet", "vae_decoder")
@@ -80,7 +80,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         one_of("backend", self.flavour, FLAVOURS)
         for resolution in self.resolutions:
-            integer("resolution", resolution, 8, 8192, "pass --resolution 512")
+            integer("resolution", resolution, 8, MAX_RESOLUTION, "pass --resolution 512")
         if not self.batches:
             raise ConfigError("no batch size is given; pass --batch 1")
         for batch in self.batches:

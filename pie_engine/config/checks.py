@@ -24,6 +24,10 @@ def number(name: str, value: object, low: float, high: float, remedy: str, *, op
         raise ConfigError(f"{name} {value} is outside {left}{limits}]; {remedy}")
 
 
+# Pixels of a side. Stable Diffusion v1.x was trained at 512, and attention grows with the fourth power of the side.
+MAX_RESOLUTION = 2048
+
+
 def integer(name: str, value: object, low: int, high: int, remedy: str) -> None:
     """Refuse what is no whole number in [low, high]. Raises ConfigError."""
     if isinstance(value, bool) or not isinstance(value, int):

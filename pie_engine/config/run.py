@@ -10,7 +10,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pie_engine.config.checks import integer, number, one_of
+from pie_engine.config.checks import MAX_RESOLUTION, integer, number, one_of
 from pie_engine.config.rounds import RoundSchedule, RoundSettings
 from pie_engine.errors import ConfigError
 
@@ -71,7 +71,7 @@ class RunConfig:
         integer("feather", self.feather, 0, 256, "pass --feather 8")
         integer("seed", self.seed, 0, 2**63 - 1, "pass --seed 0")
         if self.resolution is not None:
-            integer("resolution", self.resolution, 8, 8192, "pass --resolution 512")
+            integer("resolution", self.resolution, 8, MAX_RESOLUTION, "pass --resolution 512")
         if not isinstance(self.negative_prompt, str):
             raise ConfigError(f"negative-prompt {self.negative_prompt!r} is not text; pass a string")
         if self.scheduler is not None and (not isinstance(self.scheduler, str) or not self.scheduler):

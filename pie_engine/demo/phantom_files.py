@@ -72,7 +72,7 @@ def write_phantoms(
     if not 1 <= count <= LARGEST:
         raise ConfigError(f"phantoms {count} is outside [1, {LARGEST}]; pass --phantoms 20")
     if each_finding and domain != "chest":
-        raise ConfigError(f"--findings is for --domain chest alone: {domain} knows one; leave --findings out")
+        raise ConfigError(f"--findings is for --domain chest alone: {domain} has one finding; leave --findings out")
     own = load_domain(domain)
     split = "validation" if validation else "test"
     output, statement = Path(output), _STATEMENT.format(domain)

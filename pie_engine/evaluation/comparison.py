@@ -77,6 +77,12 @@ def compare(
         raise InputError(
             f"the runs are of {'; '.join(dict.fromkeys(names))} alone; pass PIE's and a baseline's (run --method NAME)"
         )
+    patients = [{run.patient for run, name in zip(runs, names, strict=True) if _is_pie(name) == pie} for pie in (0, 1)]
+    if patients[0].isdisjoint(patients[1]):
+        raise InputError(
+            "no patient has runs of both PIE and a baseline, and patients are what is compared; pass runs on the same "
+            "input files"
+        )
     maps = read_structures(structures, runs)
     judges = read_classifiers(classifiers)
     encoder = None if clip is None else ClipEncoder(clip)
@@ -85,7 +91,8 @@ def compare(
         on_run(run.name)
         methods[name].append(measure_run(run, encoder, judges, structure=structure))
     summary = _summarise(methods, by, seed)
-    for line in _warnings(summary):
+    told = _told_apart(runs, by)
+    for line in _warnings(summary, [name for name in by if name not in told]):
         log.warning("%s", line)
     summary["models"] = {"classifiers": describe_judges(judges), "clip": describe_clip(clip)}
     summary |= {"version": __version__, "files": [TABLE, PLOT, SUMMARY]}
@@ -253,8 +260,8 @@ def _estimate(rows: list[dict[str, Any]], what: str, seed: int) -> dict[str, Any
     }
 
 
-def _warnings(summary: dict[str, Any]) -> list[str]:
-    lines = []
+def _warnings(summary: dict[str, Any], idle: Sequence[str]) -> list[str]:
+    lines = [f"by {name}: no method's runs differ in it" for name in idle]
     if summary["differ"]:
         lines.append(f"the runs differ in {', '.join(summary['differ'])} beside the method: the comparison mixes them")
     shared = {(row["pie"], row["method"]): row["patients"] for row in summary["matched"]}

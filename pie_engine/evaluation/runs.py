@@ -53,10 +53,11 @@ class Run:
         """[H, W] bool, True = inside the region of interest, or None without one.
 
         Raises:
-            InputError: mask.png is damaged.
+            InputError: mask.png is damaged, or missing although there was a region.
         """
         path = self.folder / "mask.png"
-        return _picture(path, "L") > 127 if path.is_file() else None
+        written = path.name in self.provenance.get("files", ())
+        return _picture(path, "L") > 127 if written or path.is_file() else None
 
 
 def find_runs(paths: Sequence[str | Path]) -> list[Run]:

@@ -69,7 +69,10 @@ def structure_kept(
     template = detail(present)
     power = float(np.sum(template**2))
     if power < 1e-6 * structure.size:
-        raise InputError("the map shows nothing inside the region; pass one that does, or run without a region")
+        raise InputError(
+            "the map is the same everywhere inside the region, so that nothing stands out; pass one that is white where "
+            "the structure is, and black elsewhere"
+        )
     bare = 1 - present
     weight = gaussian_filter(bare, sigma)
     depth = np.empty(len(frames))

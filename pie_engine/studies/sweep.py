@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from pie_engine.metrics.classifier import Classifier
     from pie_engine.metrics.clip import ClipEncoder
 
+log = logging.getLogger(__name__)
 TABLE, SUMMARY = "sweep.csv", "summary.json"
 SSIM = "ssim_inside"
 # Where --min-similarity is not given. Conventions: what counts as the same patient is for the study to say.
@@ -132,6 +134,9 @@ def sweep(
     runs, prepared = _prepare(engine, design)
     judges.try_on(np.asarray(next(iter(prepared.values())).image))
     open_output(output, engine)
+    prompts = {patient.prompt for patient in design.patients}
+    if len(prompts) > 1:
+        log.warning("the runs differ in prompt (%d prompts): a cell's means mix them", len(prompts))
     missing = [run for run in runs if not is_done(run, output, prepared[run.variant].facts)]
     on_start(missing)
     patients = {run.patient.item_id: prepared[(run.patient.item_id,)] for run in runs}
@@ -215,6 +220,7 @@ def _write(
         "similarity": judges.similarity,
         "models": judges.describe(),
         "stable": {"limits": limits.to_dict(), "stretches": stable_stretches(design.grid, cells)},
+        "prompts": sorted({patient.prompt for patient in design.patients}),
         "verdict": conclude(recipe, design.grid, cells, judges.similarity, seed),
         "cells": [own.to_dict() | {"front": beaten} for own, beaten in zip(cells, on_front, strict=True)],
     }

@@ -65,7 +65,7 @@ def test_a_build_with_engines(pie: Any, simulate: Any, checkpoint: Path, bundle:
         (("--compute-capability", "8.6", "--hardware-compatibility", "ampere-plus"), "belongs to tensorrt"),
         (("--compute-capability", "8.6", "--batch", "0"), "batch 0 is outside [1, 256]; pass --batch 1"),
         (("--compute-capability", "8.6", "--batch", "one"), "batch 'one' is not a list of whole numbers; pass --batch"),
-        (("--compute-capability", "8.6", "--resolution", "4"), "resolution 4 is outside [8, 8192]"),
+        (("--compute-capability", "8.6", "--resolution", "4"), "resolution 4 is outside [8, 2048]"),
         (("--compute-capability", "8.6", "--resolution", "100"), "resolution 100 does not fit this U-Net"),
         (("--compute-capability", "8.6", "--optimisation-level", "9"), "optimisation-level 9 is outside [0, 5]"),
         (("--compute-capability", "8.6", "--workspace", "0"), "workspace 0.0 is outside (0, 1024]"),

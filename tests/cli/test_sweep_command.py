@@ -73,7 +73,7 @@ def test_an_interrupt_leaves_complete_runs(
     outcome = pie(*words, *alone, "--grid", "strength=0.25,0.5")
     assert outcome.code == 128 + signal.SIGTERM
     out = tmp_path / "out"
-    line = f"interrupted; complete runs stay in {out}, and the same command goes on from there"
+    line = f"interrupted; runs that are complete stay in {out}, and the same command goes on from there"
     assert outcome.err.splitlines()[-1] == f"pie-engine: error: {line}"
     assert sorted(path.parent for path in out.rglob("provenance.json")) == saved
     assert not (out / "summary.json").exists()
@@ -93,8 +93,10 @@ def test_a_file_of_patients_and_clip(pie: Any, words: list[object], image: Path,
         *words, "--patients", table, "--grid", "strength=0.25,0.5", "--clip", tmp_path / "clip", "--batch", "2",
         "--min-similarity", "-1", "--min-confidence", "0", "--shift", "-3,0", "--json", "--quiet",
     )  # fmt: skip
-    assert (outcome.code, outcome.err) == (0, "")
+    said = "pie-engine: the runs differ in prompt (2 prompts): a cell's means mix them\n"
+    assert (outcome.code, outcome.err) == (0, said)
     found = json.loads(outcome.out)
+    assert found["prompts"] == ["heart", "lung"]
     assert (found["output"], found["similarity"]) == (str(tmp_path / "out"), "clip_i")
     assert found["stable"]["limits"] == {"confidence": 0, "similarity": -1}
     assert list(found["models"]["clip"]) == ["model.safetensors"]

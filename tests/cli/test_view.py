@@ -29,7 +29,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_view_opens_the_report(simulate: Any, pie: Any, tmp_path: Path, opened: list[str]) -> None:
     ran = simulate()
     report = tmp_path / "result" / "report.html"
-    assert ran.out == f"{tmp_path / 'result'}: 1 simulated frames; look at {report}\n"
+    assert ran.out == f"{tmp_path / 'result'}: 1 simulated frame; look at {report}\n"
     outcome = pie("view", tmp_path / "result")
     assert (outcome.code, outcome.out, outcome.err) == (0, f"{report.resolve()}\n", "")
     assert opened == [report.resolve().as_uri()]

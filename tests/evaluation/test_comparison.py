@@ -214,6 +214,7 @@ def test_settings_tell_runs_of_one_method_apart(
     assert summary["methods"]["pie, beta2 1"]["final"][CONFIDENCE]["mean"] == pytest.approx((140 + 182) / 2 / 255)
     assert summary["differ"] == []
     assert caplog.messages == [
+        "by strength: no method's runs differ in it",
         "patients with runs of both pie, beta2 0.75 and walk: 1; the others are not matched",
     ]
     # What each has against the walk is what it has without the other.
@@ -246,7 +247,10 @@ def test_a_setting_that_no_name_shows_is_said(
         summary = compare([tmp_path / "runs"], tmp_path / "out", classifiers=[classifier], by=["beta2"])
     assert list(summary["methods"]) == ["pie", "walk"]
     assert [own["settings"] for own in summary["methods"].values()] == [{"beta2": 0.75}, {"beta2": 1}]
-    assert caplog.messages == ["the runs differ in beta2 beside the method: the comparison mixes them"]
+    assert caplog.messages == [
+        "by beta2: no method's runs differ in it",
+        "the runs differ in beta2 beside the method: the comparison mixes them",
+    ]
 
 
 def test_whole_numbers_are_the_same_setting_however_written(save: Save, classifier: Path, tmp_path: Path) -> None:
@@ -286,6 +290,7 @@ def test_structures_are_matched_too(save: Save, classifier: Path, tmp_path: Path
 def test_refusals(save: Save, classifier: Path, tmp_path: Path) -> None:
     pie, walk = save("a", "0", None, 51), save("b", "0", WALK, 51)
     odd = save("c", "0", {"name": "walk", "total_strength": "x"}, 51)
+    other = save("d", "1", WALK, 51)
     cases: list[tuple[type[Exception], list[Path], list[Path], str]] = [
         (
             InputError,
@@ -296,6 +301,7 @@ def test_refusals(save: Save, classifier: Path, tmp_path: Path) -> None:
         (InputError, [walk], [classifier], "the runs are of walk alone"),
         (InputError, [pie, odd], [classifier], "does not say which method made it"),
         (InputError, [tmp_path / "nowhere"], [classifier], "is no folder"),
+        (InputError, [pie, other], [classifier], "no patient has runs of both PIE and a baseline"),
         (ConfigError, [pie, walk], [], "no classifier is given"),
         (ConfigError, [pie, walk], [tmp_path / "none.json"], r"none\.json cannot be read"),
     ]

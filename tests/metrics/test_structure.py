@@ -97,7 +97,7 @@ def test_luma_weighs_the_channels() -> None:
     ("structure", "frames", "message"),
     [
         (np.zeros((32, 64)), picture(180, 80, stripes())[None], "a map of 64 x 32 does not fit frames of 64 x 64"),
-        (np.zeros((64, 64)), picture(180, 80, stripes())[None], "the map shows nothing"),
+        (np.zeros((64, 64)), picture(180, 80, stripes())[None], "the map is the same everywhere"),
         (stripes() / 255, picture(180, 80, stripes())[None], "the map's brightest value is 1 of 255"),
         (stripes(), picture(180, 1, stripes())[None], "shows the map's structure by 1 grey levels, below 2"),
     ],

@@ -70,8 +70,8 @@ def structure_kept(
     power = float(np.sum(template**2))
     if power < 1e-6 * structure.size:
         raise InputError(
-            "the map is the same everywhere inside the region, so that nothing stands out; pass one that is white where "
-            "the structure is, and black elsewhere"
+            "the map is the same everywhere inside the region: nothing stands out; pass one that is white where the "
+            "structure is, and black elsewhere"
         )
     bare = 1 - present
     weight = gaussian_filter(bare, sigma)

@@ -229,7 +229,7 @@ def named_variants(arguments: argparse.Namespace, setting: Setting) -> list[str]
     names = [name.strip() for name in arguments.variants.split(";")]
     for name in names:
         if name not in ENGINE:
-            raise BenchmarkError(f"variant {name!r} is no engine (one of {'; '.join(ENGINE)})")
+            raise BenchmarkError(f"variant {name!r} is no engine; pass one of {'; '.join(ENGINE)}")
     return names
 
 

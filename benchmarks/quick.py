@@ -79,12 +79,12 @@ class Quick:
                 raise BenchmarkError(f"{name} {value} is not a positive number; pass --{name} 1 or more")
         for backend in self.backends or ():
             if backend not in BACKENDS:
-                raise BenchmarkError(f"backend {backend!r} is unknown (one of {', '.join(BACKENDS)})")
+                raise BenchmarkError(f"backend {backend!r} is unknown; pass one of {', '.join(BACKENDS)}")
         for name in self.compare or ():
             if name not in COMPARE:
-                raise BenchmarkError(f"compare {name!r} is unknown (one of {', '.join(COMPARE)}; none for none)")
+                raise BenchmarkError(f"compare {name!r} is unknown; pass one of {', '.join(COMPARE)}, or none")
         if self.dtype is not None and self.dtype not in DTYPES:
-            raise BenchmarkError(f"dtype {self.dtype!r} is unknown (one of {', '.join(DTYPES)})")
+            raise BenchmarkError(f"dtype {self.dtype!r} is unknown; pass one of {', '.join(DTYPES)}")
         if self.engine is not None and self.compare:
             raise BenchmarkError("eager PyTorch runs checkpoints, not bundles; pass --checkpoint, or --compare none")
         RunConfig(steps=self.rounds, strength=self.strength, resolution=self.resolution)

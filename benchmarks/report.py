@@ -100,7 +100,7 @@ class Report:
         if block.kind == "value":
             return figure(request, self.results)
         if request.name not in PLOTS:
-            raise ReportError(f"plot {request.name!r} is unknown (one of {', '.join(PLOTS)})")
+            raise ReportError(f"plot {request.name!r} is unknown; pass one of {', '.join(PLOTS)}")
         plot = PLOTS[request.name]
         groups = [group for group in select(plot.source, request.filters, self.results) if plot.suits(group)]
         lines = []

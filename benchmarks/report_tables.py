@@ -186,7 +186,7 @@ def table(request: Request, folder: Path) -> str:
     if request.name == "runs":
         return _runs(folder)
     if request.name not in TABLES:
-        raise ReportError(f"table {request.name!r} is unknown (one of {', '.join([*TABLES, 'runs'])})")
+        raise ReportError(f"table {request.name!r} is unknown; pass one of {', '.join([*TABLES, 'runs'])}")
     made = TABLES[request.name]
     source = made.source
     groups = select(source, request.filters, folder)

@@ -52,7 +52,7 @@ def filled(text: str, results: dict[str, Any]) -> str:
     def content(block: Block) -> str:
         name = block.request.strip()
         if block.kind != "table" or name not in TABLES:
-            raise ReportError(f"{block.name} is unknown (one of {', '.join(TABLES)})")
+            raise ReportError(f"{block.name} is unknown; pass one of {', '.join(TABLES)}")
         study, table = TABLES[name]
         if study not in results["studies"]:
             return f"*Not measured yet; run `python benchmarks/simulation.py --only {study}`.*"

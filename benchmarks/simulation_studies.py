@@ -79,12 +79,13 @@ def _settings(domain: str) -> Study:
     phantoms, pie, edits, walk, compare = (
         f"{domain}-{name}" for name in ("phantoms", "settings", "edits", "walk", "settings-compare")
     )
-    strength = f"{_DOMAINS[domain].defaults.strength:g}"
-    inversion = ["--grid", "inversion=noise,ddim"]
+    defaults = _DOMAINS[domain].defaults
+    strength, inversion = f"{defaults.strength:g}", ["--grid", "inversion=noise,ddim"]
+    pulls = ",".join(f"{beta2:g}" for beta2 in sorted({0.75, defaults.beta2, 1.0}))
     return Study(
         [
             _phantoms(20, "--domain", domain, output=phantoms),
-            _sweep(phantoms, pie, "--grid", f"strength=0.1,{strength}", *inversion, "--grid", "beta2=0.75,1",
+            _sweep(phantoms, pie, "--grid", f"strength=0.1,{strength}", *inversion, "--grid", f"beta2={pulls}",
                    domain=domain),
             _sweep(phantoms, edits, "--grid", "method=one-shot", *inversion, *_strength(domain), domain=domain),
             _sweep(phantoms, walk, "--grid", "method=walk", *_strength(domain), domain=domain),

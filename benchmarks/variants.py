@@ -146,7 +146,7 @@ def specs(setting: Setting, names: Iterable[str]) -> dict[str, Spec]:
         elif name in ENGINE:
             made[name] = engine_spec(setting, **ENGINE[name])
         else:
-            raise BenchmarkError(f"variant {name!r} is unknown (one of {'; '.join([*EAGER, *ENGINE])})")
+            raise BenchmarkError(f"variant {name!r} is unknown; pass one of {'; '.join([*EAGER, *ENGINE])}")
     return made
 
 

@@ -50,9 +50,9 @@ def open_backend(
 ) -> Opened:
     """See `PieEngine.load`, which documents the arguments."""
     if backend not in BACKENDS:
-        raise ConfigError(f"backend {backend!r} is unknown (one of {', '.join(BACKENDS)})")
+        raise ConfigError(f"backend {backend!r} is unknown; pass one of {', '.join(BACKENDS)}")
     if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r} is unknown (one of {', '.join(DTYPES)})")
+        raise ConfigError(f"dtype {dtype!r} is unknown; pass one of {', '.join(DTYPES)}")
     if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise ConfigError(f"device {device!r} is unknown (cpu, cuda or cuda:N); pass --device cpu")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):

@@ -87,7 +87,7 @@ def make_scheduler(config: Mapping[str, Any], name: str | None = None) -> Any:
     class_name = SCHEDULERS.get(name, name) if name else config.get("_class_name", "PNDMScheduler")
     cls = getattr(diffusers, class_name, None) if class_name.endswith("Scheduler") else None
     if cls is None or not hasattr(cls, "step"):
-        raise ConfigError(f"scheduler {name or class_name!r} is unknown (one of {', '.join(SCHEDULERS)})")
+        raise ConfigError(f"scheduler {name or class_name!r} is unknown; pass one of {', '.join(SCHEDULERS)}")
     settings = {key: value for key, value in config.items() if not key.startswith("_")}
     for switch in ("clip_sample", "thresholding"):
         if settings.get(switch):

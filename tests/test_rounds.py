@@ -117,7 +117,10 @@ REFUSALS: dict[str, tuple[Any, str]] = {
     "no list": ({"rounds": 1}, "schedule: a list is expected, not dict; write [{"),
     "empty": ([], "schedule: there are no rounds in it"),
     "no object": ([3], "schedule: 3 is no object; write {"),
-    "unknown key": ([{"rounds": 1, "gamma": 0.5}], "key 'gamma' is unknown (one of rounds, prompt, strength, guidance"),
+    "unknown key": (
+        [{"rounds": 1, "gamma": 0.5}],
+        "key 'gamma' is unknown; pass one of rounds, prompt, strength, guidance",
+    ),
     "no rounds": ([{"prompt": "a"}], "names no rounds"),
     "nothing changes": ([{"rounds": 1}], "rounds 1 change nothing"),
     "words": ([{"rounds": "first", "prompt": "a"}], "rounds 'first' are no rounds; write 3 or \"1-3\""),

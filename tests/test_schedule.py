@@ -148,7 +148,7 @@ def test_inversion_undoes_denoising_of_a_constant_model() -> None:
         ("dpm++", {"algorithm_type": "sde-dpmsolver++"}, "DPMSolverMultistepScheduler is stochastic"),
         ("ddim", {"clip_sample": True}, "DDIMScheduler has clip_sample on"),
         ("dpm++", {"thresholding": True}, "DPMSolverMultistepScheduler has thresholding on"),
-        ("karras", {}, "scheduler 'karras' is unknown (one of ddim, pndm, euler, dpm++, unipc)"),
+        ("karras", {}, "scheduler 'karras' is unknown; pass one of ddim, pndm, euler, dpm++, unipc"),
         ("UNet2DConditionModel", {}, "is unknown"),
         ("FlowMatchEulerDiscreteScheduler", {}, "FlowMatchEulerDiscreteScheduler"),
         ("EDMEulerScheduler", {}, "EDMEulerScheduler is not one of Stable Diffusion v1's"),

@@ -10,7 +10,7 @@ from pie_engine.errors import ConfigError
 def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Refuse a value that is none of `allowed`. Raises ConfigError."""
     if value not in allowed:
-        raise ConfigError(f"{name} {value!r} is unknown (one of {', '.join(allowed)})")
+        raise ConfigError(f"{name} {value!r} is unknown; pass one of {', '.join(allowed)}")
 
 
 def number(name: str, value: object, low: float, high: float, remedy: str, *, open_low: bool = False) -> None:

@@ -206,7 +206,7 @@ def _stretch(entry: object) -> Stretch:
         raise ConfigError(f"schedule: {entry!r} is no object; write {_EXAMPLE}")
     unknown = [key for key in entry if key not in _KEYS]
     if unknown:
-        raise ConfigError(f"schedule: key {unknown[0]!r} is unknown (one of {', '.join(_KEYS)})")
+        raise ConfigError(f"schedule: key {unknown[0]!r} is unknown; pass one of {', '.join(_KEYS)}")
     if "rounds" not in entry:
         raise ConfigError(f"schedule: {dict(entry)!r} names no rounds; write {_EXAMPLE}")
     first, last = _bounds(entry["rounds"])

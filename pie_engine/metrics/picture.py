@@ -122,7 +122,7 @@ def read_declaration(path: Path, kind: str, own_keys: tuple[str, ...]) -> dict[s
     known = {*own_keys, *_KEYS}
     for key in values:
         if key not in known:
-            raise ConfigError(f"{kind} {path}: {key!r} is unknown (one of {', '.join(sorted(known))})")
+            raise ConfigError(f"{kind} {path}: {key!r} is unknown; pass one of {', '.join(sorted(known))}")
     return values
 
 

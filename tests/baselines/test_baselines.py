@@ -373,7 +373,7 @@ def test_slerp_by_hand() -> None:
 @pytest.mark.parametrize(
     ("method", "settings", "line"),
     [
-        ({"name": "gan"}, {}, r"method 'gan' is unknown \(one of pie, walk, one-shot, previous, vae, control\)"),
+        ({"name": "gan"}, {}, r"method 'gan' is unknown; pass one of pie, walk, one-shot, previous, vae, control"),
         ({"name": "vae", "start_prompt": "x"}, {}, "start-prompt belongs to --method walk, not to 'vae'"),
         ({"name": "pie", "total_strength": 0.5}, {}, "total-strength belongs to --method walk and one-shot"),
         ({"name": "walk", "healthy_prompt": "x"}, {}, "healthy-prompt belongs to --method control"),

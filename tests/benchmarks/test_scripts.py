@@ -307,7 +307,7 @@ def test_round_share(bundle: Bundle, tmp_path: Path) -> None:
         (build_times, ["--model", "nowhere"], "nowhere"),
         (ladder, ["--batch", "2"], "batch 2 does not suit the eager rungs"),
         (round_share, ["--device", "cuda"], "runs a round as one graph without parts; pass --device cpu"),
-        (throughput, ["--variants", "engine"], "variant 'engine' is no engine (one of engine, torch fp32; "),
+        (throughput, ["--variants", "engine"], "variant 'engine' is no engine; pass one of engine, torch fp32; "),
         (build_times, ["--engines", "tensorrt", "--compute-capability", "8.6"], "compiles for the GPU at hand"),
     ],
     ids=lambda value: "" if isinstance(value, str) else None,

@@ -37,7 +37,7 @@ RANGES = [
     (["--resolution", "72"], "resolution 72 does not fit this U-Net (multiple of 16 expected); pass --resolution"),
     (["--resolution", "64.5"], "--resolution: invalid int value"),
     (["--scheduler", ""], "scheduler '' is no name; pass --scheduler ddim"),
-    (["--scheduler", "magic"], "scheduler 'magic' is unknown (one of ddim, pndm, euler, dpm++, unipc)"),
+    (["--scheduler", "magic"], "scheduler 'magic' is unknown; pass one of ddim, pndm, euler, dpm++, unipc"),
     (["--scheduler", "StableDiffusionPipeline"], "scheduler 'StableDiffusionPipeline' is unknown"),
     # A single ancestral step, the last one, draws nothing; two do.
     (
@@ -47,7 +47,7 @@ RANGES = [
     (["--scheduler", "DDPMScheduler"], "DDPMScheduler is stochastic with this configuration; pass --scheduler ddim"),
     (
         ["--backend", "tpu"],
-        "backend 'tpu' is unknown (one of auto, tensorrt, tensorrt-rtx, torch, openvino, onnxruntime)",
+        "backend 'tpu' is unknown; pass one of auto, tensorrt, tensorrt-rtx, torch, openvino, onnxruntime",
     ),
     (["--dtype", "int8"], "--dtype: invalid choice: 'int8' (choose from 'fp32', 'fp16', 'bf16')"),
     (["--semantics", "paper"], "--semantics: invalid choice: 'paper'"),

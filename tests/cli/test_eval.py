@@ -66,7 +66,7 @@ def test_refusals(pie: Any, run: Path, tmp_path: Path) -> None:
         ((tmp_path / "nowhere",), "is no folder; pass a folder that pie-engine run wrote"),
         ((run, "--reference", tmp_path), "--reference compares features, and nothing computes them; pass --clip DIR"),
         ((run, "--clip", tmp_path / "nowhere"), "CLIP checkpoint"),
-        ((run, "--classifier", run / "provenance.json"), "is unknown (one of activation, channels"),
+        ((run, "--classifier", run / "provenance.json"), "is unknown; pass one of activation, channels"),
         ((run, "--seed", "-1"), "seed -1 is below 0"),
         ((run, "--output", run), "holds no summary.json of an earlier result"),
     ):

@@ -57,7 +57,7 @@ def test_outputs_and_what_reads_them(simulate: Any, pie: Any, tmp_path: Path) ->
         (
             [{"rounds": 1, "guidance": 2}],
             (),
-            "schedule: key 'guidance' is unknown (one of rounds, prompt, strength",
+            "schedule: key 'guidance' is unknown; pass one of rounds, prompt, strength",
         ),
     ],
 )

@@ -112,7 +112,7 @@ def test_an_onnx_model_of_one_batch_size_and_two_outputs(tmp_path: Path) -> None
 
     assert confidence() == pytest.approx([0, 0.2, 0.4], abs=1e-6)
     assert confidence(tensor="half", output=2) == pytest.approx([0.4] * 3, abs=1e-6)
-    with pytest.raises(ConfigError, match=r"tensor 'other' is no output of m\.onnx \(one of mean, half\)"):
+    with pytest.raises(ConfigError, match=r"tensor 'other' is no output of m\.onnx; pass one of mean, half"):
         confidence(tensor="other")
     with pytest.raises(CheckpointError, match=r"does not take \[2, 3, 5, 5\] .*check size, channels and layout"):
         confidence(size=5)
@@ -130,7 +130,7 @@ def test_names_have_to_differ(make: Any, tmp_path: Path) -> None:
 def test_refusals(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = {**SPEC, "activation": "none"}
     for values, line in (
-        ({"activation": "relu"}, r"activation 'relu' is unknown \(one of none, sigmoid, softmax\)"),
+        ({"activation": "relu"}, r"activation 'relu' is unknown; pass one of none, sigmoid, softmax"),
         ({"channels": 2}, "channels 2 is unknown; pass 1 or 3"),
         ({"size": [4, 4, 4]}, r"size \[4, 4, 4\] has 3 numbers"),
         ({"size": 0}, r"size 0 is outside \[1, 8192\]"),

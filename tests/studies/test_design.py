@@ -112,7 +112,7 @@ def test_recipes_are_grids_under_explicit_axes() -> None:
     for name, recipe in RECIPES.items():
         Design([PATIENT], BASE, with_recipe(name, {})).check_patients()
         assert recipe.question.endswith("?")
-    with pytest.raises(ConfigError, match=r"recipe 'speed' is unknown \(one of healthy, strength, mask\)"):
+    with pytest.raises(ConfigError, match=r"recipe 'speed' is unknown; pass one of healthy, strength, mask"):
         with_recipe("speed", {})
 
 
@@ -144,7 +144,7 @@ REFUSED: list[tuple[dict[str, Any], type[PieError], str]] = [
     ({"beta1": (2.0,)}, ConfigError, "beta1 2.0 is outside"),
     ({"seed": (-1,)}, ConfigError, "seed -1 is outside"),
     ({"noise": ("loud",)}, ConfigError, "noise 'loud' is unknown"),
-    ({"mask": ("maybe",)}, ConfigError, "grid mask 'maybe' is unknown (one of on, off)"),
+    ({"mask": ("maybe",)}, ConfigError, "grid mask 'maybe' is unknown; pass one of on, off"),
     ({"gamma": (1,)}, ConfigError, "grid axis 'gamma' is unknown"),
     ({"strength": ()}, ConfigError, "grid strength has no values"),
     ({"strength": (0.5, 0.50)}, ConfigError, "grid strength has 0.5 twice"),

@@ -234,11 +234,11 @@ def test_vae_is_repeated_round_trips_of_8_bit_frames(engine: PieEngine, ddim_che
 
 
 def test_a_baseline_has_frames_and_no_rounds(engine: PieEngine, tmp_path: Path) -> None:
-    for method, noun in (("previous", "frame"), ("pie", "round")):
+    for method, noun, note in (("previous", "frame", "(method: previous)"), ("pie", "round", "")):
         config = replace(SHORT, steps=1, num_inference_steps=2)
         result = simulate(engine, [Item(IMAGE, PROMPT, ROI)], config, method)[0]
         written = result.save(tmp_path / method, OutputConfig(report=False))
-        expected = contact_sheet(result.frames, ["input", f"{noun} 1"], result.mask)
+        expected = contact_sheet(result.frames, ["input", f"{noun} 1"], result.mask, note=note)
         with Image.open(written["sheet"]) as sheet:
             np.testing.assert_array_equal(np.asarray(sheet), np.asarray(expected))
 

@@ -209,9 +209,10 @@ class _Line:
             return
         done, total = progress.evaluations, progress.all_evaluations
         terminal = sys.stderr.isatty()
-        if not terminal and 20 * done // total == self._shown:
+        part = 20 * done // max(total, 1)  # none where nothing is edited (methods previous and vae alone)
+        if not terminal and part == self._shown:
             return
-        self._shown = 20 * done // total
+        self._shown = part
         left = "" if progress.seconds_left is None else f", {_duration(progress.seconds_left)} left"
         line = f"run {min(progress.runs + 1, progress.all_runs)}/{progress.all_runs}, evaluation {done}/{total}{left}"
         end = "\n" if not terminal or done == total else ""

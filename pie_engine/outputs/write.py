@@ -61,9 +61,9 @@ def write_result(
     if outputs.mark and result.between is not None:
         moving = mark_frames(moving)
     save_gif(moving, _named(written, "gif", folder / "progression.gif"), per_round)
-    method = result.provenance.get("method", {}).get("name")
+    method = result.provenance.get("method", {}).get("name", "pie")
     # Sheets of several methods lie beside one another.
-    contact_sheet(shown, labels, result.mask, note=note or (f"(method: {method})" if method else "")).save(
+    contact_sheet(shown, labels, result.mask, note=note or f"(method: {method})" * (method != "pie")).save(
         _named(written, "sheet", folder / "sheet.png"), pnginfo=png_metadata(simulated=True)
     )
     save_differences(result.frames, result.mask, _named(written, "differences", folder / "differences.png"))

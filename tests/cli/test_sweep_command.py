@@ -111,6 +111,12 @@ def test_a_file_of_patients_and_clip(pie: Any, words: list[object], image: Path,
     assert provenance["simulated"]["prompt"] == "lung"
 
 
+def test_methods_that_take_no_evaluation(pie: Any, words: list[object], alone: list[object]) -> None:
+    outcome = pie(*words, *alone, "--grid", "method=previous,vae")
+    assert outcome.code == 0
+    assert "evaluation 0/0" in outcome.err
+
+
 def test_refusals(pie: Any, words: list[object], alone: list[object], image: Path, tmp_path: Path) -> None:
     table = tmp_path / "patients.csv"
     table.write_text(f"id,image,prompt\nx,{image},heart\n")

@@ -26,6 +26,7 @@ class DemoDefaults:
     negative_prompt: str
     guidance_scale: float
     regression_guidance_scale: float  # towards the healthy prompt; docs/evaluation.md says why it is another
+    regression_beta2: float
     steps: int
     strength: float
     num_inference_steps: int
@@ -51,8 +52,8 @@ class DemoDefaults:
         )
 
     def regression_config(self) -> RunConfig:
-        """Settings for the way back, from an enlarged heart towards `healthy_prompt`."""
-        return replace(self.run_config(), guidance_scale=self.regression_guidance_scale)
+        """Settings for the way back, from the disease towards `healthy_prompt`."""
+        return replace(self.run_config(), guidance_scale=self.regression_guidance_scale, beta2=self.regression_beta2)
 
 
 def domain_file(name: str) -> Path:

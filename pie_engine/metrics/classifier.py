@@ -44,7 +44,7 @@ class Classifier:
     """
 
     def __init__(self, path: str | Path):
-        path = Path(path)
+        self._path = path = Path(path)
         values = read_declaration(path, "classifier", _OWN_KEYS)
         try:
             self._spec = PictureSpec.parse(values)
@@ -62,7 +62,11 @@ class Classifier:
             CheckpointError: the model does not take its declared input, or gives values that are not finite.
             ConfigError: the declared output or activation does not fit what the model gives.
         """
-        raw = self._network(self._spec.prepare(images))
+        prepared = self._spec.prepare(images)
+        try:
+            raw = self._network(prepared)
+        except PieError as error:
+            raise type(error)(f"classifier {self._path}: {error}") from error
         rows = raw.reshape(len(raw), -1)  # [N, classes]
         if self._index >= rows.shape[1]:
             raise ConfigError(

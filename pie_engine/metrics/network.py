@@ -39,6 +39,7 @@ class Network:
             )
         if not path.is_file():
             raise CheckpointError(f"model file {path} does not exist; pass a file that does")
+        self._takes = ""  # what an ONNX model says of its inputs
         self._fixed: int | None = None  # batch size that the model was exported with, if it takes no other
         if path.suffix.lower() in _ONNX:
             self._call = self._open_onnx(inputs, output)
@@ -67,7 +68,7 @@ class Network:
         except Exception as error:  # onnxruntime's and TorchScript's errors share no base
             raise CheckpointError(
                 f"model {self.path.name} does not take {', '.join(str(list(a.shape)) for a in some)} "
-                f"({_first_line(error)}); check size, channels and layout"
+                f"({self._takes or _first_line(error)}); check size, channels and layout"
             ) from error
         if not isinstance(found, np.ndarray) or found.ndim < 1 or len(found) != len(some[0]):
             shape = list(found.shape) if isinstance(found, np.ndarray) else type(found).__name__
@@ -103,6 +104,8 @@ class Network:
             raise ConfigError(f"tensor {output!r} is no output of {self.path.name}; pass one of {', '.join(given)}")
         batch = taken[0].shape[0] if taken[0].shape else None
         self._fixed = batch if isinstance(batch, int) else None
+        shapes = (", ".join(str(size) for size in one.shape) for one in taken)
+        self._takes = "it takes " + " and ".join(f"[{shape}]" for shape in shapes)
         names = [one.name for one in taken]
         wanted = output or given[0]
         return lambda arrays: session.run([wanted], dict(zip(names, arrays, strict=True)))[0]

@@ -42,8 +42,9 @@ def summarise(measured: Sequence[Measured], seed: int) -> dict[str, Any]:
     in rounds, and a measure may not be defined in all of them.
 
     Returns:
-        "patients", "runs", "interval", "differ" (what the runs do not have in common), "final" (last rounds) and
-        "rounds" (a list by measure), and "monotonicity" (share of rising rounds, and Spearman's rho, by measure).
+        "patients", "runs", "runs_by_round" (how many have come so far), "interval", "differ" (what the runs do not
+        have in common), "final" (last rounds) and "rounds" (a list by measure), and "monotonicity" (share of rising
+        rounds, and Spearman's rho, by measure).
     """
 
     def over(value: Callable[[Measured], float | None]) -> dict[str, Any] | None:
@@ -61,6 +62,7 @@ def summarise(measured: Sequence[Measured], seed: int) -> dict[str, Any]:
     return {
         "patients": len({one.run.patient for one in measured}),
         "runs": len(measured),
+        "runs_by_round": [sum(index <= one.run.rounds for one in measured) for index in range(most + 1)],
         "interval": describe_interval(seed),
         "differ": differing([one.run for one in measured]),
         "final": {name: over(at(name, -1)) for name in names},
@@ -139,10 +141,13 @@ def to_table(summary: dict[str, Any]) -> str:
     shown = [name for name in rounds if name.startswith((CONFIDENCE, DISTANCE)) or name in _SHOWN]
     shown = [name for name in shown if rounds[name]]
     last = max(entry["round"] for name in shown for entry in rounds[name])
-    rows = [["round", *shown]]
+    # Said where they differ: later rounds are then of other runs, not of runs that have changed.
+    counts = summary["runs_by_round"]
+    uneven = min(counts) < max(counts)
+    rows = [["round", *shown, *["runs"] * uneven]]
     for index in range(last + 1):
         cells = [next((_cell(e) for e in rounds[name] if e["round"] == index), "") for name in shown]
-        rows.append(["input" if index == 0 else str(index), *cells])
+        rows.append(["input" if index == 0 else str(index), *cells, *[str(counts[index])] * uneven])
     lines = to_columns(rows)
     runs, patients = summary["runs"], summary["patients"]
     head = f"{runs} run{'s' * (runs != 1)} of {patients} patient{'s' * (patients != 1)}; mean"

@@ -149,6 +149,9 @@ def test_runs_that_differ(save: Save, tmp_path: Path, caplog: pytest.LogCaptureF
         summary = evaluate(runs, tmp_path / "out")
     assert caplog.messages == ["the runs differ in guidance_scale, steps: their means mix them"]
     assert [entry["n"] for entry in summary["rounds"]["change_inside"]] == [3, 3, 1, 1]
+    assert summary["runs_by_round"] == [3, 3, 1, 1]
+    lines = to_table(summary).splitlines()[1:6]
+    assert [line.split()[-1] for line in lines] == ["runs", "3", "3", "1", "1"]
     # Without a region everything is inside: half of it changed.
     assert summary["rounds"]["change_inside"][1]["mean"] == pytest.approx((10 + 10 + 5) / 3)
     assert summary["final"]["change_inside"]["mean"] == pytest.approx((10 + 30 + 5) / 3)

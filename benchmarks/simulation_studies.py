@@ -18,7 +18,7 @@ _DEMO = Path("pie_engine/demo")
 _CLIP = ["--clip", str(_DEMO / "clip")]
 _DOMAINS = {name: load_domain(name) for name in DOMAINS}
 _GRID = ("pie", "one-shot", "walk", "vae", "previous", "control")
-_BY = ("strength", "inversion", "beta2")
+_BY = ("--by=strength", "--by=inversion", "--by=beta2")
 SSIM = "ssim_inside"
 Figures = dict[str, Any]
 
@@ -89,34 +89,31 @@ def _settings(domain: str) -> Study:
                    domain=domain),
             _sweep(phantoms, edits, "--grid", "method=one-shot", *inversion, *_strength(domain), domain=domain),
             _sweep(phantoms, walk, "--grid", "method=walk", *_strength(domain), domain=domain),
-            _compare(domain, [pie, edits, walk], compare, *(f"--by={name}" for name in _BY)),
+            _compare(domain, [pie, edits, walk], compare, *_BY),
         ],
         lambda work: _collect_methods(work / compare),
     )  # fmt: skip
 
 
-# What was tried for a domain's defaults: towards the disease, and back.
-_TRIED = {
-    "fundus": (["strength=0.4,0.5,0.6", "inversion=noise,ddim", "beta2=0.75,0.9"], ["strength=0.4"]),
-    "skin": (["strength=0.5,0.6,0.7", "inversion=noise,ddim", "beta2=0.75,0.9"], ["strength=0.6"]),
-}
+# Strengths that were tried for a domain's defaults.
+_TRIED = {"fundus": "0.4,0.5,0.6", "skin": "0.5,0.6,0.7"}
 
 
 def _tuning(domain: str) -> Study:
     """Settings, over phantoms that nothing else is measured on. What does not edit is there for `compare` alone."""
     own, commands = _DOMAINS[domain].defaults, []
-    there, back = _TRIED[domain]
-    for name, grid, diseased, guidance in (
-        ("tuning", there, [], own.guidance_scale),
-        ("tuning-back", [*back, *there[1:]], ["--diseased"], own.regression_guidance_scale),
+    for name, strengths, diseased, guidance in (
+        ("tuning", _TRIED[domain], [], own.guidance_scale),
+        ("tuning-back", f"{own.strength:g}", ["--diseased"], own.regression_guidance_scale),
     ):
         phantoms, runs, still = (f"{domain}-{name}-{what}" for what in ("phantoms", "runs", "input"))
+        grid = (f"strength={strengths}", "inversion=noise,ddim", "beta2=0.75,0.9")
         words = [word for axis in grid for word in ("--grid", axis)]
         commands += [
             _phantoms(8, "--validation", *diseased, "--domain", domain, output=phantoms),
             _sweep(phantoms, runs, *words, domain=domain, guidance=guidance),
             _sweep(phantoms, still, "--grid", "method=previous", domain=domain, guidance=guidance),
-            _compare(domain, [runs, still], f"{domain}-{name}", *(f"--by={one}" for one in _BY), phantoms=phantoms),
+            _compare(domain, [runs, still], f"{domain}-{name}", *_BY, phantoms=phantoms),
         ]
     return Study(
         commands,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pie_engine.config import DTYPES, FLAVOURS, BuildConfig, EngineConfig
+from pie_engine.config.checks import one_of
 from pie_engine.errors import BackendError, ConfigError
 from pie_engine.selection import BACKENDS, Choice, choose_for_bundle, choose_for_checkpoint, device_index
 
@@ -49,10 +50,9 @@ def open_backend(
     on_component: Callable[[str], None],
 ) -> Opened:
     """See `PieEngine.load`, which documents the arguments."""
-    if backend not in BACKENDS:
-        raise ConfigError(f"backend {backend!r} is unknown; pass one of {', '.join(BACKENDS)}")
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r} is unknown; pass one of {', '.join(DTYPES)}")
+    one_of("backend", backend, BACKENDS)
+    if dtype is not None:
+        one_of("dtype", dtype, DTYPES)
     if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise ConfigError(f"device {device!r} is unknown (cpu, cuda or cuda:N); pass --device cpu")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):

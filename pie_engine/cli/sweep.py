@@ -170,10 +170,10 @@ def _size(design: Any) -> str:
     """What a sweep is made of, in words."""
     from pie_engine.studies.design import evaluations
 
-    patients = len({str(one.image) for one in design.patients})
-    parts = [(len(design.cells), "cell"), (patients, "patient"), (len(design.seeds), "seed")]
-    if len(design.patients) > patients:  # several prompts or regions each
-        parts[1] = (len(design.patients), "line")
+    images = {str(one.image) for one in design.patients}
+    # Lines of one image, with several prompts or regions, are one patient's.
+    what = "patient" if len(images) == len(design.patients) else "line"
+    parts = [(len(design.cells), "cell"), (len(design.patients), what), (len(design.seeds), "seed")]
     counts = " x ".join(f"{number} {name}{'s' * (number != 1)}" for number, name in parts)
     return f"{counts}: {len(design.runs)} runs, {evaluations(design.runs):,} U-Net evaluations"
 

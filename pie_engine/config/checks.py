@@ -6,6 +6,9 @@ import math
 
 from pie_engine.errors import ConfigError
 
+# Pixels of a side. Stable Diffusion v1.x was trained at 512, and attention grows with the fourth power of the side.
+MAX_RESOLUTION = 2048
+
 
 def one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     """Refuse a value that is none of `allowed`. Raises ConfigError."""
@@ -22,10 +25,6 @@ def number(name: str, value: object, low: float, high: float, remedy: str, *, op
         left = "(" if open_low else "["
         limits = f"{low:g}, {high:g}" if isinstance(high, float) else f"{low}, {high}"
         raise ConfigError(f"{name} {value} is outside {left}{limits}]; {remedy}")
-
-
-# Pixels of a side. Stable Diffusion v1.x was trained at 512, and attention grows with the fourth power of the side.
-MAX_RESOLUTION = 2048
 
 
 def integer(name: str, value: object, low: int, high: int, remedy: str) -> None:

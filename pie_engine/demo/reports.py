@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from pie_engine.demo.phantom import Patient
+from pie_engine.demo.wording import pick
 
 _HEART = {
     "normal": (
@@ -59,8 +60,8 @@ def report(patient: Patient, rng: np.random.Generator) -> str:
 def parts(patient: Patient, rng: np.random.Generator) -> tuple[str, str]:
     """What one report says of the heart and of the lungs, worded at random; nothing of clear lungs at times."""
     grades = heart_grades(patient.ctr)
-    heart = _pick(rng, _HEART[grades[rng.integers(len(grades))]])
-    return heart, _fluid(patient, rng) if patient.effusion else _pick(rng, _CLEAR)
+    heart = pick(rng, _HEART[grades[rng.integers(len(grades))]])
+    return heart, _fluid(patient, rng) if patient.effusion else pick(rng, _CLEAR)
 
 
 def heart_sentences(grade: str) -> tuple[str, ...]:
@@ -88,12 +89,8 @@ def findings(patient: Patient) -> tuple[float, float, float]:
     return patient.ctr, left, patient.effusion - left
 
 
-def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
-    return options[rng.integers(len(options))]
-
-
 def _fluid(patient: Patient, rng: np.random.Generator) -> str:
-    return _word_fluid(_pick(rng, _FLUID), *_fluid_words(patient))
+    return _word_fluid(pick(rng, _FLUID), *_fluid_words(patient))
 
 
 def _fluid_words(patient: Patient) -> tuple[str, str]:

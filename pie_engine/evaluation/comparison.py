@@ -90,8 +90,8 @@ def compare(
     for run, name, structure in zip(runs, names, maps, strict=True):
         on_run(run.name)
         methods[name].append(measure_run(run, encoder, judges, structure=structure))
-    summary = _summarise(methods, by, seed)
     told = _told_apart(runs, by)
+    summary = _summarise(methods, by, told, seed)
     for line in _warnings(summary, [name for name in by if name not in told]):
         log.warning("%s", line)
     summary["models"] = {"classifiers": describe_judges(judges), "clip": describe_clip(clip)}
@@ -191,7 +191,8 @@ def _average(found: list[Matched]) -> dict[str, Any] | None:
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
-def _summarise(methods: dict[str, list[Measured]], by: Sequence[str], seed: int) -> dict[str, Any]:
+def _summarise(methods: dict[str, list[Measured]], by: Sequence[str], told: Sequence[str], seed: int) -> dict[str, Any]:
+    """`told`: those of `by` that stand in the methods' names."""
     measured = [one for group in methods.values() for one in group]
     judged = [name for name in measured[0].series if name.startswith(CONFIDENCE)]
     similarities = [name for name in (CLIP_I, SSIM, STRUCTURE) if name in measured[0].series]
@@ -227,7 +228,7 @@ def _summarise(methods: dict[str, list[Measured]], by: Sequence[str], seed: int)
     summary["differ"] = [
         name
         for name in differing(runs)
-        if name not in ("method", *_told_apart(runs, by)) and (name != "prompt" or name in differing(asked))
+        if name not in ("method", *told) and (name != "prompt" or name in differing(asked))
     ]
     # Of one method's runs; the total strength is in its name.
     summary["differ"] += [

@@ -6,11 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pie_engine.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 PROVENANCE = "provenance.json"
 _REMEDY = "pass a folder that pie-engine run wrote, or one that holds such folders"
@@ -113,7 +116,7 @@ def read_structures(folder: str | Path | None, runs: Sequence[Run]) -> list[np.n
                 f"{name} would serve both {other.name} and {run.name}, which are of different inputs; run them again "
                 "with an --item-id each"
             )
-        found.append(_grey(Path(folder) / name))
+        found.append(_map(Path(folder) / name))
     return found
 
 
@@ -135,27 +138,27 @@ def _open(folder: Path) -> Run:
     return run
 
 
-def _grey(path: Path) -> np.ndarray:
+def _map(path: Path) -> np.ndarray:
     """[H, W] float64 in 0 to 1, of 1, 8 or 16 bits."""
-    from PIL import Image
-
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            if image.mode in ("1", "L"):
-                return np.asarray(image.convert("L")) / 255
-            if image.mode.startswith("I"):
-                return np.asarray(image) / 65535
-            mode = image.mode
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is missing or damaged ({type(error).__name__}); pass a PNG") from error
-    raise InputError(f"{path} is a PNG of mode {mode}; save it as grey levels, black where there is no structure")
+    image = _open_png(path, "pass a PNG")
+    if image.mode in ("1", "L"):
+        return np.asarray(image.convert("L")) / 255
+    if image.mode.startswith("I"):
+        return np.asarray(image) / 65535
+    raise InputError(f"{path} is a PNG of mode {image.mode}; save it as grey levels, black where there is no structure")
 
 
 def _picture(path: Path, mode: str) -> np.ndarray:
-    from PIL import Image
+    return np.asarray(_open_png(path, "run pie-engine run again").convert(mode))
+
+
+def _open_png(path: Path, remedy: str) -> Image:
+    """Read whole, so that damage shows here."""
+    import PIL.Image
 
     try:
-        with Image.open(path, formats=["PNG"]) as image:
-            return np.asarray(image.convert(mode))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is missing or damaged ({type(error).__name__}); run pie-engine run again") from error
+        with PIL.Image.open(path, formats=["PNG"]) as image:
+            image.load()
+            return image
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        raise InputError(f"{path} is missing or damaged ({type(error).__name__}); {remedy}") from error

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from pie_engine.config.checks import integer, one_of
-from pie_engine.errors import ConfigError, PieError
+from pie_engine.errors import ConfigError
 from pie_engine.metrics.network import Network
-from pie_engine.metrics.picture import PictureSpec, check_texts, distinct, read_declaration
+from pie_engine.metrics.picture import PictureSpec, check_texts, distinct, naming, read_declaration
 
 ACTIVATIONS = ("none", "sigmoid", "softmax")
 _OWN_KEYS = ("file", "name", "classes", "output", "tensor", "activation", "notes")
@@ -46,13 +46,11 @@ class Classifier:
     def __init__(self, path: str | Path):
         self._path = path = Path(path)
         values = read_declaration(path, "classifier", _OWN_KEYS)
-        try:
+        with naming("classifier", path):
             self._spec = PictureSpec.parse(values)
             self.name, self._index, self._activation = _parse(values, path.stem)
             self.file = path.parent / values["file"]
             self._network = Network(self.file, output=values.get("tensor"))
-        except PieError as error:
-            raise type(error)(f"classifier {path}: {error}") from error
 
     def confidence(self, images: np.ndarray) -> np.ndarray:
         """Confidence of [N, H, W, 3] uint8, float64 [N] in [0, 1].
@@ -63,10 +61,8 @@ class Classifier:
             ConfigError: the declared output or activation does not fit what the model gives.
         """
         prepared = self._spec.prepare(images)
-        try:
+        with naming("classifier", self._path):
             raw = self._network(prepared)
-        except PieError as error:
-            raise type(error)(f"classifier {self._path}: {error}") from error
         rows = raw.reshape(len(raw), -1)  # [N, classes]
         if self._index >= rows.shape[1]:
             raise ConfigError(

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pie_engine.errors import CheckpointError, PieError
+from pie_engine.errors import CheckpointError
 from pie_engine.metrics.network import Network
-from pie_engine.metrics.picture import PictureSpec, check_texts, distinct, read_declaration
+from pie_engine.metrics.picture import PictureSpec, check_texts, distinct, naming, read_declaration
 
 _OWN_KEYS = ("file", "name", "tensor", "notes")
 
@@ -33,16 +33,14 @@ class PictureDistance:
     """
 
     def __init__(self, path: str | Path):
-        path = Path(path)
+        self._path = path = Path(path)
         values = read_declaration(path, "distance", _OWN_KEYS)
-        try:
+        with naming("distance", path):
             self._spec = PictureSpec.parse(values)
             check_texts(values)
             self.name = values.get("name", path.stem)
             self.file = path.parent / values["file"]
             self._network = Network(self.file, inputs=2, output=values.get("tensor"))
-        except PieError as error:
-            raise type(error)(f"distance {path}: {error}") from error
 
     def between(self, images: np.ndarray, reference: np.ndarray) -> np.ndarray:
         """Distance of each of [N, H, W, 3] uint8 from a reference [H, W, 3] uint8, float64 [N].
@@ -53,7 +51,8 @@ class PictureDistance:
         """
         pictures = self._spec.prepare(images)
         one = self._spec.prepare(reference[None])
-        found = self._network(pictures, np.repeat(one, len(pictures), axis=0))
+        with naming("distance", self._path):
+            found = self._network(pictures, np.repeat(one, len(pictures), axis=0))
         if found.size != len(pictures):
             raise CheckpointError(
                 f"distance {self.name}: the model gave {list(found.shape)} for {len(pictures)} pairs; one number each "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -11,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from pie_engine.config.checks import integer, number, one_of
-from pie_engine.errors import ConfigError, InputError
+from pie_engine.errors import ConfigError, InputError, PieError
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _LARGEST = 8192
@@ -124,6 +125,15 @@ def read_declaration(path: Path, kind: str, own_keys: tuple[str, ...]) -> dict[s
         if key not in known:
             raise ConfigError(f"{kind} {path}: {key!r} is unknown; pass one of {', '.join(sorted(known))}")
     return values
+
+
+@contextlib.contextmanager
+def naming(kind: str, path: Path) -> Iterator[None]:
+    """Begin the line of an error with the declaration that it comes from."""
+    try:
+        yield
+    except PieError as error:
+        raise type(error)(f"{kind} {path}: {error}") from error
 
 
 def check_texts(values: Mapping[str, Any]) -> None:

@@ -80,11 +80,12 @@ def structure_kept(
         free = gaussian_filter(bare * luma, sigma) / np.maximum(weight, _BARE)
         around = np.maximum(np.where(weight < _BARE, gaussian_filter(luma, sigma), free), _DARK)
         depth[index] = -np.sum(detail(luma / around) * template) / power
-        shown = abs(depth[0]) * float(np.average(around, weights=template**2))
-        if index == 0 and shown < LEAST:
-            raise InputError(
-                f"the input shows the map's structure by {shown:.2g} grey levels, below {LEAST:g}: too little to "
-                "follow; pass a map of what is seen in it"
-            )
+        if index == 0:
+            shown = abs(depth[0]) * float(np.average(around, weights=template**2))
+            if shown < LEAST:
+                raise InputError(
+                    f"the input shows the map's structure by {shown:.2g} grey levels, below {LEAST:g}: too little to "
+                    "follow; pass a map of what is seen in it"
+                )
     kept: NDArray[np.float64] = depth / depth[0]
     return kept

@@ -61,9 +61,9 @@ def write_result(
     if outputs.mark and result.between is not None:
         moving = mark_frames(moving)
     save_gif(moving, _named(written, "gif", folder / "progression.gif"), per_round)
-    method = result.provenance.get("method", {}).get("name", "pie")
-    # Sheets of several methods lie beside one another.
-    contact_sheet(shown, labels, result.mask, note=note or f"(method: {method})" * (method != "pie")).save(
+    if not note and _method(result) != "pie":  # sheets of several methods lie beside one another
+        note = f"(method: {_method(result)})"
+    contact_sheet(shown, labels, result.mask, note=note).save(
         _named(written, "sheet", folder / "sheet.png"), pnginfo=png_metadata(simulated=True)
     )
     save_differences(result.frames, result.mask, _named(written, "differences", folder / "differences.png"))
@@ -123,7 +123,11 @@ def check_confidence(confidence: Confidence | None, frames: int) -> dict[str, li
 
 def _noun(result: Result) -> str:
     """A baseline has frames, but no rounds."""
-    return "round" if result.provenance.get("method", {}).get("name", "pie") in ("pie", "control") else "frame"
+    return "round" if _method(result) in ("pie", "control") else "frame"
+
+
+def _method(result: Result) -> str:
+    return str(result.provenance.get("method", {}).get("name", "pie"))
 
 
 def _named(written: dict[str, Any], name: str, path: Path) -> Path:

@@ -105,6 +105,11 @@ class Design:
         """Every cell is simulated with each of them; `RunConfig` says what a seed is."""
         return list(self.grid.get(SEED, (self.base.seed,)))
 
+    @property
+    def prompts(self) -> list[str]:
+        """What the patients are asked for, each prompt once; a cell's means mix them."""
+        return sorted({patient.prompt for patient in self.patients})
+
     def check_patients(self) -> None:
         """Read every image and region as the cells have them, and refuse what cannot be used.
 

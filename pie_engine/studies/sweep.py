@@ -134,9 +134,8 @@ def sweep(
     runs, prepared = _prepare(engine, design)
     judges.try_on(np.asarray(next(iter(prepared.values())).image))
     open_output(output, engine)
-    prompts = {patient.prompt for patient in design.patients}
-    if len(prompts) > 1:
-        log.warning("the runs differ in prompt (%d prompts): a cell's means mix them", len(prompts))
+    if len(design.prompts) > 1:
+        log.warning("the runs differ in prompt (%d prompts): a cell's means mix them", len(design.prompts))
     missing = [run for run in runs if not is_done(run, output, prepared[run.variant].facts)]
     on_start(missing)
     patients = {run.patient.item_id: prepared[(run.patient.item_id,)] for run in runs}
@@ -220,7 +219,7 @@ def _write(
         "similarity": judges.similarity,
         "models": judges.describe(),
         "stable": {"limits": limits.to_dict(), "stretches": stable_stretches(design.grid, cells)},
-        "prompts": sorted({patient.prompt for patient in design.patients}),
+        "prompts": design.prompts,
         "verdict": conclude(recipe, design.grid, cells, judges.similarity, seed),
         "cells": [own.to_dict() | {"front": beaten} for own, beaten in zip(cells, on_front, strict=True)],
     }

@@ -6,6 +6,7 @@ import numpy as np
 
 from pie_engine.demo.domains.fundus import Eye
 from pie_engine.demo.domains.severity import grades
+from pie_engine.demo.wording import pick
 
 _DOMAIN = ("Fundus photograph.", "Colour fundus photograph.", "Photograph of the fundus.")
 _GRADES = {
@@ -43,7 +44,7 @@ _GRADES = {
 def report(p: Eye, rng: np.random.Generator) -> str:
     """One report, worded at random."""
     fitting = grades(p.severity, tuple(_GRADES))
-    return f"{_pick(rng, _DOMAIN)} {_pick(rng, _GRADES[_pick(rng, fitting)])}"
+    return f"{pick(rng, _DOMAIN)} {pick(rng, _GRADES[pick(rng, fitting)])}"
 
 
 def corpus() -> Iterator[str]:
@@ -51,7 +52,3 @@ def corpus() -> Iterator[str]:
     yield from _DOMAIN
     for wordings in _GRADES.values():
         yield from wordings
-
-
-def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
-    return options[rng.integers(len(options))]

@@ -6,6 +6,7 @@ import numpy as np
 
 from pie_engine.demo.domains.severity import OVERLAP, grades
 from pie_engine.demo.domains.skin import Lesion
+from pie_engine.demo.wording import pick
 
 _OVERLAPS = (0.02, OVERLAP, OVERLAP)  # the first as the shipped checkpoint was trained with
 _DOMAIN = "Dermoscopy."
@@ -47,8 +48,8 @@ _LOOKS = {
 def report(p: Lesion, rng: np.random.Generator) -> str:
     """One report, worded at random: the domain, the lesion's name, its looks."""
     fitting = grades(p.severity, tuple(_NAMES), _OVERLAPS)
-    grade = fitting[rng.integers(len(fitting))]
-    return " ".join((_DOMAIN, _pick(rng, _NAMES[grade]), _pick(rng, _LOOKS[grade])))
+    grade = pick(rng, fitting)
+    return " ".join((_DOMAIN, pick(rng, _NAMES[grade]), pick(rng, _LOOKS[grade])))
 
 
 def corpus() -> Iterator[str]:
@@ -56,7 +57,3 @@ def corpus() -> Iterator[str]:
     yield _DOMAIN
     for sentences in (*_NAMES.values(), *_LOOKS.values()):
         yield from sentences
-
-
-def _pick(rng: np.random.Generator, options: tuple[str, ...]) -> str:
-    return options[rng.integers(len(options))]

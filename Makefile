@@ -4,10 +4,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUTPUT ?= demo-output
-BUILT_FROM := pyproject.toml constraints.txt setup.py cpp_ext/build.py $(wildcard cpp_ext/*.cpp cpp_ext/*.cu cpp_ext/*.h)
+BUILT_FROM := pyproject.toml constraints.txt setup.py cpp_ext/build.py $(wildcard cpp_ext/*.cpp cpp_ext/*.h)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test coverage lint format bench bench-report evaluation engine-build gpu-check clean
+.PHONY: demo test coverage lint format bench bench-report evaluation engine-build gpu-check gpu-wheels clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pie-engine demo --output $(OUTPUT)
@@ -48,8 +48,19 @@ engine-build: $(VENV)/.dev
 	$(BIN)/python benchmarks/build_times.py --model sd --engines tensorrt-rtx --compute-capability 8.6,8.9,12.0
 
 # With WHEELS=DIR, on the machine's own Python and torch, and those wheels for what is missing; else in the environment.
+SECONDS ?= 300
+RESULTS ?= build/gpu-check
 gpu-check: $(if $(WHEELS),,$(VENV)/.dev)
-	$(if $(WHEELS),$(PYTHON),$(BIN)/python) benchmarks/gpu_check.py $(if $(WHEELS),--wheels $(WHEELS))
+	$(if $(WHEELS),$(PYTHON),$(BIN)/python) benchmarks/gpu_check.py --seconds $(SECONDS) --results $(RESULTS) \
+	  $(if $(WHEELS),--wheels $(WHEELS))
+
+# What a machine with torch, triton and transformers lacks: fetched here, where there is a network, and carried there.
+GPU_PYTHON ?= 3.12
+gpu-wheels:
+	$(if $(WHEELS),,$(error gpu-wheels needs WHEELS=DIR))
+	$(PYTHON) -m pip --disable-pip-version-check download --quiet --no-deps --only-binary=:all: \
+	  --python-version $(GPU_PYTHON) --implementation cp --platform manylinux_2_28_x86_64 \
+	  --platform manylinux2014_x86_64 --constraint constraints.txt --dest $(WHEELS) diffusers importlib_metadata zipp
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

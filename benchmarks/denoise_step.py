@@ -28,9 +28,9 @@ from pie_engine.benchmarks.harness.machine import Limits, identify
 from pie_engine.benchmarks.harness.measure import Call
 from pie_engine.config import DTYPES
 from pie_engine.kernels.dispatch import available, select
-from pie_engine.kernels.table import columns
 
 CHANNELS = 4
+CALLS = 100  # whose mean is one sample
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Step:
         def draw(*shape: int) -> torch.Tensor:
             return torch.randn(*shape, CHANNELS, self.side, self.side, generator=generator).to(self.device)
 
-        coefficients = [0.9, 0.1, 0.8, 0.6, 1.0, 481.0, *[0.1] * (3 * self.kept + self.kept * self.kept)]
+        coefficients = [0.9, 0.1, 0.8, 0.6, 1.0, 481.0, 0.0, *[0.1] * (3 * self.kept + self.kept * self.kept)]
+        mask, weight = torch.rand(2, self.batch, 1, self.side, self.side, generator=generator).to(self.device)
         return {
             "x": draw(self.batch),
             "history": draw(self.kept, self.batch),
@@ -64,17 +65,20 @@ class Step:
             "timestep": torch.zeros(1, device=self.device),
             "flags": torch.zeros(self.batch, dtype=torch.int32, device=self.device),
             "output": draw(2 * self.batch).to(torch_dtype(self.dtype)),
-            "table": torch.tensor([coefficients], device=self.device).view(1, columns(self.kept)),
-            "row": 0,
+            # One row for each call of a sample, as each call goes on to the next one.
+            "table": torch.tensor([coefficients], device=self.device).repeat(CALLS, 1),
+            "row": torch.zeros(1, dtype=torch.int32, device=self.device),
             "guidance": torch.full((self.batch,), 7.5, device=self.device),
-            "mask": torch.rand(self.batch, 1, self.side, self.side, generator=generator).to(self.device),
+            "mask": mask,
             "z0": draw(self.batch),
             "eps": draw(self.batch),
+            "weight": weight,
+            "original": draw(self.batch),
         }
 
     @property
     def moved(self) -> int:
-        """Bytes of one call: x and history are read and written, the rest is one or the other."""
+        """Bytes that one call needs: x and history are read and written, the rest is one or the other."""
         given = self.tensors()
         large = ("x", "x", "history", "history", "sample", "output", "mask", "z0", "eps")
         return sum(given[name].nbytes for name in large)
@@ -84,18 +88,20 @@ def measure(step: Step, repeats: int, threads: int | None = None) -> dict[str, S
     """Seconds of a call of each implementation that works on the device, eager first."""
     timed = {}
     for name in available(step.device):
-        call = functools.partial(select(step.device, name).denoise_step, **step.tensors())
-        timed[name] = replayed(call, step.device) if step.device != "cpu" else repeated(call, threads)
+        tensors = step.tensors()
+        call, reset = functools.partial(select(step.device, name).denoise_step, **tensors), tensors["row"].zero_
+        timed[name] = replayed(call, reset, step.device) if step.device != "cpu" else repeated(call, reset, threads)
     return interleave(timed, repeats)
 
 
-def repeated(call: Callable[[], None], threads: int | None, calls: int = 100) -> Callable[[], Call]:
-    """On a processor: the mean of some calls."""
-    timer = Timer("call()", globals={"call": call}, num_threads=threads or torch.get_num_threads())
-    return lambda: Call(timer.timeit(calls).median)
+def repeated(call: Callable[[], None], reset: Callable[[], Any], threads: int | None) -> Callable[[], Call]:
+    """On a processor: the mean of some calls, from the first row on."""
+    names, threads = {"call": call, "reset": reset}, threads or torch.get_num_threads()
+    timer = Timer("call()", "reset()", globals=names, num_threads=threads)
+    return lambda: Call(timer.timeit(CALLS).median)
 
 
-def replayed(call: Callable[[], None], device: str, calls: int = 50) -> Callable[[], Call]:
+def replayed(call: Callable[[], None], reset: Callable[[], Any], device: str) -> Callable[[], Call]:
     """On a GPU: the mean of some calls in a graph that is replayed, so that gaps between launches do not count."""
     with torch.cuda.device(device):
         stream = torch.cuda.Stream()
@@ -105,9 +111,14 @@ def replayed(call: Callable[[], None], device: str, calls: int = 50) -> Callable
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
-            for _ in range(calls):
+            for _ in range(CALLS):
                 call()
-    return lambda: Call(clock(graph.replay, device)[0] / calls)
+
+    def sample() -> Call:
+        reset()
+        return Call(clock(graph.replay, device)[0] / CALLS)
+
+    return sample
 
 
 def describe(step: Step, samples: dict[str, Samples], limits: dict[str, Limits]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The fused operations in C++ (CPU) and CUDA C++: one library of PyTorch's stable ABI, built once for many versions.
+"""The fused operations in C++, for processors: one library of PyTorch's stable ABI, built once for many versions.
 
 It is built with the package where there are a compiler and torch's headers, else by `python -m pie_engine.cpp_ext`.
 """

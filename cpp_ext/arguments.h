@@ -3,11 +3,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define PIE_INLINE __host__ __device__ __forceinline__
-#else
 #define PIE_INLINE inline __attribute__((always_inline))
-#endif
 
 namespace pie_engine {
 
@@ -25,24 +21,25 @@ struct Planes {
 };
 
 // Columns of a table's row; c[K], p[K], q[K] and P[K * K] follow (kernels/table.py).
-enum Column : int { col_a, col_b, col_signal, col_noise, col_scale, col_timestep, col_vectors };
+enum Column : int { col_a, col_b, col_signal, col_noise, col_scale, col_timestep, col_last, col_vectors };
 
 struct Step {
   Planes shape;
-  Storage state, io;  // of x, history, mask, z0, eps; of sample and output
+  Storage state, io;  // of x, history, mask, outside, eps; of sample and output
   int kept;
   bool guided, mask_per_channel;
   void* x;
   void* history;
-  void* sample;     // null in a round's last step
-  float* timestep;  // null where sample is
+  void* sample;
+  float* timestep;
   int32_t* flags;
   const void* output;
-  const float* row;
+  int32_t* row;
+  const float* coefficients;  // of that row
   const float* guidance;
-  const void* mask;  // null for no mask
-  const void* z0;
-  const void* eps;  // null leaves the background's noise out
+  const void* mask;     // null for no mask; the blend's weight in a round's last step
+  const void* outside;  // what the mask keeps: z0, in the last step the original
+  const void* eps;      // null in the last step, which takes the outside as it is
 };
 
 struct Entry {

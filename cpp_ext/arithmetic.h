@@ -1,4 +1,4 @@
-// The arithmetic of one element, the same on the CPU and on the GPU. All of it is float32.
+// The arithmetic of one element. All of it is float32.
 #pragma once
 
 #include <cstdint>
@@ -56,20 +56,11 @@ struct Update {
     float after = a * x + b * e;
     if (K > 0) {
       float sum = c[0] * h[0];
-#ifdef __CUDACC__
-#pragma unroll
-#endif
       for (int i = 1; i < K; ++i) sum += c[i] * h[i];
       after += sum;
       float next[room];
-#ifdef __CUDACC__
-#pragma unroll
-#endif
       for (int i = 0; i < K; ++i) {
         float kept = matrix[i * K] * h[0];
-#ifdef __CUDACC__
-#pragma unroll
-#endif
         for (int j = 1; j < K; ++j) kept += matrix[i * K + j] * h[j];
         next[i] = kept + p[i] * x + q[i] * e;
       }

@@ -30,8 +30,6 @@ REMEDY = "python -m pie_engine.cpp_ext builds them later"
 # would keep the compiler from computing both sides of a condition, and so from vectorising the conversions.
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-trapping-math")
 AVX2 = ("-mavx2", "-mf16c")  # every processor with the one has the other
-# Turing to Blackwell, each where nvcc knows it; the first also as PTX, which the driver compiles for any other.
-ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 
 
 class Unavailable(Exception):
@@ -44,15 +42,12 @@ class Torch:
 
     folder: Path
     version: str
-    cuda: str | None  # the CUDA version it was built with
 
 
 @dataclass(frozen=True)
 class Toolchain:
     torch: Torch
     compiler: tuple[str, ...]
-    nvcc: str | None
-    note: str  # why there is no nvcc, though torch could use its kernels; else empty
 
 
 @dataclass(frozen=True)
@@ -61,8 +56,7 @@ class Built:
     toolchain: Toolchain
 
     def __str__(self) -> str:
-        devices = "CPU and CUDA" if self.toolchain.nvcc else "CPU"
-        return f"{self.path} ({devices}, torch {self.toolchain.torch.version}){self.toolchain.note}"
+        return f"{self.path} (torch {self.toolchain.torch.version})"
 
 
 def find_toolchain() -> Toolchain:
@@ -76,11 +70,7 @@ def find_toolchain() -> Toolchain:
             f"the C++ operations are built on Linux only, not on {sys.platform}; the eager step runs here"
         )
     compiler = _find_compiler()
-    torch = _find_torch()
-    nvcc, note = None, ""
-    if torch.cuda:
-        nvcc, note = _find_nvcc(torch.cuda)
-    return Toolchain(torch, compiler, nvcc, note)
+    return Toolchain(_find_torch(), compiler)
 
 
 def build(folder: Path) -> Built:
@@ -94,7 +84,7 @@ def build(folder: Path) -> Built:
         raise Unavailable(
             f"{folder} is not writable; run this as its owner, or install pie-engine into a venv of yours"
         )
-    folder = folder.resolve()  # the compilers run in another one
+    folder = folder.resolve()  # the compiler runs in another one
     target, temporary = folder / LIBRARY, folder / f".{LIBRARY}.{os.getpid()}"
     try:
         with tempfile.TemporaryDirectory() as objects:
@@ -105,34 +95,20 @@ def build(folder: Path) -> Built:
     return Built(target, toolchain)
 
 
-def cpu_sources(include: Path) -> dict[str, list[str]]:
+def sources(include: Path) -> dict[str, list[str]]:
     """Object name -> the compiler's arguments for it."""
     x86 = platform.machine() in ("x86_64", "AMD64")
     variants: dict[str, tuple[str, ...]] = {"baseline": ()} | ({"avx2": AVX2} if x86 else {})
     commands = {
         f"{name}.o": ["cpu_kernels.cpp", f"-DPIE_KERNELS=cpu_{name}", *options] for name, options in variants.items()
     }
-    commands["ops.o"] = ["ops.cpp", *_torch_options(include), *(["-DPIE_X86"] if x86 else [])]
+    torch = [f"-DTORCH_TARGET_VERSION={TARGET}", "-isystem", str(include)]
+    commands["ops.o"] = ["ops.cpp", *torch, *(["-DPIE_X86"] if x86 else [])]
     return {name: [*FLAGS, *command] for name, command in commands.items()}
 
 
-def cuda_options(include: Path, architectures: tuple[str, ...], ptx: str | None = None) -> list[str]:
-    """nvcc's arguments to compile ops.cu."""
-    options = ["ops.cu", "-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-DUSE_CUDA"]
-    options += _torch_options(include)
-    options += [f"-gencode=arch=compute_{name},code=sm_{name}" for name in architectures]
-    options += [f"-gencode=arch=compute_{ptx},code=compute_{ptx}"] if ptx else []
-    return options
-
-
-def known_architectures(nvcc: str) -> tuple[str, ...]:
-    """Those of ARCHITECTURES that this nvcc compiles for."""
-    known = run([nvcc, "--list-gpu-code"]).split()
-    return tuple(name for name in ARCHITECTURES if f"sm_{name}" in known)
-
-
-def run(command: list[str]) -> str:
-    """A compiler's output; if it fails, its first complaint as an Unavailable."""
+def _run(command: list[str]) -> None:
+    """Run a compiler; if it fails, its first complaint is an Unavailable."""
     try:
         done = subprocess.run(command, cwd=SOURCES, capture_output=True, text=True, check=False)
     except OSError as error:
@@ -144,29 +120,18 @@ def run(command: list[str]) -> str:
         ] or lines  # the linker says no "error"
         complaint = lines[0] if lines else f"exit code {done.returncode}"
         raise Unavailable(f"{Path(command[0]).name} failed: {complaint.strip()}; the eager step runs instead")
-    return done.stdout + done.stderr
-
-
-def _torch_options(include: Path) -> list[str]:
-    return [f"-DTORCH_TARGET_VERSION={TARGET}", "-isystem", str(include)]
 
 
 def _compile(toolchain: Toolchain, objects: Path, target: Path) -> None:
-    torch, compiler, nvcc = toolchain.torch, list(toolchain.compiler), toolchain.nvcc
-    include = torch.folder / "include"
+    folder, compiler = toolchain.torch.folder, toolchain.compiler
     commands = [
-        [*compiler, "-c", *arguments, "-o", str(objects / name)] for name, arguments in cpu_sources(include).items()
+        [*compiler, "-c", *arguments, "-o", str(objects / name)]
+        for name, arguments in sources(folder / "include").items()
     ]
-    libraries = [f"-L{torch.folder / 'lib'}", "-ltorch_cpu"]
-    link = [*compiler, "-shared"]
-    if nvcc:
-        names = known_architectures(nvcc)
-        arguments = cuda_options(include, names, ptx=names[0])
-        commands.append([nvcc, f"-ccbin={compiler[0]}", "-c", *arguments, "-o", str(objects / "cuda.o")])
-        link, libraries = [nvcc, f"-ccbin={compiler[0]}", "-shared"], [*libraries, "-ltorch_cuda"]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(run, commands))
-    run([*link, *map(str, sorted(objects.glob("*.o"))), *libraries, "-o", str(target)])
+        list(pool.map(_run, commands))
+    libraries = [f"-L{folder / 'lib'}", "-ltorch_cpu"]
+    _run([*compiler, "-shared", *map(str, sorted(objects.glob("*.o"))), *libraries, "-o", str(target)])
 
 
 def _find_compiler() -> tuple[str, ...]:
@@ -190,9 +155,8 @@ def _find_torch() -> Torch:
             break
     else:
         raise Unavailable(f"torch is not installed, and the C++ operations need its headers; {REMEDY}")
-    text = (folder / "version.py").read_text()
-    version, cuda = (re.search(rf"^{name}\b.*= '([^']+)'", text, re.MULTILINE) for name in ("__version__", "cuda"))
-    torch = Torch(folder, version[1] if version else "unknown", cuda[1] if cuda else None)
+    version = re.search(r"^__version__\b.*= '([^']+)'", (folder / "version.py").read_text(), re.MULTILINE)
+    torch = Torch(folder, version[1] if version else "unknown")
     numbers = re.match(r"(\d+)\.(\d+)", torch.version)
     needed = ".".join(map(str, OLDEST_TORCH))
     if numbers is None or (int(numbers[1]), int(numbers[2])) < OLDEST_TORCH:
@@ -202,17 +166,3 @@ def _find_torch() -> Torch:
     if not (folder / "include/torch/csrc/stable/library.h").is_file():
         raise Unavailable(f"torch in {folder} has no C++ headers; install torch with pip; {REMEDY}")
     return torch
-
-
-def _find_nvcc(cuda: str) -> tuple[str | None, str]:
-    """nvcc, if it is of the major version that torch was built with; else why not."""
-    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
-    given = [Path(home) / "bin/nvcc" for home in homes if home]
-    found = next((str(path) for path in given if path.is_file()), None) or shutil.which("nvcc")
-    if found is None:
-        return None, f"; for CUDA put nvcc {cuda} on PATH or set CUDA_HOME"
-    release = re.search(r"release (\d+)", run([found, "--version"]))
-    if release is None or release[1] != cuda.partition(".")[0]:
-        has = release[1] if release else "unknown"
-        return None, f"; for CUDA nvcc {cuda} is needed, and {found} is {has}"
-    return found, ""

@@ -1,4 +1,5 @@
-// From torch's tensors to plain arguments, with everything that a kernel relies on checked. Reads no device memory.
+// From torch's tensors to plain arguments, with everything that a kernel relies on checked. All tensors are the
+// processor's: torch calls these operations for no others.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -32,46 +33,28 @@ inline Storage storage_of(const char* name, const Tensor& tensor) {
   return dtype == ScalarType::Float ? Storage::fp32 : dtype == ScalarType::Half ? Storage::fp16 : Storage::bf16;
 }
 
-// Checks one argument against what x demands.
-class Checker {
- public:
-  explicit Checker(const Tensor& x) : device_index_(x.get_device_index()), device_type_(type_of(x)) {
-    contiguous("x", x);
-  }
+inline void contiguous(const char* name, const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.is_contiguous(), name, " is not contiguous; pass ", name, ".contiguous()");
+}
 
-  template <size_t N>
-  void* operator()(const char* name, const Tensor& tensor, ScalarType dtype, const int64_t (&sizes)[N]) const {
-    const auto found = tensor.sizes();
-    bool equal = found.size() == N;
-    for (size_t i = 0; equal && i < N; ++i) equal = found[i] == sizes[i];
-    STD_TORCH_CHECK(equal, name, " has the shape ", listed(found.data(), found.size()), "; pass ", listed(sizes, N));
-    const ScalarType has = tensor.scalar_type();
-    STD_TORCH_CHECK(has == dtype, name, " is ", torch::headeronly::toString(has), "; convert it to ",
-                    torch::headeronly::toString(dtype));
-    STD_TORCH_CHECK(type_of(tensor) == device_type_ && tensor.get_device_index() == device_index_, name,
-                    " is on another device than x; move it to x's");
-    contiguous(name, tensor);
-    return tensor.mutable_data_ptr();  // of the inputs too: it costs nothing unless one is a lazy copy
-  }
+// Where a tensor's elements lie, once it is what it has to be.
+template <size_t N>
+void* checked(const char* name, const Tensor& tensor, ScalarType dtype, const int64_t (&sizes)[N]) {
+  const auto found = tensor.sizes();
+  bool equal = found.size() == N;
+  for (size_t i = 0; equal && i < N; ++i) equal = found[i] == sizes[i];
+  STD_TORCH_CHECK(equal, name, " has the shape ", listed(found.data(), found.size()), "; pass ", listed(sizes, N));
+  const ScalarType has = tensor.scalar_type();
+  STD_TORCH_CHECK(has == dtype, name, " is ", torch::headeronly::toString(has), "; convert it to ",
+                  torch::headeronly::toString(dtype));
+  contiguous(name, tensor);
+  return tensor.mutable_data_ptr();  // of the inputs too: it costs nothing unless one is a lazy copy
+}
 
-  template <size_t N>
-  void* operator()(const char* name, const Optional& tensor, ScalarType dtype, const int64_t (&sizes)[N]) const {
-    return tensor ? (*this)(name, *tensor, dtype, sizes) : nullptr;
-  }
-
- private:
-  static int32_t type_of(const Tensor& tensor) {
-    int32_t type;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
-    return type;
-  }
-
-  static void contiguous(const char* name, const Tensor& tensor) {
-    STD_TORCH_CHECK(tensor.is_contiguous(), name, " is not contiguous; pass ", name, ".contiguous()");
-  }
-
-  int32_t device_index_, device_type_;
-};
+template <size_t N>
+void* checked(const char* name, const Optional& tensor, ScalarType dtype, const int64_t (&sizes)[N]) {
+  return tensor ? checked(name, *tensor, dtype, sizes) : nullptr;
+}
 
 inline Planes planes_of(const Tensor& x) {
   STD_TORCH_CHECK(x.dim() == 4, "x has ", x.dim(), " dimensions; pass [B, C, h, w]");
@@ -85,11 +68,12 @@ inline int64_t kept_of(const Tensor& history) {
   return history.size(0);
 }
 
-inline Step check_step(const Tensor& x, const Tensor& history, const Optional& sample, const Optional& timestep,
-                       const Tensor& flags, const Tensor& output, const Tensor& table, int64_t row,
-                       const Optional& guidance, const Optional& mask, const Optional& z0, const Optional& eps) {
-  const Checker checked(x);
+inline Step check_step(const Tensor& x, const Tensor& history, const Tensor& sample, const Tensor& timestep,
+                       const Tensor& flags, const Tensor& output, const Tensor& table, const Tensor& row,
+                       const Optional& guidance, const Optional& mask, const Optional& z0, const Optional& eps,
+                       const Optional& weight, const Optional& original) {
   const ScalarType state = x.scalar_type(), io = output.scalar_type();
+  contiguous("x", x);
   Step step{};
   step.shape = planes_of(x);
   step.state = storage_of("x", x);
@@ -104,34 +88,44 @@ inline Step check_step(const Tensor& x, const Tensor& history, const Optional& s
                   "; use the eager step");
   STD_TORCH_CHECK(table.dim() == 2 && table.size(1) == columns, "table has the shape ",
                   listed(table.sizes().data(), table.dim()), "; pass [k, ", columns, "] for a history of ", kept);
-  STD_TORCH_CHECK(row >= 0 && row < table.size(0), "row is ", row, ", and the table has ", table.size(0),
-                  "; pass 0 to ", table.size(0) - 1);
-  STD_TORCH_CHECK(!sample || timestep, "sample is given without timestep; pass both, or neither in the last step");
-  STD_TORCH_CHECK(!mask || z0, "mask is given without z0; pass the original that the outside of the mask is taken from");
 
   step.kept = static_cast<int>(kept);
   step.x = checked("x", x, state, latent);
   step.history = checked("history", history, state, {kept, batch, channels, height, width});
   step.sample = checked("sample", sample, io, full);
-  step.timestep = sample ? static_cast<float*>(checked("timestep", timestep, ScalarType::Float, {1})) : nullptr;
+  step.timestep = static_cast<float*>(checked("timestep", timestep, ScalarType::Float, {1}));
   step.flags = static_cast<int32_t*>(checked("flags", flags, ScalarType::Int, {batch}));
   step.output = checked("output", output, io, full);
-  step.row = static_cast<const float*>(checked("table", table, ScalarType::Float, {table.size(0), columns}));
-  step.row += row * columns;
+  step.row = static_cast<int32_t*>(checked("row", row, ScalarType::Int, {1}));
+  step.coefficients = static_cast<const float*>(checked("table", table, ScalarType::Float, {table.size(0), columns}));
+  STD_TORCH_CHECK(*step.row >= 0 && *step.row < table.size(0), "row is ", *step.row, ", and the table has ",
+                  table.size(0), "; set it to 0 to ", table.size(0) - 1);
+  step.coefficients += *step.row * columns;
   step.guidance = static_cast<const float*>(checked("guidance", guidance, ScalarType::Float, {batch}));
   if (mask) {
+    STD_TORCH_CHECK(z0 && eps && weight && original, "mask is given without ",
+                    !z0 ? "z0" : !eps ? "eps" : !weight ? "weight" : "original",
+                    "; masked steps need z0, eps, weight and original");
     step.mask_per_channel = mask->dim() == 4 && mask->size(1) == channels && channels > 1;
-    step.mask = checked("mask", mask, state, {batch, step.mask_per_channel ? channels : 1, height, width});
-    step.z0 = checked("z0", z0, state, latent);
+    const int64_t shape[] = {batch, step.mask_per_channel ? channels : 1, height, width};
+    step.mask = checked("mask", mask, state, shape);
+    step.outside = checked("z0", z0, state, latent);
     step.eps = checked("eps", eps, state, latent);
+    const void* last_mask = checked("weight", weight, state, shape);
+    const void* last_outside = checked("original", original, state, latent);
+    if (step.coefficients[col_last] != 0) {
+      step.mask = last_mask;
+      step.outside = last_outside;
+      step.eps = nullptr;
+    }
   }
   return step;
 }
 
 inline Entry check_entry(const Tensor& x, const Optional& history, const Optional& sample, const Optional& timestep,
                          const Optional& flags, const Tensor& z, const Optional& eps, const Tensor& entry) {
-  const Checker checked(x);
   const ScalarType state = x.scalar_type();
+  contiguous("x", x);
   Entry arguments{};
   arguments.shape = planes_of(x);
   arguments.state = storage_of("x", x);

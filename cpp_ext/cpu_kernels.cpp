@@ -58,9 +58,9 @@ using UpdateLoop = void (*)(const float*, const float*, const float*, float* con
 constexpr UpdateLoop update_loops[max_kept + 1] = {update_loop<0>, update_loop<1>, update_loop<2>, update_loop<3>,
                                                    update_loop<4>};
 
-void blend_loop(const float* mask, const float* z0, float signal, float* after, int64_t n) {
+void blend_loop(const float* mask, const float* background, float* after, int64_t n) {
 #pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) after[i] = blend(mask[i], after[i], signal * z0[i]);
+  for (int64_t i = 0; i < n; ++i) after[i] = blend(mask[i], after[i], background[i]);
 }
 
 void blend_loop(const float* mask, const float* z0, const float* eps, float signal, float noise, float* after,
@@ -78,16 +78,6 @@ int32_t finish_loop(const float* after, float scale, float* x, float* sample, in
     x[i] = value;
     sample[i] = scale * value;
     worst = larger(worst, magnitude(value));
-  }
-  return worst;
-}
-
-int32_t finish_loop(const float* after, float* x, int64_t n) {
-  int32_t worst = 0;
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
-    x[i] = after[i];
-    worst = larger(worst, magnitude(after[i]));
   }
   return worst;
 }
@@ -110,13 +100,13 @@ void repeat(void* sample, Storage storage, int64_t offset, int64_t elements, int
 }
 
 struct alignas(64) Buffers {
-  float x[tile_size], e[tile_size], after[tile_size], mask[tile_size], z0[tile_size], eps[tile_size];
+  float x[tile_size], e[tile_size], after[tile_size], mask[tile_size], z[tile_size], eps[tile_size];
   float output[2][tile_size], history[max_kept][tile_size];
 };
 
 void step_tile(const Step& step, const Tile& tile, Buffers& buffers) {
   const int64_t elements = step.shape.elements(), n = tile.n, offset = tile.offset;
-  const float* row = step.row;
+  const float* row = step.coefficients;
 
   const float* e = read(step.output, step.io, offset, n, buffers.output[0]);
   int32_t worst;
@@ -141,24 +131,20 @@ void step_tile(const Step& step, const Tile& tile, Buffers& buffers) {
     const int64_t plane = step.mask_per_channel ? tile.plane : tile.item;
     const int64_t mask_offset = plane * step.shape.size + (offset - tile.plane * step.shape.size);
     const float* mask = read(step.mask, step.state, mask_offset, n, buffers.mask);
-    const float* z0 = read(step.z0, step.state, offset, n, buffers.z0);
+    const float* outside = read(step.outside, step.state, offset, n, buffers.z);
     if (step.eps != nullptr) {
       const float* eps = read(step.eps, step.state, offset, n, buffers.eps);
-      blend_loop(mask, z0, eps, row[col_signal], row[col_noise], buffers.after, n);
+      blend_loop(mask, outside, eps, row[col_signal], row[col_noise], buffers.after, n);
     } else {
-      blend_loop(mask, z0, row[col_signal], buffers.after, n);
+      blend_loop(mask, outside, buffers.after, n);
     }
   }
 
   float* next = place(step.x, step.state, offset, buffers.x);
-  if (step.sample != nullptr) {
-    float* sample = place(step.sample, step.io, offset, buffers.output[0]);
-    worst = larger(worst, finish_loop(buffers.after, row[col_scale], next, sample, n));
-    write(sample, step.sample, step.io, offset, n);
-    repeat(step.sample, step.io, offset, elements, step.guided ? 2 : 1, n);
-  } else {
-    worst = larger(worst, finish_loop(buffers.after, next, n));
-  }
+  float* sample = place(step.sample, step.io, offset, buffers.output[0]);
+  worst = larger(worst, finish_loop(buffers.after, row[col_scale], next, sample, n));
+  write(sample, step.sample, step.io, offset, n);
+  repeat(step.sample, step.io, offset, elements, step.guided ? 2 : 1, n);
   const bool stored = write(next, step.x, step.state, offset, n);
   // Threads that work on one item may both find something: they store the same value.
   if (worst >= infinite || !stored) __atomic_store_n(step.flags + tile.item, 1, __ATOMIC_RELAXED);
@@ -166,7 +152,7 @@ void step_tile(const Step& step, const Tile& tile, Buffers& buffers) {
 
 void enter_tile(const Entry& entry, const Tile& tile, Buffers& buffers) {
   const int64_t elements = entry.shape.elements(), n = tile.n, offset = tile.offset;
-  const float* z = read(entry.z, entry.state, offset, n, buffers.z0);
+  const float* z = read(entry.z, entry.state, offset, n, buffers.z);
   if (entry.eps != nullptr) {
     const float* eps = read(entry.eps, entry.state, offset, n, buffers.eps);
     noise_loop(z, eps, entry.entry[0], entry.entry[1], buffers.after, n);

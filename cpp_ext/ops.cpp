@@ -1,4 +1,4 @@
-// torch.ops.pie_engine.denoise_step and noising: their schemas, and the CPU's implementation.
+// torch.ops.pie_engine.denoise_step and noising: their schemas, and their implementation for the CPU.
 // The arguments and what they mean are those of the eager references, kernels/denoise_step.py and kernels/noising.py.
 #include <torch/csrc/stable/ops.h>
 
@@ -30,13 +30,15 @@ void over_tiles(const Planes& shape, const Run& run) {
   torch::stable::parallel_for(0, shape.planes * tiles, share, run);
 }
 
-void denoise_step(const Tensor& x, const Tensor& history, const Optional& sample, const Optional& timestep,
-                  const Tensor& flags, const Tensor& output, const Tensor& table, int64_t row,
-                  const Optional& guidance, const Optional& mask, const Optional& z0, const Optional& eps) {
-  const Step step =
-      check_step(x, history, sample, timestep, flags, output, table, row, guidance, mask, z0, eps);
+void denoise_step(const Tensor& x, const Tensor& history, const Tensor& sample, const Tensor& timestep,
+                  const Tensor& flags, const Tensor& output, const Tensor& table, const Tensor& row,
+                  const Optional& guidance, const Optional& mask, const Optional& z0, const Optional& eps,
+                  const Optional& weight, const Optional& original) {
+  const Step step = check_step(x, history, sample, timestep, flags, output, table, row, guidance, mask, z0, eps,
+                               weight, original);
   over_tiles(step.shape, [&](int64_t begin, int64_t end) { kernels().step(step, begin, end); });
-  if (step.timestep != nullptr) *step.timestep = step.row[col_timestep];
+  *step.timestep = step.coefficients[col_timestep];
+  ++*step.row;
 }
 
 void noising(const Tensor& x, const Optional& history, const Optional& sample, const Optional& timestep,
@@ -52,9 +54,9 @@ void noising(const Tensor& x, const Optional& history, const Optional& sample, c
 
 STABLE_TORCH_LIBRARY(pie_engine, library) {
   library.def(
-      "denoise_step(Tensor(a!) x, Tensor(b!) history, Tensor(c!)? sample, Tensor(d!)? timestep, Tensor(e!) flags, "
-      "Tensor output, Tensor table, int row, Tensor? guidance=None, Tensor? mask=None, Tensor? z0=None, "
-      "Tensor? eps=None) -> ()");
+      "denoise_step(Tensor(a!) x, Tensor(b!) history, Tensor(c!) sample, Tensor(d!) timestep, Tensor(e!) flags, "
+      "Tensor output, Tensor table, Tensor(f!) row, Tensor? guidance=None, Tensor? mask=None, Tensor? z0=None, "
+      "Tensor? eps=None, Tensor? weight=None, Tensor? original=None) -> ()");
   library.def(
       "noising(Tensor(a!) x, Tensor(b!)? history, Tensor(c!)? sample, Tensor(d!)? timestep, Tensor(e!)? flags, "
       "Tensor z, Tensor? eps, Tensor entry) -> ()");

@@ -27,7 +27,16 @@ CAPABILITIES = (80, 86, 89, 90, 100, 120)
 KERNELS = {"denoise_step": denoise_step_kernel, "noising": noising_kernel}
 _TYPES = {"fp32": 4, "fp16": 2, "bf16": 2}  # Triton's names, bytes
 _LOADED = {
-    "denoise_step": ("x_ptr", "output_ptr", "history_ptr", "mask_ptr", "z0_ptr", "eps_ptr"),
+    "denoise_step": (
+        "x_ptr",
+        "output_ptr",
+        "history_ptr",
+        "mask_ptr",
+        "z0_ptr",
+        "eps_ptr",
+        "weight_ptr",
+        "original_ptr",
+    ),
     "noising": ("z_ptr", "eps_ptr"),
 }
 _STORED = ("x_ptr", "history_ptr", "sample_ptr")
@@ -39,7 +48,7 @@ _ACCESS = re.compile(r"\b(ld|st)\.global(?:\.\w+(?:::\w+)*)*?(?:\.v(\d))?\.[bfsu
 class Variant:
     """What a kernel is compiled for; with a guidance, and a mask that the channels share.
 
-    `masked` means for `noising` that it is given a noise, and `last` that it writes no U-Net input.
+    `masked` means for `noising` that it is given a noise; `sampled`, that it writes a U-Net input, as every step does.
     """
 
     kernel: str = "denoise_step"
@@ -47,23 +56,23 @@ class Variant:
     io: str = "fp16"
     kept: int = 0
     masked: bool = True
-    last: bool = False
+    sampled: bool = True
 
     def __str__(self) -> str:
-        masked, last = "masked" if self.masked else "bare", "last" if self.last else "next"
-        return f"{self.kernel} {self.state}/{self.io} K{self.kept} {masked} {last}"
+        masked, sampled = "masked" if self.masked else "bare", "" if self.sampled else " alone"
+        return f"{self.kernel} {self.state}/{self.io} K{self.kept} {masked}{sampled}"
 
     def pointers(self) -> dict[str, str | None]:
         """Triton's type of every pointer; None for one that is left out."""
         history = self.state if self.kept else None
-        sample, timestep = (None, None) if self.last else (self.io, "fp32")
+        sample, timestep = (self.io, "fp32") if self.sampled else (None, None)
         types = {"x_ptr": self.state, "history_ptr": history, "sample_ptr": sample, "timestep_ptr": timestep}
-        if self.kernel == "noising":
-            eps = self.state if self.masked else None
-            return {**types, "flags_ptr": "i32", "z_ptr": self.state, "eps_ptr": eps, "entry_ptr": "fp32"}
         outside = self.state if self.masked else None
-        types |= {"flags_ptr": "i32", "output_ptr": self.io, "table_ptr": "fp32", "guidance_ptr": "fp32"}
-        return {**types, "mask_ptr": outside, "z0_ptr": outside, "eps_ptr": None if self.last else outside}
+        if self.kernel == "noising":
+            return {**types, "flags_ptr": "i32", "z_ptr": self.state, "eps_ptr": outside, "entry_ptr": "fp32"}
+        types |= {"flags_ptr": "i32", "output_ptr": self.io, "table_ptr": "fp32", "row_ptr": "i32"}
+        types |= {"guidance_ptr": "fp32"}
+        return types | dict.fromkeys(("mask_ptr", "z0_ptr", "eps_ptr", "weight_ptr", "original_ptr"), outside)
 
     def planes(self) -> dict[str, list[int]]:
         """Bytes that each thread loads and stores at once when it does so as it should, one number per plane."""
@@ -110,11 +119,11 @@ class Report:
 
 def variants() -> Iterator[Variant]:
     """The variants that the engine launches: a float32 state, and the U-Net's own dtype."""
-    for io, kept, masked, last in itertools.product(("fp16", "bf16", "fp32"), (0, 1, 3), (True, False), (False, True)):
-        yield Variant(io=io, kept=kept, masked=masked, last=last)
+    for io, kept, masked in itertools.product(("fp16", "bf16", "fp32"), (0, 1, 3), (True, False)):
+        yield Variant(io=io, kept=kept, masked=masked)
     for io, kept in itertools.product(("fp16", "bf16", "fp32"), (0, 1, 3)):
         yield Variant("noising", io=io, kept=kept)
-    yield Variant("noising", last=True)  # reads an inverted noise back
+    yield Variant("noising", sampled=False)  # reads an inverted noise back
 
 
 def compile_for(

@@ -36,7 +36,7 @@ EAGER = Kernels("eager", denoise_step, noising)
 
 
 def select(device: torch.device | str, name: str = "auto") -> Kernels:
-    """The implementation `name`, or for "auto" the first of Triton, C++ and eager that works on `device`.
+    """The implementation `name`, or for "auto" Triton's on a GPU and the C++ on a processor, else the eager one.
 
     Raises:
         BackendError: the implementation that was asked for by name does not work here.
@@ -46,7 +46,7 @@ def select(device: torch.device | str, name: str = "auto") -> Kernels:
     device = torch.device(device)
     if name == "eager":
         return EAGER
-    candidates = (name,) if name != "auto" else ("triton", "cpp") if device.type == "cuda" else ("cpp",)
+    candidates = (name,) if name != "auto" else ("triton",) if device.type == "cuda" else ("cpp",)
     reasons: list[str] = []
     for candidate in candidates:
         try:
@@ -87,6 +87,8 @@ def _triton(device: torch.device) -> Kernels:
 def _cpp(device: torch.device) -> Kernels:
     from pie_engine import cpp_ext
 
+    if device.type != "cpu":
+        raise BackendError("the C++ step is for processors; a GPU runs Triton's")
     operations = cpp_ext.load()
     return Kernels("cpp", operations.denoise_step, operations.noising)
 
@@ -98,26 +100,30 @@ def _try_out(kernels: Kernels, device: torch.device, note: str) -> Kernels:
     """One small round of both operations against the eager ones: a kernel that does not compile is found out here."""
     import torch
 
-    from pie_engine.kernels.table import columns
+    from pie_engine.kernels.table import LAST, columns
 
     def compute(operations: Kernels) -> list[torch.Tensor]:
         generator = torch.Generator().manual_seed(0)
 
         def draw(*shape: int) -> torch.Tensor:
-            return torch.randn(shape, generator=generator).to(device)
+            return 0.5 * torch.randn(shape, generator=generator).to(device)
 
-        z, eps, x, output = draw(1, 4, 4, 4), draw(1, 4, 4, 4), draw(1, 4, 4, 4), draw(2, 4, 4, 4)
+        z, eps, original, x = (draw(1, 4, 4, 4) for _ in range(4))
+        output = draw(2, 4, 4, 4)
         history, sample = x.new_empty(1, *x.shape), x.new_empty(output.shape)
         timestep, flags = x.new_empty(1), torch.empty(1, dtype=torch.int32, device=device)
         operations.noising(x, history, sample, timestep, flags, z, eps, draw(4))
-        table, mask = draw(1, columns(1)), draw(1, 1, 4, 4)
-        operations.denoise_step(
-            x, history, sample, timestep, flags, output, table, 0, draw(1), mask, z, eps
-        )  # fmt: skip
-        return [x, history, sample, timestep, flags.float()]
+        table, guidance, mask, weight = draw(2, columns(1)), draw(1), draw(1, 1, 4, 4), draw(1, 1, 4, 4)
+        table[:, LAST] = torch.arange(2)  # a step that another one follows, then the last one
+        row = torch.zeros(1, dtype=torch.int32, device=device)
+        for _ in table:
+            operations.denoise_step(
+                x, history, sample, timestep, flags, output, table, row, guidance, mask, z, eps, weight, original
+            )  # fmt: skip
+        return [x, history, sample, timestep, flags.float(), row.float()]
 
     for got, expected in zip(compute(kernels), compute(EAGER), strict=True):
-        # A few float32 operations on values of order 10.
+        # Some float32 operations on values of order 1.
         if not torch.allclose(got, expected, rtol=1e-4, atol=1e-4):
             raise RuntimeError(f"it computes something else than the eager step, by {(got - expected).abs().max():g}")
     return Kernels(kernels.name, kernels.denoise_step, kernels.noising, note)

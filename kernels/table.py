@@ -1,9 +1,10 @@
 """The layout of a schedule's table: one row of float32 coefficients per denoising step, packed.
 
-    a, b, signal, noise, scale, timestep, c[K], p[K], q[K], P[K * K]
+    a, b, signal, noise, scale, timestep, last, c[K], p[K], q[K], P[K * K]
 
 `signal`, `noise`, `scale` and `timestep` are those of the step that follows: the row holds all that one launch reads.
-In a round's last row they are 1, 0, 1 and 0, because nothing follows: the background is z0 itself there.
+In a round's last row, where nothing follows, they are 1, 0, 1 and 0, and `last` is 1: the latent is blended with the
+original itself there.
 The entry of a round has a short row of its own: signal, noise, scale, timestep.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-A, B, SIGNAL, NOISE, SCALE, TIMESTEP, VECTORS = range(7)
+A, B, SIGNAL, NOISE, SCALE, TIMESTEP, LAST, VECTORS = range(8)
 ENTRY_COLUMNS = 4
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 WARPS = 4
 BLOCK = 4 * 32 * WARPS
 # A kernel compiled for one value of these serves them all. Vector loads need the plane's size to be divisible by 16,
-# so that stays; the flags are a row of a larger tensor, aligned or not.
-UNSPECIALISED = ("row", "planes", "channels", "flags_ptr")
+# so that stays; the flags and the counter of rows may be parts of a larger tensor, aligned or not.
+UNSPECIALISED = ("row_ptr", "planes", "channels", "flags_ptr")
 
 
 @functools.cache

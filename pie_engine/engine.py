@@ -105,7 +105,7 @@ class PieEngine:
             device=device,
             dtype=dtype,
             threads=threads,
-            compile=runtime.compile,
+            runtime=runtime,
             on_component=on_component,
         )
         return cls(opened.backend, source=opened.provenance, chosen=opened.why, runtime=runtime)

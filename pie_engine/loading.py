@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pie_engine.backends import Backend
     from pie_engine.bundle import Bundle
     from pie_engine.checkpoint import Checkpoint, LoraSpec
+    from pie_engine.config import RuntimeConfig
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def open_backend(
     device: str | None,
     dtype: str | None,
     threads: int | None,
-    compile: bool,
+    runtime: RuntimeConfig,
     on_component: Callable[[str], None],
 ) -> Opened:
     """See `PieEngine.load`, which documents the arguments."""
@@ -62,10 +63,10 @@ def open_backend(
         found = "both" if given else "neither"
         raise ConfigError(f"one of a bundle and a checkpoint is needed ({found} given); pass --engine or --checkpoint")
     if source.engine is None:
-        choice = choose_for_checkpoint(device, dtype, compile) if backend == "auto" else _asked(backend)
+        choice = choose_for_checkpoint(device, dtype, runtime.compile) if backend == "auto" else _asked(backend)
         if choice.name == "torch":
-            return _open_checkpoint(source, device, dtype or "fp32", threads, compile, choice)
-        _refuse_compile(compile)
+            return _open_checkpoint(source, device, dtype or "fp32", threads, runtime, choice)
+        _refuse_compile(runtime.compile)
         return _build_checkpoint(source, device, dtype, threads, choice, on_component)
     if source.lora:
         raise ConfigError(
@@ -75,7 +76,7 @@ def open_backend(
         raise ConfigError(
             "backend torch runs checkpoints, not bundles; pass --checkpoint, or --backend openvino or onnxruntime"
         )
-    _refuse_compile(compile)
+    _refuse_compile(runtime.compile)
     return _open_bundle(source.engine, device, dtype, threads, backend)
 
 
@@ -166,7 +167,7 @@ def _build_checkpoint(
 
 
 def _open_checkpoint(
-    source: Source, device: str | None, dtype: str, threads: int | None, compile: bool, choice: Choice
+    source: Source, device: str | None, dtype: str, threads: int | None, runtime: RuntimeConfig, choice: Choice
 ) -> Opened:
     import torch
 
@@ -185,7 +186,7 @@ def _open_checkpoint(
 
     loaded = load()
     with _explaining_memory(device, dtype):
-        backend = TorchBackend(loaded, model_info(loaded), device=device, precision=dtype, compile=compile, reload=load)
+        backend = TorchBackend(loaded, model_info(loaded), device=device, precision=dtype, runtime=runtime, reload=load)
     return Opened(backend, loaded.sources, choice.why)
 
 

@@ -6,23 +6,49 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pie_engine.config import COMPONENTS
 from pie_engine.errors import BackendError
 from pie_engine.plan import Batch, Plan
-from pie_engine.progression import Noises, OnStep, decode_frames, encode_frames, engine_round, official_round
+from pie_engine.progression import (
+    Noises,
+    OnStep,
+    Part,
+    decode_frames,
+    encode_frames,
+    enter,
+    enter_inversion,
+    enter_official,
+    invert_step,
+    read_noise_back,
+    run_round,
+    step,
+)
 from pie_engine.runtime.buffers import DECODE, STAGE_COMPONENT, Slot
-from pie_engine.runtime.capture import Stage
+from pie_engine.runtime.capture import Capture, Stage
 from pie_engine.runtime.timeline import CudaTimeline, Timeline
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pie_engine.backends import Backend
-    from pie_engine.config import Kind, RunConfig, RuntimeConfig
+    from pie_engine.config import RunConfig, RuntimeConfig
 
 log = logging.getLogger(__name__)
+
+# What a part of a round is called where it is captured.
+STAGES: dict[Part, str] = {
+    enter: "entry",
+    enter_official: "entry",
+    step: "step",
+    enter_inversion: "inversion's entry",
+    invert_step: "inversion's step",
+    read_noise_back: "inversion's end",
+    decode_frames: "decoding",
+    encode_frames: "encoding",
+}
+UNGUIDED = " without guidance"
 
 
 @dataclass(frozen=True)
@@ -45,24 +71,15 @@ class Method(Protocol):
         ...
 
 
-@dataclass
-class _Progress:
-    """Whom to tell of an evaluation. Apart from the loop, so that the stages do not refer back to it: a loop that is
-    dropped has to free its GPU memory at once, and not when the garbage collector comes by."""
-
-    on_step: OnStep = lambda: None
-
-    def tell(self) -> None:
-        self.on_step()
-
-
 class Loop:
-    """Drives a plan: load a batch, then take its rounds. Captured rounds serve every batch that is loaded later.
+    """Drives a plan: load a batch, then take its rounds. What is captured serves every batch that is loaded later.
 
     After an error a loop must not be used again.
 
     Attributes:
         plan: buffers and schedules.
+        stages: the parts of a round by name, as they have run so far: each is captured by itself. Those of rounds
+            without guidance have names of their own, as they run another batch.
         reruns: what was run again because values were not finite: round (0 is the preparation), component, precisions,
             items.
     """
@@ -75,12 +92,12 @@ class Loop:
         # A round of the published code starts from the frame before: nothing to begin early.
         self._lag = 0 if plan.official else self._timeline.lag
         self._slots = [Slot.allocate(plan.buffers) for _ in range(self._lag + 1)]
-        self._progress = _Progress()
-        self._rounds_by_kind: dict[Kind, Stage] = {}
+        self.stages: dict[str, Stage] = {}
+        # One for all that runs where rounds run, one for decoding: each shares a memory pool.
+        self._captures: dict[bool, Capture | str] = {}
+        self._on_step: OnStep = lambda: None
         self._batch: Batch | None = None
         self._entered = 0
-        for component in COMPONENTS:
-            self._make_stage(component)
 
     def load(self, batch: Batch, config: RunConfig) -> None:
         """Encode and copy a batch in.
@@ -142,13 +159,13 @@ class Loop:
             BackendError: values are not finite in the highest precision either.
         """
         assert self._batch is not None, "load a batch first"
-        self._progress.on_step = (lambda: None) if self._timeline.asynchronous else on_step
+        self._on_step = (lambda: None) if self._timeline.asynchronous else on_step
         try:
             yield from self._rounds(on_step)
         finally:
             # Whoever stops in the middle leaves rounds under way, which the next run must not meet.
             self._timeline.synchronize()
-            self._progress.on_step = lambda: None
+            self._on_step = lambda: None
 
     def _rounds(self, on_step: OnStep) -> Iterator[Round]:
         assert self._batch is not None
@@ -185,8 +202,8 @@ class Loop:
 
     @property
     def captured(self) -> bool:
-        """Whether rounds are replayed from a CUDA graph, or those of one kind at least."""
-        return any(stage.captured for stage in self._rounds_by_kind.values())
+        """Whether steps are replayed from a CUDA graph."""
+        return any(stage.captured for name, stage in self.stages.items() if name.startswith(STAGES[step]))
 
     @property
     def overlapping(self) -> bool:
@@ -196,13 +213,11 @@ class Loop:
     @property
     def note(self) -> str:
         """What is not captured and why, or an empty string."""
-        rounds = list(self._rounds_by_kind.values())
-        stages = [*rounds, self._decode, *([self._encode] if self.plan.official else [])]
-        reasons = {stage.reason: stage.name for stage in reversed(stages) if stage.reason}
-        if len(reasons) == 1 and not self.captured and rounds and rounds[0].reason:
-            return rounds[0].reason
+        reasons = {stage.reason: stage.name for stage in reversed(self.stages.values()) if stage.reason}
+        if len(reasons) == 1 and not self.captured and all(stage.reason for stage in self.stages.values()):
+            return next(iter(reasons))
         if not reasons and not self.captured:
-            return "the first round is the warm-up; there was no second one to capture"
+            return "the first step is the warm-up; there was no second one to capture"
         return "; ".join(f"{name}: {reason}" for reason, name in reasons.items())
 
     def _begin(self, index: int) -> None:
@@ -213,10 +228,10 @@ class Loop:
             else:
                 if index != self._entered:  # a round that is run again still has its own
                     b.previous_frames.copy_(b.frames)
-                self._encode()
+                self._run(encode_frames)
         self._entered = index
         slot = self._slots[index % len(self._slots)]
-        self._round_of(self.plan.kind)()
+        run_round(self.plan, self._run, self._on_step)
 
         def hand_over() -> None:
             b.decoding.copy_(b.x)
@@ -224,36 +239,34 @@ class Loop:
 
         self._timeline.hand_over(hand_over)
         with self._timeline.decoding():
-            self._decode()
+            self._run(decode_frames)
             slot.latents.copy_(b.decoding, non_blocking=True)
             slot.frames.copy_(b.frames, non_blocking=True)
             slot.flags.copy_(b.decoding_flags, non_blocking=True)
             slot.wait = self._timeline.mark()
 
-    def _make_stage(self, component: str) -> None:
-        """The stages that a component belongs to, not captured yet: again when the component changed."""
-        plan = self.plan
-        capture = self._timeline.capture(decoding=component == "vae_decoder")
-        if not isinstance(capture, str) and not self._runtime.cuda_graph:
-            capture = "switched off"
-        if component == "unet":
-            self._rounds_by_kind.clear()
-            self._round_capture = capture  # one for all kinds: they run after one another and share a memory pool
-            self._round_of(plan.kind)
-        elif component == "vae_decoder":
-            self._decode = Stage("decoding", lambda: decode_frames(plan), capture)
-        elif component == "vae_encoder":
-            self._encode = Stage("encoding", lambda: encode_frames(plan), capture)
-
-    def _round_of(self, kind: Kind) -> Stage:
-        """The stage of a kind of round: the plan has to have entered one when it runs."""
-        stage = self._rounds_by_kind.get(kind)
+    def _run(self, part: Part) -> None:
+        """Run a part of the round that the plan has entered, capture it, or replay what was captured of it."""
+        name = STAGES[part]
+        if part in (enter, enter_official, step) and not self.plan.kind.guided:
+            name += UNGUIDED
+        stage = self.stages.get(name)
         if stage is None:
-            plan, progress = self.plan, self._progress
-            own_round = official_round if plan.official else engine_round
-            stage = Stage("the round", lambda: own_round(plan, progress.tell), self._round_capture)
-            self._rounds_by_kind[kind] = stage
-        return stage
+            stage = self.stages[name] = Stage(name, partial(part, self.plan), self._capture(part is decode_frames))
+        stage()
+
+    def _capture(self, decoding: bool) -> Capture | str:
+        if decoding not in self._captures:
+            capture = self._timeline.capture(decoding=decoding)
+            off = not isinstance(capture, str) and not self._runtime.cuda_graph
+            self._captures[decoding] = "switched off" if off else capture
+        return self._captures[decoding]
+
+    def _drop_stages(self, component: str) -> None:
+        """Free what was captured of a component's work, because the component changes."""
+        others = {STAGES[decode_frames]: "vae_decoder", STAGES[encode_frames]: "vae_encoder"}
+        self.stages = {name: s for name, s in self.stages.items() if others.get(name, "unet") != component}
+        self._captures.clear()  # memory pools of their own for what comes
 
     def _checked(self, component: str, compute: Callable[[], Tensor]) -> Tensor:
         """The output of a component, computed again in higher precision while it is not finite."""
@@ -274,7 +287,7 @@ class Loop:
         backend = self.plan.backend
         items = [item for item, flag in zip(self._batch.item_ids, bad.tolist(), strict=True) if flag]
         before = backend.precisions[component]
-        self._make_stage(component)  # frees what was captured, so that there is room for the new weights
+        self._drop_stages(component)  # so that there is room for the new weights
         if component == "unet":
             self.plan.unbind()
         after = backend.raise_precision(component)

@@ -16,7 +16,7 @@ from pie_engine.schedule import build_inversion, build_schedule
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pie_engine.backends import Backend, UNetCall
+    from pie_engine.backends import Backend
     from pie_engine.config import Kind, RoundSettings, RunConfig
     from pie_engine.kernels.dispatch import Kernels
     from pie_engine.schedule import Schedule
@@ -43,29 +43,11 @@ class Batch:
     shares: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Course:
-    """What every round of one kind runs.
-
-    Attributes:
-        sampler: the denoising steps.
-        inversion: DDIM inversion, or None where a round enters by noising.
-    """
-
-    sampler: Sampler
-    inversion: Sampler | None
-
-    @property
-    def evaluations(self) -> int:
-        """U-Net calls of one round."""
-        return self.sampler.schedule.steps + (self.inversion.schedule.steps if self.inversion else 0)
-
-
 class Plan:
     """Schedules, buffers and bound U-Nets for one batch shape and the kinds of round that the settings ask for.
 
     Batches are loaded into it; rounds are entered one after the other. Rounds of all kinds share the buffers, and one
-    bound U-Net with guidance and one without it, whichever are needed.
+    sampler with guidance and one without it, whichever are needed.
 
     Attributes:
         buffers: every tensor that a round reads or writes.
@@ -85,7 +67,8 @@ class Plan:
         self._held: dict[bool, tuple[str, ...]] = {}
         self._empty_context: Tensor | None = None
         self._index = 0
-        self._courses: dict[Kind, Course] = {}
+        self._samplers: dict[bool, Sampler] = {}  # by whether they are guided
+        self._inversion: Sampler | None = None
         self.bind()
 
     @staticmethod
@@ -98,21 +81,22 @@ class Plan:
     @property
     def sampler(self) -> Sampler:
         """The denoising steps of the round that was entered last, with the U-Net as it was bound last."""
-        return self._course.sampler
+        assert self._samplers, "bind first"
+        return self._samplers[self.kind.guided]
 
     @property
     def inversion(self) -> Sampler | None:
         """That round's DDIM inversion, or None where a round enters by noising."""
-        return self._course.inversion
+        return self._inversion
 
     @property
     def evaluations(self) -> int:
         """U-Net calls of that round."""
-        return self._course.evaluations
+        return self._evaluations(self.kind)
 
     def evaluations_of(self, index: int) -> int:
         """U-Net calls of round `index` of the settings that were loaded last, counted from 0."""
-        return self._courses[self._rounds[index].kind].evaluations
+        return self._evaluations(self._rounds[index].kind)
 
     @property
     def total_evaluations(self) -> int:
@@ -126,29 +110,25 @@ class Plan:
 
     def unbind(self) -> None:
         """Let go of the U-Net and its buffers."""
-        self._courses.clear()
+        self._samplers.clear()
+        self._inversion = None
         self._held.clear()
 
     def bind(self) -> None:
         """Bind the U-Net's current weights and precision to buffers, unless it is bound."""
-        if self._courses:
+        if self._samplers:
             return
         batch, (_, height, width), buffers = self.shape.batch, self.shape.latent, self.buffers
-        unets: dict[bool, UNetCall] = {}
-        empty = None
         for guided in sorted({kind.guided for kind in self._schedules}):
-            bound = self.backend.bind_unet(batch * (self.shape.findings + guided), height, width)
-            shares = buffers.shares
-            unets[guided] = bound if shares is None else RegionalUNet(bound, shares, guided=guided)
-        for kind, (denoising, inverting) in self._schedules.items():
-            guidance = buffers.guidance if kind.guided else None
-            inversion = None
-            if inverting is not None:
-                if empty is None:
-                    empty = self.backend.bind_unet(batch, height, width)
-                inversion = Sampler(inverting, empty, self.kernels, guidance=None, inverting=True)
-            sampler = Sampler(denoising, unets[kind.guided], self.kernels, guidance=guidance)
-            self._courses[kind] = Course(sampler, inversion)
+            unet = self.backend.bind_unet(batch * (self.shape.findings + guided), height, width)
+            if buffers.shares is not None:
+                unet = RegionalUNet(unet, buffers.shares, guided=guided)
+            own = {kind: denoising for kind, (denoising, _) in self._schedules.items() if kind.guided == guided}
+            self._samplers[guided] = Sampler(own, unet, self.kernels, guidance=buffers.guidance if guided else None)
+        inverting = {kind: table for kind, (_, table) in self._schedules.items() if table is not None}
+        if inverting:
+            unet = self.backend.bind_unet(batch, height, width)
+            self._inversion = Sampler(inverting, unet, self.kernels, guidance=None, inverting=True)
         if self._contexts:
             self._fill_empty_context()
             self.enter(self._index)
@@ -173,15 +153,18 @@ class Plan:
     def enter(self, index: int) -> None:
         """Make the buffers hold what round `index` runs with, counted from 0: its guidance, and its prompts.
 
-        It runs between rounds, where they run, and never within one: a captured round reads what it finds here.
+        It runs between rounds, where they run, and never within one: captured parts read what they find here.
         """
         own = self._rounds[index]
         self.kind, self._index = own.kind, index
         self.buffers.guidance.fill_(own.guidance_scale)
+        self.sampler.choose(own.kind)
+        if self._inversion is not None:
+            self._inversion.choose(own.kind)
         prompts = self._prompts_of(own)
         if self._held.get(own.kind.guided) != prompts:
-            context = self.sampler.unet.context
-            context.copy_(self._contexts[prompts][-len(context) :])  # without guidance no negative prompts
+            unet = self.sampler.unet
+            unet.condition(self._contexts[prompts][-len(unet.context) :])  # without guidance no negative prompts
             self._held[own.kind.guided] = prompts
 
     @property
@@ -196,10 +179,9 @@ class Plan:
             return None
         return Region(b.mask, b.weight, b.z0, b.z0_background, b.eps_background)
 
-    @property
-    def _course(self) -> Course:
-        assert self._courses, "bind first"
-        return self._courses[self.kind]
+    def _evaluations(self, kind: Kind) -> int:
+        denoising, inverting = self._schedules[kind]
+        return denoising.steps + (0 if inverting is None else inverting.steps)
 
     def _build(self, config: RunConfig, kind: Kind) -> tuple[Schedule, Schedule | None]:
         """The tables of one kind's denoising and, if rounds enter by it, inversion."""
@@ -246,8 +228,8 @@ class Plan:
 
     def _fill_empty_context(self) -> None:
         """Kinds of round share the U-Net that inverts."""
-        if self.inversion is not None and self._empty_context is not None:
-            self.inversion.unet.context.copy_(self._empty_context)
+        if self._inversion is not None and self._empty_context is not None:
+            self._inversion.unet.condition(self._empty_context)
 
 
 def _kinds(config: RunConfig) -> tuple[Kind, ...]:

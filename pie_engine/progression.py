@@ -2,7 +2,7 @@
 
 A round (arXiv 2309.11745, algorithm 1): noise or invert the previous frame's latent to the first of k timesteps;
 k guided denoising steps with the outside of the region of interest (ROI) replaced between them; blend with the
-original latent. A round works on static buffers alone, so that it can be captured once and replayed N times.
+original latent. Its parts work on static buffers alone, so that each can be captured once and replayed ever after.
 """
 
 from __future__ import annotations
@@ -20,32 +20,81 @@ if TYPE_CHECKING:
     from pie_engine.plan import Batch, Plan
 
 OnStep = Callable[[], None]
+# A part of a round, run on the plan's buffers.
+Part = Callable[["Plan"], None]
 
 
-def engine_round(plan: Plan, on_step: OnStep) -> None:
-    """x -> x: the engine's own semantics, latents carried from round to round."""
-    b = plan.buffers
+def run_round(plan: Plan, run: Callable[[Part], None], on_step: OnStep = lambda: None) -> None:
+    """x -> x: all parts of the round that the plan has entered, in order.
+
+    Args:
+        run: runs a part on the plan, or replays what it captured of it.
+        on_step: called after each U-Net evaluation; on a GPU it has only been launched then.
+    """
     if plan.inversion is not None:
-        invert(plan, on_step)
-    plan.sampler(b.x, b.x, b.eps, b.flags[DENOISE], plan.region, on_step)
+        run_inversion(plan, run, on_step)
+    run(enter_official if plan.official else enter)
+    run_steps(plan, run, on_step)
 
 
-def official_round(plan: Plan, on_step: OnStep) -> None:
-    """Posterior samples of the previous frame and of the original (twice) -> x, as published."""
+def run_steps(plan: Plan, run: Callable[[Part], None], on_step: OnStep = lambda: None) -> None:
+    """The denoising steps of a round that has been entered."""
+    for _ in range(plan.sampler.schedule.steps):
+        run(step)
+        on_step()
+
+
+def run_inversion(plan: Plan, run: Callable[[Part], None], on_step: OnStep = lambda: None) -> None:
+    """DDIM inversion of x, read back as the noise eps = (x_t - sqrt(abar) x) / sqrt(1 - abar)."""
+    assert plan.inversion is not None
+    run(enter_inversion)
+    for _ in range(plan.inversion.schedule.steps):
+        run(invert_step)
+        on_step()
+    run(read_noise_back)
+
+
+def enter(plan: Plan) -> None:
+    """x noised with eps to the first timestep: the engine's own semantics, latents carried from round to round."""
+    b = plan.buffers
+    plan.sampler.enter(b.x, b.x, b.eps, b.flags[DENOISE])
+
+
+def enter_official(plan: Plan) -> None:
+    """Posterior samples of the previous frame, noised, and of the original (twice), as published."""
     b, scaling = plan.buffers, plan.backend.model.scaling_factor
     assert b.draws is not None and b.frame_moments is not None
     b.x.copy_(posterior_sample(b.frame_moments, b.draws[0]) * scaling)
     b.z0.copy_(posterior_sample(b.moments, b.draws[1]) * scaling)
     b.z0_background.copy_(posterior_sample(b.moments, b.draws[2]) * scaling)
-    plan.sampler(b.x, b.x, b.eps, b.flags[DENOISE], plan.region, on_step)
+    enter(plan)
 
 
-def invert(plan: Plan, on_step: OnStep = lambda: None) -> None:
-    """DDIM inversion of x, read back as the noise eps = (x_t - sqrt(abar) x) / sqrt(1 - abar)."""
-    b, inversion = plan.buffers, plan.inversion
-    assert inversion is not None
-    inversion(b.eps, b.x, None, b.flags[INVERSION], None, on_step)
-    plan.kernels.noising(b.eps, None, None, None, None, b.x, b.eps, inversion.read_back)
+def step(plan: Plan) -> None:
+    """One U-Net evaluation and what follows it; the last one of a round ends in its final blend."""
+    b = plan.buffers
+    plan.sampler.step(b.x, b.flags[DENOISE], plan.region)
+
+
+def enter_inversion(plan: Plan) -> None:
+    """The latent itself, to be inverted in eps, so that x stays."""
+    b = plan.buffers
+    assert plan.inversion is not None
+    plan.inversion.enter(b.eps, b.x, None, b.flags[INVERSION])
+
+
+def invert_step(plan: Plan) -> None:
+    """One step of DDIM inversion."""
+    b = plan.buffers
+    assert plan.inversion is not None
+    plan.inversion.step(b.eps, b.flags[INVERSION], None)
+
+
+def read_noise_back(plan: Plan) -> None:
+    """The noise between x and what its inversion arrived at."""
+    b = plan.buffers
+    assert plan.inversion is not None
+    plan.kernels.noising(b.eps, None, None, None, None, b.x, b.eps, plan.inversion.read_back)
 
 
 def decode_frames(plan: Plan) -> None:

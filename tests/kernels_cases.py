@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from pie_engine.kernels.denoise_step import denoise_step
 from pie_engine.kernels.noising import noising
-from pie_engine.kernels.table import columns
+from pie_engine.kernels.table import LAST, columns
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # One unit in the last place of what is stored: two float32 results that differ in rounding may fall on either side.
@@ -23,7 +24,10 @@ ABSOLUTE = 2e-5
 
 @dataclass(frozen=True)
 class Case:
-    """What one launch is given. `mask_channels` None is no mask; `last` is a round's last step."""
+    """What one launch is given.
+
+    `mask_channels` None is no mask. `last` is a round's last step, and for the entry that it writes x alone.
+    """
 
     shape: tuple[int, int, int, int] = (2, 4, 8, 8)
     kept: int = 0
@@ -48,6 +52,7 @@ def step_cases() -> Iterator[Case]:
         yield Case((1, 4, 8, 8), 3, mask_channels=4, last=True, state=state, io=io)
     for shape in ((1, 4, 1, 1), (3, 4, 7, 9), (1, 4, 16, 16), (2, 4, 33, 31), (5, 3, 2, 2)):
         yield Case(shape, 2, mask_channels=1, io="fp16")
+        yield Case(shape, 2, mask_channels=1, last=True, io="fp16")
 
 
 def tensors(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -55,26 +60,37 @@ def tensors(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tenso
 
 
 def step_arguments(case: Case, device: str = "cpu", table: Tensor | None = None, row: int = 1) -> dict[str, Any]:
-    """Arguments by name; everything that must be written is poisoned with NaN."""
+    """Arguments by name; everything that must be written is poisoned with NaN.
+
+    Without a table, one whose other rows are last steps where this one is not, and the other way round.
+    """
     batch, state, io = case.shape[0], DTYPES[case.state], DTYPES[case.io]
     halves = 2 if case.guided else 1
     full = (halves * batch, *case.shape[1:])
     masked, nan = case.mask_channels is not None, float("nan")
-    mask = torch.rand(batch, case.mask_channels or 1, *case.shape[2:], generator=torch.Generator().manual_seed(5))
-    mask[..., 0, 0], mask[..., -1, -1] = 0.0, 1.0  # the ends have to be exact
+    generator = torch.Generator().manual_seed(5)
+    mask, weight = torch.rand(2, batch, case.mask_channels or 1, *case.shape[2:], generator=generator)
+    for blend in (mask, weight):
+        blend[..., 0, 0], blend[..., -1, -1] = 0.0, 1.0  # the ends have to be exact
+    if table is None:
+        table = tensors(1, 3, columns(case.kept))
+        table[:, LAST] = float(not case.last)
+        table[row, LAST] = float(case.last)
     arguments: dict[str, Any] = {
         "x": tensors(2, *case.shape, dtype=state),
         "history": tensors(3, case.kept, *case.shape, dtype=state),
-        "sample": None if case.last else torch.full(full, nan, dtype=io),
-        "timestep": None if case.last else torch.full((1,), nan),
+        "sample": torch.full(full, nan, dtype=io),
+        "timestep": torch.full((1,), nan),
         "flags": torch.zeros(batch, dtype=torch.int32),
         "output": tensors(4, *full, dtype=io),
-        "table": tensors(1, 3, columns(case.kept)) if table is None else table,
-        "row": row,
+        "table": table,
+        "row": torch.tensor([row], dtype=torch.int32),
         "guidance": 1.5 + torch.arange(batch) * 3.0 if case.guided else None,
         "mask": mask.to(state) if masked else None,
         "z0": tensors(6, *case.shape, dtype=state) if masked else None,
-        "eps": tensors(7, *case.shape, dtype=state) if masked and not case.last else None,
+        "eps": tensors(7, *case.shape, dtype=state) if masked else None,
+        "weight": weight.to(state) if masked else None,
+        "original": tensors(10, *case.shape, dtype=state) if masked else None,
     }
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in arguments.items()}
 
@@ -117,23 +133,54 @@ def compare_step(implementation: Callable[..., None], case: Case, device: str = 
     compare(implementation, denoise_step, step_arguments(case, device))
 
 
+def round_table(kept: int, steps: int = 3) -> Tensor:
+    """Rows of a schedule that no row of another's may be taken for: only the last of them is a last step."""
+    table = tensors(1, steps, columns(kept))
+    table[:, LAST] = torch.arange(steps) == steps - 1
+    return table
+
+
+def compare_rounds(implementation: Callable[..., None], device: str = "cpu") -> None:
+    """Two rounds of one schedule, the second of two in a table: the same arguments in every step, and one counter."""
+    case = Case((2, 4, 5, 7), 1, io="fp16")
+    table = torch.cat((tensors(11, 2, columns(1)), round_table(1)))
+    arguments = step_arguments(case, device, table.to(device), row=2)
+
+    def rounds(step: Callable[..., None], **given: Any) -> None:
+        for _ in range(2):
+            given["row"].fill_(2)
+            for row in (2, 3, 4):
+                assert given["row"].tolist() == [row]
+                step(**given)
+
+    compare(functools.partial(rounds, implementation), functools.partial(rounds, denoise_step), arguments)
+    assert arguments["row"].tolist() == [5]
+
+
 def compare_entry(implementation: Callable[..., None], case: Case, device: str = "cpu") -> None:
     compare(implementation, noising, entry_arguments(case, device))
 
 
 def compare_flags(implementation: Callable[..., None], device: str = "cpu") -> None:
-    """One bad value anywhere names its item and no other; a flag that stands is not cleared by a good step."""
+    """One bad value anywhere names its item and no other; a flag that stands is not cleared by a good step.
+
+    What belongs to the other of the two blends is not looked at, whatever it holds.
+    """
     shape = (3, 4, 5, 7)
-    for name, value in itertools.product(("x", "output", "history", "z0"), (float("nan"), float("inf"), -float("inf"))):
-        arguments = step_arguments(Case(shape, 1), device)
+    values = (float("nan"), float("inf"), -float("inf"))
+    names = ("x", "output", "history", "z0", "eps", "original", "mask", "weight")
+    for name, value, last in itertools.product(names, values, (False, True)):
+        arguments = step_arguments(Case(shape, 1, last=last), device)
         item = 1 if name != "output" else 4  # the conditional half's item 1
-        where = (0, 1, 3, 4, 6) if name == "history" else (item, 3, 4, 6)
-        if name == "z0":
-            arguments["mask"].zero_()
+        channel = 0 if name in ("mask", "weight") else 3
+        where = (0, 1, 3, 4, 6) if name == "history" else (item, channel, 4, 6)
+        if name in ("z0", "eps", "original"):
+            arguments["weight" if last else "mask"].zero_()
         arguments[name][where] = value
         arguments["flags"][2] = 1
         implementation(**arguments)
-        assert arguments["flags"].tolist() == [0, 1, 1], (name, value)
+        unused = name in (("z0", "eps", "mask") if last else ("original", "weight"))
+        assert arguments["flags"].tolist() == [0, int(not unused), 1], (name, value, last)
     overflowing = step_arguments(Case(shape, state="fp16"), device)
     overflowing["output"][4, 0, 2, 2] = 1e30  # finite in float32, but not as it is stored
     implementation(**overflowing)

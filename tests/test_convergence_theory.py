@@ -22,6 +22,7 @@ import torch
 from golden import GOLDEN
 
 from pie_engine import Item, PieEngine, RunConfig, RuntimeConfig
+from pie_engine.backends import UNetCall
 from pie_engine.bundling import model_info
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import COMPONENTS
@@ -67,7 +68,7 @@ class ExactNoise:
         return torch.zeros(len(latent), 3, 8 * SIDE, 8 * SIDE)
 
     def bind_unet(self, batch: int, height: int, width: int) -> Any:
-        class Call:
+        class Call(UNetCall):
             sample, output = torch.zeros(batch, 4, height, width), torch.zeros(batch, 4, height, width)
             timestep, context = torch.zeros(1), torch.zeros(batch, 77, 16)
 

@@ -164,7 +164,7 @@ def test_captured_rounds(ddim_checkpoint: Checkpoint, torch_engine: PieEngine, m
         result = engine.run(item, config)
         assert np.array_equal(result.latents, plain.latents)
         assert np.array_equal(result.frames, plain.frames)
-    assert (len(timelines), timelines[0].captures) == (1, 2)
+    assert (len(timelines), timelines[0].captures) == (1, 3)
 
 
 def test_regional_sum_by_hand() -> None:

@@ -90,7 +90,9 @@ def test_captured_rounds_compute_the_same(
         assert np.array_equal(got.latents, expected.latents)
         assert np.array_equal(got.frames, expected.frames)
     official = config.semantics == "official"
-    assert timelines[0].captures == (3 if official else 2)  # the round, decoding, and the frame's encoding
+    # Entry, step and decoding; also the frame's encoding, and the inversion's entry, step and end.
+    inverted = config.inversion == "ddim"
+    assert timelines[0].captures == 3 + official + 3 * inverted
     assert len(timelines) == 1
     runtime = result.provenance["runtime"]
     assert (runtime["cuda_graph"], runtime["overlap"]) == (True, not official)
@@ -115,7 +117,7 @@ def test_each_optimisation_switches_off(
     assert runtime["cuda_graph"] == switch.get("cuda_graph", True)
     assert runtime["cuda_graph_note"] == ("switched off" if "cuda_graph" in switch else None)
     assert runtime["overlap"] == switch.get("overlap", True)
-    assert timelines[1].captures == (0 if "cuda_graph" in switch else 2)
+    assert timelines[1].captures == (0 if "cuda_graph" in switch else 3)
 
 
 def test_loops_are_kept_and_bounded(
@@ -366,11 +368,13 @@ def test_what_cannot_be_captured_says_why(ddim_checkpoint: Checkpoint, monkeypat
     assert (runtime["cuda_graph"], runtime["cuda_graph_note"]) == (False, "its work cannot be recorded")
 
 
-def test_one_round_is_the_warm_up(ddim_checkpoint: Checkpoint, timelines: list[EmulatedTimeline]) -> None:
+def test_one_step_is_the_warm_up(ddim_checkpoint: Checkpoint, timelines: list[EmulatedTimeline]) -> None:
     engine = PieEngine(backend_of(ddim_checkpoint))
-    runtime = engine.run(ITEM, replace(SHORT, steps=1)).provenance["runtime"]
+    runtime = engine.run(ITEM, replace(SHORT, steps=1, num_inference_steps=2)).provenance["runtime"]
     assert (runtime["cuda_graph"], timelines[0].captures) == (False, 0)
-    assert runtime["cuda_graph_note"] == "the first round is the warm-up; there was no second one to capture"
+    assert runtime["cuda_graph_note"] == "the first step is the warm-up; there was no second one to capture"
+    runtime = engine.run(ITEM, replace(SHORT, steps=1)).provenance["runtime"]  # three steps: captured within the round
+    assert (runtime["cuda_graph"], timelines[0].captures) == (True, 1)
 
 
 def test_a_stage_that_fails_to_be_captured_is_in_provenance(
@@ -417,7 +421,7 @@ def test_a_round_never_waits_for_the_host(ddim_checkpoint: Checkpoint, config: R
     with torch.inference_mode(), loop._timeline.main():
         try:
             torch.cuda.set_sync_debug_mode("error")
-            for stage in (*loop._rounds_by_kind.values(), loop._decode):
+            for stage in loop.stages.values():
                 stage()  # replayed
                 stage._function()  # as it runs uncaptured
         finally:

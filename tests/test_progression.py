@@ -12,6 +12,7 @@ from golden import GOLDEN
 from machines import needs_openvino
 
 from pie_engine import Box, Ellipse, Item, PieEngine, Region, RunConfig, RuntimeConfig
+from pie_engine.backends import UNetCall
 from pie_engine.backends.onnx_backend import OnnxBackend
 from pie_engine.backends.openvino_backend import OpenVINOBackend
 from pie_engine.backends.torch_backend import TorchBackend
@@ -24,9 +25,9 @@ from pie_engine.imaging import fit, open_image, prepare_mask
 from pie_engine.kernels.dispatch import EAGER
 from pie_engine.loop import Loop
 from pie_engine.plan import Batch, Plan
-from pie_engine.progression import invert, posterior_sample
+from pie_engine.progression import enter, posterior_sample, run_inversion, run_steps
 from pie_engine.reference import progress_engine, progress_official, to_uint8
-from pie_engine.runtime.buffers import DENOISE, Shape
+from pie_engine.runtime.buffers import Shape
 from pie_engine.runtime.timeline import Timeline
 from pie_engine.schedule import SCHEDULERS, make_scheduler
 from pie_engine.seeding import item_noise
@@ -245,7 +246,7 @@ class ConstantEdit:
     def bind_unet(self, batch: int, height: int, width: int) -> Any:
         backend = self
 
-        class Call:
+        class Call(UNetCall):
             sample, output = torch.zeros(batch, 4, height, width), torch.zeros(batch, 4, height, width)
             timestep, context = torch.zeros(1), torch.zeros(batch, 77, 16)
 
@@ -331,8 +332,9 @@ def test_inverted_noise_leads_back_to_the_latent(torch_engine: PieEngine) -> Non
             plan = Plan(torch_engine.backend, Shape(1, (4, 16, 16), 8, None), config, EAGER)
             plan.load(batch, config, lambda name, compute: compute())
             b, z = plan.buffers, plan.original_latent
-            invert(plan)
-            plan.sampler(b.x, b.x, b.eps, b.flags[DENOISE], None, lambda: None)
+            run_inversion(plan, lambda part: part(plan))
+            enter(plan)
+            run_steps(plan, lambda part: part(plan))
             return ((b.x - z).norm() / z.norm()).item()
 
     coarse, fine = error(25), error(100)

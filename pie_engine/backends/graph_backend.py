@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pie_engine.backends.protocol import UNetCall
 from pie_engine.config import COMPONENTS
 from pie_engine.errors import BackendError
 
@@ -128,7 +129,7 @@ class GraphBackend:
         return bound.outputs[target]
 
 
-class _BoundUNet:
+class _BoundUNet(UNetCall):
     """The U-Net bound to its static buffers."""
 
     def __init__(self, graph: BoundGraph):

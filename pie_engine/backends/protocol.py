@@ -17,7 +17,7 @@ class UNetCall(Protocol):
     Attributes:
         sample: [B, 4, h, w] in the backend's dtype.
         timestep: [1] float32 (Euler's timesteps are fractional).
-        context: [B, 77, D] in the backend's dtype, written once per progression.
+        context: [B, 77, D] in the backend's dtype, as `condition` wrote it.
         output: [B, 4, h, w] in the backend's dtype, overwritten by each call.
     """
 
@@ -27,6 +27,16 @@ class UNetCall(Protocol):
     output: Tensor
 
     def __call__(self) -> None: ...
+
+    def condition(self, context: Tensor) -> None:
+        """Hold these embeddings [B, 77, D] from the next call on: once per progression, or when they change."""
+        self.context.copy_(context)
+
+    def follow(self, timesteps: Tensor, row: Tensor) -> None:
+        """Told once which timesteps [R] float32 will come, and where [1] int32 stands which of them a call is at: what
+        depends on them alone can be computed ahead. It may be ignored: `timestep` holds the same number.
+        """
+        return
 
 
 class Backend(Protocol):

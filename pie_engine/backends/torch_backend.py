@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from pie_engine.config import COMPONENTS
+from pie_engine.backends.protocol import UNetCall
+from pie_engine.backends.torch_blocks import fuse_unet, fuse_vae, is_fused
+from pie_engine.config import COMPONENTS, RuntimeConfig
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from pie_engine.checkpoint import Checkpoint
+    from pie_engine.kernels.blocks import BlockKernels
     from pie_engine.model import ModelInfo
 
+log = logging.getLogger(__name__)
 
 _VAE_PARTS = {"vae_encoder": ("encoder", "quant_conv"), "vae_decoder": ("post_quant_conv", "decoder")}
 
@@ -28,12 +34,18 @@ def torch_dtype(name: str) -> torch.dtype:
 class TorchBackend:
     """A checkpoint's own modules, moved to one device and dtype: the checkpoint must not be used for anything else.
 
-    On a GPU the query, key and value projections of each attention are fused into one, and in half precision weights
-    lie channels last, which is how tensor cores read convolutions.
+    On a GPU in half precision the blocks of U-Net and VAE are those of `torch_blocks`, over Triton's fused norms, and
+    weights lie channels last, which is how tensor cores read convolutions. Without them (`fused_blocks` off, Triton not
+    at hand, an architecture that they do not know, or `compile`, which fuses by itself) the query, key and value
+    projections of each attention are fused into one matrix.
 
     Args:
+        runtime: which optimisations run: `compile`, `fused_blocks`, `autotune`.
         reload: reads the checkpoint again, for a component that has to run in fp32 after all: its rounded weights would
             do worse, and those beyond fp16's range not at all. None makes do with the rounded ones.
+
+    Attributes:
+        blocks: whose kernels the blocks run on, "triton", or "" for PyTorch's own.
     """
 
     name = "torch"
@@ -47,42 +59,47 @@ class TorchBackend:
         *,
         device: str = "cpu",
         precision: str = "fp32",
-        compile: bool = False,
+        runtime: RuntimeConfig | None = None,
         reload: Callable[[], Checkpoint] | None = None,
     ):
         import torch
 
         self.model = model
         self.device = torch.device(device)
-        self.compiled = compile
+        self._runtime = runtime or RuntimeConfig()
         self._reload = reload
         self.precisions: dict[str, str] = {}
         self._vae, self._unet, self._text_encoder = checkpoint.vae, checkpoint.unet, checkpoint.text_encoder
-        if self.device.type == "cuda":
-            fuse_projections(self._unet)
-            fuse_projections(self._vae)
+        self._kernels = None if precision == "fp32" else self._select_kernels()
+        for model_ in (self._unet, self._vae):
+            self._fuse(model_, self._kernels)
         for component in COMPONENTS:
             for module in self._parts(component).values():
                 self._place(module, precision)
             self.precisions[component] = precision
+        self.blocks = self._kernels.name if self._kernels and is_fused(self._unet) else ""
 
     def encode_text(self, ids: Tensor) -> Tensor:
         return self._text_encoder(ids.to(self.device))[0]
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         dtype = torch_dtype(self.precisions["vae_encoder"])
-        return self._vae.encode(pixels.to(self.device, dtype)).latent_dist.parameters.float()
+        with self._tuned():
+            return self._vae.encode(pixels.to(self.device, dtype)).latent_dist.parameters.float()
 
     def decode_latent(self, latent: Tensor) -> Tensor:
         dtype = torch_dtype(self.precisions["vae_decoder"])
-        return self._vae.decode(latent.to(self.device, dtype)).sample.float()
+        with self._tuned():
+            return self._vae.decode(latent.to(self.device, dtype)).sample.float()
 
-    def bind_unet(self, batch: int, height: int, width: int) -> _BoundUNet:
+    def bind_unet(self, batch: int, height: int, width: int) -> UNetCall:
         import torch
 
         info, dtype = self.model, torch_dtype(self.precisions["unet"])
-        return _BoundUNet(
-            self._compile() if self.compiled else self._unet,
+        bound = _BoundBlocks if is_fused(self._unet) else _BoundUNet
+        return bound(
+            self._compile() if self._runtime.compile else self._unet,
+            self._tuned,
             sample=torch.empty((batch, info.latent_channels, height, width), device=self.device, dtype=dtype),
             timestep=torch.empty(1, device=self.device),
             context=torch.empty((batch, info.max_tokens, info.text_width), device=self.device, dtype=dtype),
@@ -122,9 +139,44 @@ class TorchBackend:
 
     def _fresh_parts(self, component: str, checkpoint: Checkpoint) -> dict[str, torch.nn.Module]:
         model = checkpoint.vae if component in _VAE_PARTS else getattr(checkpoint, component)
-        if self.device.type == "cuda" and component != "text_encoder":
-            fuse_projections(model)
+        if component != "text_encoder":
+            self._fuse(model, None)
         return _vae_parts(model, component) if component in _VAE_PARTS else {component: model}
+
+    def _select_kernels(self) -> BlockKernels | None:
+        if not self._runtime.fused_blocks or self._runtime.compile:
+            return None
+        from pie_engine.kernels.blocks import select_blocks
+
+        return select_blocks(self.device)
+
+    def _fuse(self, model: Any, kernels: BlockKernels | None) -> None:
+        """Put a U-Net or VAE together for a GPU, unless another backend has done so."""
+        if self.device.type != "cuda" or is_fused(model):
+            return
+        if kernels is not None:
+            try:
+                (fuse_unet if model is self._unet else fuse_vae)(model, kernels)
+            except NotImplementedError as reason:
+                log.info("the %s runs without fused blocks: %s", type(model).__name__, reason)
+            else:
+                return
+        fuse_projections(model)
+
+    @contextlib.contextmanager
+    def _tuned(self) -> Iterator[None]:
+        """cuDNN tries its algorithms at each new shape and keeps the fastest.
+
+        Switched back after each call, as it holds for the whole process; a captured stage has its choice within.
+        """
+        import torch
+
+        before = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = self._runtime.autotune and self.device.type == "cuda"
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = before
 
     def _place(self, module: torch.nn.Module, precision: str) -> None:
         import torch
@@ -148,10 +200,13 @@ class TorchBackend:
 def fuse_projections(model: Any) -> None:
     """One matrix for query, key and value (cross-attention: key and value) in each attention of a U-Net or VAE.
 
-    diffusers keeps the separate ones beside it; they are dropped here, 113 MB of a full-size U-Net in fp16.
+    diffusers keeps the separate ones beside it; they are dropped here, 113 MB of a full-size U-Net in fp16. A model
+    that is fused already is left alone.
     """
     from diffusers.models.attention_processor import Attention
 
+    if not any(isinstance(module, Attention) and hasattr(module, "to_k") for module in model.modules()):
+        return
     model.fuse_qkv_projections()
     for module in model.modules():
         if isinstance(module, Attention):
@@ -164,14 +219,43 @@ def _vae_parts(vae: Any, component: str) -> dict[str, torch.nn.Module]:
     return {name: part for name, part in parts.items() if part is not None}
 
 
-class _BoundUNet:
-    def __init__(self, unet: Any, *, sample: Tensor, timestep: Tensor, context: Tensor):
-        self._unet = unet
+class _BoundUNet(UNetCall):
+    """diffusers' U-Net, or one that torch.compile made of it."""
+
+    def __init__(self, unet: Any, tuned: Callable[[], Any], *, sample: Tensor, timestep: Tensor, context: Tensor):
+        self._unet, self._tuned = unet, tuned
         self.sample, self.timestep, self.context = sample, timestep, context
         self.output = sample  # replaced by the first call
 
     def __call__(self) -> None:
         # The module allocates its own output; keeping that one saves a copy where it is contiguous already. Within a
-        # captured round its address is fixed by the capture.
-        output = self._unet(self.sample, self.timestep, encoder_hidden_states=self.context, return_dict=False)[0]
-        self.output = output.contiguous()
+        # captured step its address is fixed by the capture.
+        with self._tuned():
+            self.output = self._predict().contiguous()
+
+    def _predict(self) -> Tensor:
+        return self._unet(self.sample, self.timestep, encoder_hidden_states=self.context, return_dict=False)[0]
+
+
+class _BoundBlocks(_BoundUNet):
+    """The U-Net of `torch_blocks`: what depends on prompt or timestep alone is computed where that changes."""
+
+    def __init__(self, unet: Any, tuned: Callable[[], Any], **tensors: Tensor):
+        super().__init__(unet, tuned, **tensors)
+        self._keys_values = unet.context_projections(self.context)
+        self._times: Tensor | None = None
+        self._row: Tensor | None = None
+
+    def condition(self, context: Tensor) -> None:
+        super().condition(context)
+        self._keys_values.copy_(self._unet.context_projections(self.context))
+
+    def follow(self, timesteps: Tensor, row: Tensor) -> None:
+        self._times, self._row = self._unet.time_projections(timesteps), row
+
+    def _predict(self) -> Tensor:
+        if self._times is None or self._row is None:
+            times = self._unet.time_projections(self.timestep)
+        else:
+            times = self._times.index_select(0, self._row)
+        return self._unet(self.sample, times, encoder_hidden_states=self._keys_values, return_dict=False)[0]

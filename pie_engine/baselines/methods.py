@@ -17,8 +17,8 @@ import numpy as np
 
 from pie_engine.config import RoundSchedule, Stretch
 from pie_engine.loop import Round
-from pie_engine.progression import invert
-from pie_engine.runtime.buffers import DENOISE, ENCODE
+from pie_engine.progression import enter, run_inversion, run_steps
+from pie_engine.runtime.buffers import ENCODE
 from pie_engine.schedule import build_schedule, make_scheduler
 from pie_engine.seeding import item_noise
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pie_engine.config import RunConfig
     from pie_engine.loop import Loop
     from pie_engine.plan import Batch, Plan
-    from pie_engine.progression import OnStep
+    from pie_engine.progression import OnStep, Part
 
 # Vectors whose cosine is beyond this are interpolated linearly, as is usual: the angle between them is too small.
 _PARALLEL = 0.9995
@@ -83,11 +83,11 @@ class Walk:
         start = plan.sampler.unet.context.clone().float()
         loop.reruns[:0] = reruns  # which a load forgets
         noise = _noise(plan, batch, config, None)
-        loop.compute(0, lambda: invert(plan, on_step))
+        loop.compute(0, lambda: run_inversion(plan, partial(_run, plan), on_step))
         inverted = plan.buffers.eps.clone()
 
         def generate(share: float) -> None:
-            plan.sampler.unet.context.copy_(torch.lerp(start, end, share))
+            plan.sampler.unet.condition(torch.lerp(start, end, share))
             _edit(plan, slerp(inverted, noise, share), on_step)
 
         for number in range(1, config.steps + 1):
@@ -116,7 +116,7 @@ class OneShot:
                 _edit(plan, _noise(plan, batch, config, index) if config.noise == "fresh" else noise, on_step)
                 return
             b.x.copy_(plan.original_latent)
-            invert(plan, on_step)
+            run_inversion(plan, partial(_run, plan), on_step)
             _edit(plan, b.eps, on_step)
 
         for index in range(config.steps):
@@ -209,7 +209,12 @@ def _edit(plan: Plan, eps: Tensor, on_step: OnStep) -> None:
         b.weight.copy_(b.mask)  # beta2 = 1 and beta1 = 0, also where regions have betas of their own
     b.x.copy_(plan.original_latent)
     b.eps.copy_(eps)
-    plan.sampler(b.x, b.x, b.eps, b.flags[DENOISE], plan.region, on_step)
+    enter(plan)
+    run_steps(plan, partial(_run, plan), on_step)
+
+
+def _run(plan: Plan, part: Part) -> None:
+    part(plan)
 
 
 def _noise(plan: Plan, batch: Batch, config: RunConfig, index: int | None) -> Tensor:

@@ -136,7 +136,11 @@ def add_runtime_options(group: Any) -> None:
         "--fused-step", choices=STEP_KERNELS, default="auto", help="what runs between U-Net evaluations (auto)"
     )
     group.add_argument("--no-fused-step", dest="fused_step", action="store_const", const="eager", help="eager PyTorch")
-    group.add_argument("--no-cuda-graph", action="store_true", help="launch every round anew instead of replaying it")
+    group.add_argument(
+        "--no-fused-blocks", action="store_true", help="PyTorch's own norms in half precision on a GPU (torch backend)"
+    )
+    group.add_argument("--no-autotune", action="store_true", help="cuDNN's first guess of an algorithm (torch backend)")
+    group.add_argument("--no-cuda-graph", action="store_true", help="launch every step anew instead of replaying it")
     group.add_argument("--no-overlap", action="store_true", help="decode each frame before the next round begins")
     group.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=False,
@@ -148,6 +152,8 @@ def runtime_from(arguments: argparse.Namespace) -> RuntimeConfig:
     """The optimisations that the options leave on."""
     return RuntimeConfig(
         fused_step=arguments.fused_step,
+        fused_blocks=not arguments.no_fused_blocks,
+        autotune=not arguments.no_autotune,
         cuda_graph=not arguments.no_cuda_graph,
         overlap=not arguments.no_overlap,
         compile=arguments.compile,

@@ -141,10 +141,12 @@ class RuntimeConfig:
     """How a progression is computed. Each switch turns one optimisation off; results agree up to rounding.
 
     Attributes:
-        fused_step: implementation of what runs between two U-Net evaluations: "triton" (GPU), "cpp" (C++ on a
-            processor, CUDA C++ on a GPU), "eager" (PyTorch, one operation after the other), or "auto": the first of
-            these that works here.
-        cuda_graph: capture a round once and replay it (GPU only).
+        fused_step: implementation of what runs between two U-Net evaluations: "triton" (GPU), "cpp" (C++, processor),
+            "eager" (PyTorch, one operation after the other), or "auto": the first of these that works here.
+        fused_blocks: U-Net and VAE in half precision with norms, additions and activations fused in Triton (torch
+            backend on a GPU).
+        autotune: let cuDNN try its algorithms for every convolution, and keep the fastest (torch backend on a GPU).
+        cuda_graph: capture a step once and replay it (GPU only).
         overlap: decode a frame on a second stream while the next round runs (GPU only).
         compile: compile the U-Net with torch.compile (torch backend only). Off by default: compiling a full-size U-Net
             takes longer than a progression.
@@ -154,6 +156,8 @@ class RuntimeConfig:
     """
 
     fused_step: str = "auto"
+    fused_blocks: bool = True
+    autotune: bool = True
     cuda_graph: bool = True
     overlap: bool = True
     compile: bool = False

@@ -102,6 +102,8 @@ def describe_computation(
         "runtime": {
             "fused_step": kernels.name,
             "fused_step_note": kernels.note or None,
+            "fused_blocks": getattr(backend, "blocks", "") or None,
+            "autotune": runtime.autotune and backend.device.type == "cuda",
             "cuda_graph": loop.captured,
             "cuda_graph_note": loop.note or None,
             "overlap": loop.overlapping,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pie_engine.backends import UNetCall
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pie_engine.backends import UNetCall
 
-
-class RegionalUNet:
+class RegionalUNet(UNetCall):
     """A U-Net bound for (J + 1) B latents, or J B without guidance, that looks like one for 2 B or B to what drives it.
 
     With c_j what it predicts for finding j and w_j that finding's share of a latent, sum_j w_j = 1, it gives
@@ -34,6 +34,12 @@ class RegionalUNet:
         self._others = unet.sample[own:].view(findings - 1, batch, *latent)
         self.output = torch.empty_like(self.sample)
         self._sum = torch.empty(batch, *latent, device=shares.device)
+
+    def condition(self, context: Tensor) -> None:
+        self._unet.condition(context)
+
+    def follow(self, timesteps: Tensor, row: Tensor) -> None:
+        self._unet.follow(timesteps, row)
 
     def __call__(self) -> None:
         findings, batch = self._shares.shape[:2]

@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from kernels_cases import Case, compare_entry, compare_flags, compare_step, entry_arguments, step_arguments, step_cases
+from kernels_cases import (
+    Case,
+    compare_entry,
+    compare_flags,
+    compare_rounds,
+    compare_step,
+    entry_arguments,
+    step_arguments,
+    step_cases,
+)
 from torch import Tensor
 
 from pie_engine import cpp_ext
@@ -46,16 +55,14 @@ def test_flags(operations: cpp_ext.Operations) -> None:
     compare_flags(operations.denoise_step)
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("case", [*step_cases(), Case((2, 3, 6, 5), 4), LARGE], ids=str)
-def test_cuda(operations: cpp_ext.Operations, case: Case) -> None:
-    compare_step(operations.denoise_step, case, "cuda")
-    compare_entry(operations.noising, case, "cuda")
+def test_rounds(operations: cpp_ext.Operations) -> None:
+    compare_rounds(operations.denoise_step)
 
 
-@pytest.mark.gpu
-def test_cuda_flags(operations: cpp_ext.Operations) -> None:
-    compare_flags(operations.denoise_step, "cuda")
+def test_a_gpu_has_no_implementation_of_these(operations: cpp_ext.Operations) -> None:
+    for name in ("denoise_step", "noising"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"pie_engine::{name}", "CPU")
+        assert not torch._C._dispatch_has_kernel_for_dispatch_key(f"pie_engine::{name}", "CUDA")
 
 
 def run_on(threads: int, operation: Callable[..., None], arguments: dict[str, Any]) -> list[Tensor]:
@@ -73,7 +80,7 @@ def test_threads_do_not_change_a_bit(operations: cpp_ext.Operations, two_threads
 def test_an_item_does_not_depend_on_its_batch(operations: cpp_ext.Operations) -> None:
     together, alone = step_arguments(LARGE), step_arguments(LARGE)
     last = slice(2, 3)
-    for name in ("x", "flags", "guidance", "mask", "z0", "eps"):
+    for name in ("x", "flags", "guidance", "mask", "z0", "eps", "weight", "original"):
         alone[name] = alone[name][last].clone()
     alone["history"] = alone["history"][:, last].clone()
     for name in ("sample", "output"):
@@ -130,23 +137,29 @@ WRONG: list[tuple[str, Any, str]] = [
     ("history", lambda a: a["history"][0], "history has 4 dimensions"),
     ("history", lambda a: a["history"].half(), "history is Half; convert it to Float"),
     ("history", lambda a: a["history"].repeat(5, 1, 1, 1, 1), "history keeps 5 latents, and this kernel at most 4"),
-    ("history", lambda a: a["history"].repeat(2, 1, 1, 1, 1), r"table has the shape \[3, 10\]; pass \[k, 16\]"),
+    ("history", lambda a: a["history"].repeat(2, 1, 1, 1, 1), r"table has the shape \[3, 11\]; pass \[k, 17\]"),
     ("sample", lambda a: a["sample"][:2], r"sample has the shape \[2, 4, 5, 7\]; pass \[4, 4, 5, 7\]"),
     ("sample", lambda a: a["sample"].half(), "sample is Half; convert it to Float"),
-    ("timestep", lambda a: None, "sample is given without timestep"),
     ("timestep", lambda a: a["timestep"].double(), "timestep is Double; convert it to Float"),
     ("flags", lambda a: a["flags"].long(), "flags is Long; convert it to Int"),
     ("output", lambda a: a["output"][:2], r"output has the shape \[2, 4, 5, 7\]; pass \[4, 4, 5, 7\]"),
     ("output", lambda a: a["output"].to(memory_format=torch.channels_last), "output is not contiguous"),
     ("table", lambda a: a["table"].double(), "table is Double; convert it to Float"),
-    ("table", lambda a: a["table"][:, :-1], r"table has the shape \[3, 9\]; pass \[k, 10\]"),
-    ("row", lambda a: 3, "row is 3, and the table has 3; pass 0 to 2"),
-    ("row", lambda a: -1, "row is -1"),
+    ("table", lambda a: a["table"][:, :-1], r"table has the shape \[3, 10\]; pass \[k, 11\]"),
+    ("row", lambda a: a["row"].fill_(3), "row is 3, and the table has 3; set it to 0 to 2"),
+    ("row", lambda a: a["row"].fill_(-1), "row is -1, and the table has 3"),
+    ("row", lambda a: a["row"].long(), "row is Long; convert it to Int"),
+    ("row", lambda a: a["row"][0], r"row has the shape \[\]; pass \[1\]"),
     ("guidance", lambda a: a["guidance"][:1], r"guidance has the shape \[1\]; pass \[2\]"),
     ("guidance", lambda a: None, r"has the shape \[4, 4, 5, 7\]; pass \[2, 4, 5, 7\]"),
     ("mask", lambda a: a["mask"].repeat(1, 2, 1, 1), r"mask has the shape \[2, 2, 5, 7\]; pass \[2, 1, 5, 7\]"),
-    ("z0", lambda a: None, "mask is given without z0"),
+    ("z0", lambda a: None, "mask is given without z0; masked steps need z0, eps, weight and original"),
+    ("eps", lambda a: None, "mask is given without eps"),
+    ("weight", lambda a: None, "mask is given without weight"),
+    ("original", lambda a: None, "mask is given without original"),
     ("eps", lambda a: a["eps"].bfloat16(), "eps is BFloat16; convert it to Float"),
+    ("weight", lambda a: a["weight"].expand(2, 4, 5, 7), r"weight has the shape \[2, 4, 5, 7\]; pass \[2, 1, 5, 7\]"),
+    ("original", lambda a: a["original"][:1], r"original has the shape \[1, 4, 5, 7\]; pass \[2, 4, 5, 7\]"),
 ]  # fmt: skip
 
 
@@ -159,6 +172,7 @@ def test_step_refuses(operations: cpp_ext.Operations, name: str, wrong: Any, mes
         operations.denoise_step(**arguments)
     assert "\n" not in str(caught.value).strip()
     assert torch.equal(arguments["x"], before)  # refused before anything is written
+    assert arguments["flags"].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernels_cases import ABSOLUTE, STORED, Case, compare_flags, entry_arguments, step_arguments, step_cases
+from kernels_cases import (
+    ABSOLUTE,
+    STORED,
+    Case,
+    compare_flags,
+    compare_rounds,
+    entry_arguments,
+    step_arguments,
+    step_cases,
+)
 
 from pie_engine.kernels.denoise_step import denoise_step
 from pie_engine.kernels.noising import noising
@@ -16,7 +25,8 @@ def test_step(case: Case) -> None:
     given = step_arguments(case)
     d = {name: value.double() for name, value in given.items() if isinstance(value, torch.Tensor)}
     kept, batch = case.kept, case.shape[0]
-    a, b, signal, noise, scale, timestep, *rest = d["table"][given["row"]].tolist()
+    a, b, signal, noise, scale, timestep, last, *rest = d["table"][1].tolist()
+    assert last == case.last
     c, p, q, matrix = rest[:kept], rest[kept : 2 * kept], rest[2 * kept : 3 * kept], rest[3 * kept :]
     if case.guided:
         u, conditional = d["output"][:batch], d["output"][batch:]
@@ -31,18 +41,23 @@ def test_step(case: Case) -> None:
         for other in range(kept):
             history[j] += matrix[j * kept + other] * d["history"][other]
     if case.mask_channels is not None:
-        background = signal * d["z0"] + (0 if case.last else noise * d["eps"])
-        expected = d["mask"] * expected + (1 - d["mask"]) * background
+        background = d["original"] if last else signal * d["z0"] + noise * d["eps"]
+        m = d["weight"] if last else d["mask"]
+        expected = m * expected + (1 - m) * background
 
     denoise_step(**given)
     state, io = STORED[given["x"].dtype], STORED[given["output"].dtype]
     torch.testing.assert_close(given["x"].double(), expected, rtol=state, atol=ABSOLUTE)
     torch.testing.assert_close(given["history"].double(), history, rtol=state, atol=ABSOLUTE)
     assert not given["flags"].any()
-    if not case.last:
-        for half in given["sample"].chunk(2 if case.guided else 1):
-            torch.testing.assert_close(half.double(), scale * expected, rtol=io, atol=ABSOLUTE)
-        assert given["timestep"].item() == timestep
+    for half in given["sample"].chunk(2 if case.guided else 1):
+        torch.testing.assert_close(half.double(), scale * expected, rtol=io, atol=ABSOLUTE)
+    assert given["timestep"].item() == timestep
+    assert given["row"].tolist() == [2]
+
+
+def test_rounds() -> None:
+    compare_rounds(denoise_step)
 
 
 def test_flags() -> None:

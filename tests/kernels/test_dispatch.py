@@ -59,7 +59,20 @@ def test_one_that_computes_something_else_is_found_out(monkeypatch: pytest.Monke
     with_cpp(monkeypatch, Kernels("cpp", wrong, noising))
     chosen = select("cpu")
     assert chosen.name == "eager"
-    assert "computes something else than the eager step, by 0.01" in chosen.note
+    assert "computes something else than the eager step, by 0.0" in chosen.note
+
+
+def test_one_that_blends_every_step_alike_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step's blend is tried out as well as the others'."""
+
+    def wrong(*arguments: torch.Tensor) -> None:
+        *others, weight, original = arguments
+        del weight, original
+        mask, z0 = others[9:11]
+        denoise_step(*others, mask, z0)
+
+    with_cpp(monkeypatch, Kernels("cpp", wrong, noising))
+    assert "computes something else" in select("cpu").note
 
 
 def test_one_that_was_asked_for_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +82,23 @@ def test_one_that_was_asked_for_is_not_replaced(monkeypatch: pytest.MonkeyPatch)
     assert str(caught.value) == "fused step 'cpp' does not run on cpu (ptxas died); pass --fused-step auto"
     with pytest.raises(BackendError, match=r"fused step 'triton' does not run on cpu \(Triton needs an NVIDIA GPU\)"):
         select("cpu", "triton")
+
+
+def test_on_a_gpu_there_is_no_cpp_step() -> None:
+    """Refused before anything touches the device, so also where there is none."""
+    with pytest.raises(BackendError) as caught:
+        select("cuda", "cpp")
+    reason = "the C++ step is for processors; a GPU runs Triton's"
+    assert str(caught.value) == f"fused step 'cpp' does not run on cuda ({reason}); pass --fused-step auto"
+
+
+def test_on_a_gpu_triton_comes_first_and_then_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unavailable(device: torch.device) -> Kernels:
+        raise BackendError("triton is not installed")
+
+    monkeypatch.setitem(dispatch._LOADERS, "triton", unavailable)
+    chosen = select("cuda")
+    assert (chosen.name, chosen.note) == ("eager", "triton: triton is not installed")
 
 
 @pytest.mark.gpu

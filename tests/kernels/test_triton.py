@@ -23,8 +23,10 @@ from kernels_cases import (
     compare,
     compare_entry,
     compare_flags,
+    compare_rounds,
     compare_step,
     entry_arguments,
+    round_table,
     step_arguments,
     step_cases,
 )
@@ -33,7 +35,7 @@ from pie_engine.errors import BackendError
 from pie_engine.kernels import triton_launch
 from pie_engine.kernels.denoise_step import denoise_step, denoise_step_triton
 from pie_engine.kernels.noising import noising, noising_triton
-from pie_engine.kernels.table import ENTRY_COLUMNS, columns, history_of
+from pie_engine.kernels.table import ENTRY_COLUMNS, LAST, columns, history_of
 from pie_engine.schedule import SCHEDULERS, build_inversion, build_schedule
 
 SD_V1 = json.loads((GOLDEN / "checkpoint_ddim" / "scheduler" / "scheduler_config.json").read_text())
@@ -68,6 +70,10 @@ def test_flags(device: str) -> None:
     compare_flags(denoise_step_triton, device)
 
 
+def test_rounds(device: str) -> None:
+    compare_rounds(denoise_step_triton, device)
+
+
 @pytest.mark.parametrize("case", [*step_cases(), *BLOCKS], ids=str)
 def test_entry(case: Case, device: str) -> None:
     compare_entry(noising_triton, case, device)
@@ -100,34 +106,44 @@ def test_every_scheduler(name: str, masked: bool, device: str) -> None:
     case = Case((1, 4, 8, 8), history_of(table.shape[1]), guided=name != "inversion", io="fp16")
     case = Case(case.shape, case.kept, case.guided, 1 if masked and case.guided else None, io="fp16")
     for row in (0, len(table) // 2, len(table) - 1):
-        step = Case(case.shape, case.kept, case.guided, case.mask_channels, row == len(table) - 1, io="fp16")
-        compare(denoise_step_triton, denoise_step, step_arguments(step, device, table.to(device), row))
+        assert table[row, LAST] == (row == len(table) - 1)
+        compare(denoise_step_triton, denoise_step, step_arguments(case, device, table.to(device), row))
     compare(noising_triton, noising, {**entry_arguments(case, device), "entry": entry.to(device)})
 
 
 @pytest.mark.gpu
 def test_graph() -> None:
-    """An entry and three steps in one CUDA graph: capture writes nothing, every replay does all of it."""
+    """A graph of the entry and one of the step serve every step of every round; capture writes nothing."""
     pytest.importorskip("triton", reason="triton is not installed")
     case = Case((2, 4, 64, 64), 3, io="fp16")
-    entry, step = entry_arguments(case, "cuda"), step_arguments(case, "cuda")
-    shared = {name: entry[name] for name in ("x", "history", "sample", "timestep", "flags")}
+    entry = entry_arguments(case, "cuda")
+    step = step_arguments(case, "cuda", round_table(3).cuda(), row=0)
+    shared = {name: entry[name] for name in ("x", "history", "sample", "timestep", "flags")} | {"row": step["row"]}
 
-    def round_(enter: Any, advance: Any, tensors: dict[str, Any]) -> None:
-        enter(**{**entry, **tensors})
-        for row in range(3):
-            advance(**{**step, **tensors, "row": row})
+    def enter(operation: Any, row: torch.Tensor, **tensors: Any) -> None:
+        operation(**{**entry, **tensors})
+        row.zero_()
+
+    def advance(operation: Any, **tensors: Any) -> None:
+        operation(**{**step, **tensors})
 
     expected = {name: tensor.clone() for name, tensor in shared.items()}
-    round_(noising, denoise_step, expected)
-    round_(noising_triton, denoise_step_triton, shared)  # compiles
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        round_(noising_triton, denoise_step_triton, shared)
+    enter(noising, **expected)
+    for _ in range(3):
+        advance(denoise_step, **expected)
+    enter(noising_triton, **shared)  # both are compiled before they are captured
+    advance(denoise_step_triton, **shared)
+    entering, advancing = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(entering):
+        enter(noising_triton, **shared)
+    with torch.cuda.graph(advancing):
+        advance(denoise_step_triton, **shared)
     for _ in range(2):
         for tensor in shared.values():
             tensor.fill_(1)
-        graph.replay()
+        entering.replay()
+        for _ in range(3):
+            advancing.replay()
         torch.cuda.synchronize()
         for name, tensor in shared.items():
             torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-3)
@@ -160,8 +176,9 @@ def test_one_compilation_serves_all_rows_and_batches(monkeypatch: pytest.MonkeyP
     for batch, row in itertools.product((1, 2, 4, 5), (0, 1, 16)):
         case = Case((batch, 4, 8, 8), 1, io="fp16")
         flags = torch.zeros(4, batch, dtype=torch.int32)[1]  # one row of several: aligned for batch 4 alone
-        table = torch.zeros(17, columns(1))
-        denoise_step_triton(**{**step_arguments(case, table=table, row=row), "flags": flags})
+        counter = torch.full((17,), row, dtype=torch.int32)[row : row + 1]
+        step = step_arguments(case, table=torch.zeros(17, columns(1)))
+        denoise_step_triton(**{**step, "flags": flags, "row": counter})
         noising_triton(**{**entry_arguments(case), "flags": flags})
     assert len(compiled) == 2  # one per kernel
     denoise_step_triton(**step_arguments(Case((1, 4, 3, 5), 1, io="fp16")))
@@ -177,9 +194,16 @@ def test_one_compilation_serves_all_rows_and_batches(monkeypatch: pytest.MonkeyP
         ("z0", torch.zeros(2, 4, 8, 8, dtype=torch.float16), "z0 is torch.float16"),
         ("mask", torch.zeros(2, 2, 8, 8), "mask is "),
         ("eps", torch.zeros(2, 4, 8, 8, device="meta"), "eps is .* on meta"),
-        ("z0", None, "mask without z0"),
-        ("timestep", None, "sample without timestep"),
-        ("row", 3, "row 3 is not one of the table's 3"),
+        ("z0", None, "mask without z0: masked steps need z0, eps, weight and original"),
+        ("eps", None, "mask without eps"),
+        ("weight", None, "mask without weight"),
+        ("original", None, "mask without original"),
+        ("weight", torch.zeros(2, 4, 8, 8), r"weight is .* \[2, 1, 8, 8\]"),
+        ("original", torch.zeros(1, 4, 8, 8), "original is "),
+        ("sample", torch.zeros(2, 4, 8, 8), r"sample is .* \[4, 4, 8, 8\]"),
+        ("timestep", torch.zeros(1, dtype=torch.float64), "timestep is torch.float64"),
+        ("row", torch.zeros(1, dtype=torch.int64), "row is torch.int64"),
+        ("row", torch.zeros(2, dtype=torch.int32), r"row is torch.int32 \[2\]"),
     ],
 )
 def test_refused(name: str, value: Any, message: str) -> None:
@@ -187,6 +211,8 @@ def test_refused(name: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         denoise_step_triton(**arguments)
     assert "\n" not in str(caught.value)
+    if name != "row":
+        assert arguments["row"].tolist() == [1]
 
 
 def test_refused_entry() -> None:

@@ -18,7 +18,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 # The largest variant that the engine launches, in both U-Net widths; the smallest; and the entry of a round.
 SELECTED = [
     Variant(kept=3, io="fp16"),
-    Variant(kept=3, io="fp32", last=True),
+    Variant(kept=3, io="fp32"),
     Variant(kept=0, io="bf16", masked=False),
     Variant("noising", kept=1),
 ]
@@ -64,7 +64,7 @@ def test_command() -> None:
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     *lines, last = finished.stdout.splitlines()
-    assert len(lines) == len(set(variants())) > 40
+    assert len(lines) == len(set(variants())) > 25
     assert last == f"0 of {len(lines)} fail"
 
 

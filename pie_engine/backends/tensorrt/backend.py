@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pie_engine.backends.protocol import UNetCall
 from pie_engine.backends.tensorrt.engine import BoundEngine, Engine, read_plan
 from pie_engine.backends.tensorrt.fingerprint import buckets, obstacle
 from pie_engine.config import COMPONENTS
@@ -119,7 +120,7 @@ def check_engines(bundle: Bundle, flavour: str, index: int = 0) -> dict[str, dic
     return entries
 
 
-class _BoundUNet:
+class _BoundUNet(UNetCall):
     """The U-Net bound to its static buffers."""
 
     def __init__(self, bound: BoundEngine):

@@ -1,0 +1,405 @@
+"""Group normalisation of a channels-last image, with the addition before it and the activation after it.
+
+    y = silu((x + shift - mean) / √(variance + eps) weight + bias)
+
+mean and variance are over the pixels and the channels of one group of one item. PyTorch normalises NCHW memory, which
+costs a channels-last network two copies per norm. Here a small plane takes one launch, whose programs each hold a few
+groups of an item; a large one takes two: the statistics of blocks of pixels, then the result, each program combining
+the block statistics of its own groups.
+
+The variance never comes from a difference of sums of squares: every position of a tile follows its mean and squared
+differences (Welford), and positions and blocks combine by theirs (Chan). Which launches, and of which sizes, depends on
+one item's shape and dtype, never on the batch, and nothing is added atomically: an item's result is always the same.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pie_engine.kernels.residual import INDICES, launch_grid
+from pie_engine.kernels.triton_launch import check
+
+if TYPE_CHECKING:
+    import triton.language as tl
+    from torch import Tensor
+
+# To be set by benchmarks/norm_kernels.py, which times both variants at every size.
+# Up to so many elements per group (H W C / groups), one launch; above, two.
+ONE_LAUNCH = 24576
+# One launch. Elements of a tile: up to the first, the whole plane is one and stays in registers (64 per thread of 16
+# warps); planes above it are read once per pass, in tiles of the second.
+HELD_TILE = 32768
+LOOPED_TILE = 16384
+HELD_WARPS = (4, 16)  # fewest and most, with 16 elements per thread between them
+LOOPED_WARPS = 16
+# Bytes of a pixel that a program reads at least, in whole groups, and bytes that they have to be divisible by. Here a
+# sector of the cache; wider would leave fewer programs than a GPU has multiprocessors.
+ONE_LAUNCH_ROW = (32, 8)
+# Two launches. Bytes of a pixel, and elements of a tile of the statistics; their programs per item.
+STATISTICS_ROW = (128, 16)
+STATISTICS_TILE = 4096
+STATISTICS_PROGRAMS = 256
+STATISTICS_WARPS = 4
+MOST_BLOCKS = 128  # of statistics per group, which every program of the second launch combines
+# The second launch is not bound to groups. Its programs take several tiles once there are more than so many per item.
+APPLY_ROW = 128
+APPLY_TILE = 2048
+APPLY_PROGRAMS = 2048
+APPLY_WARPS = 4
+
+
+def _power(number: int) -> int:
+    """The smallest power of two that is not below `number`."""
+    return 1 << (number - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch: `programs` per item, each of `span` pixels, in tiles of `pixels` by `lanes` channels."""
+
+    programs: int
+    span: int
+    pixels: int
+    lanes: int
+    groups: int  # of a program: whole ones, or as many as its channels can touch
+    warps: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The launches for one item's shape: `apply` is None where the first launch does everything."""
+
+    first: Launch
+    blocks: int  # of pixels, that the first launch has statistics of
+    apply: Launch | None
+
+
+@functools.cache
+def plan(size: int, depth: int, groups: int, itemsize: int, one_launch: bool | None = None) -> Plan:
+    """How to normalise planes of `size` pixels and `groups` groups of `depth` channels of `itemsize` bytes.
+
+    Args:
+        one_launch: None to choose by size.
+    """
+    if one_launch is None:
+        one_launch = size * depth <= ONE_LAUNCH
+    together = 1
+    least, divisor = ONE_LAUNCH_ROW if one_launch else STATISTICS_ROW
+    while groups % (2 * together) == 0:
+        row = together * depth * itemsize
+        if row >= least and (row % divisor == 0 or row >= 4 * least):
+            break
+        together *= 2
+    columns, lanes = groups // together, _power(together * depth)
+    if one_launch:
+        if lanes * _power(size) <= HELD_TILE:
+            fewest, most = HELD_WARPS
+            pixels = _power(size)
+            warps = min(most, max(fewest, lanes * pixels // (16 * 32)))
+        else:
+            pixels, warps = max(1, LOOPED_TILE // lanes), LOOPED_WARPS
+        return Plan(Launch(columns, size, pixels, lanes, together, warps), 1, None)
+
+    pixels = max(1, min(STATISTICS_TILE // lanes, _power(size)))
+    tiles = -(-size // pixels)
+    span = pixels * -(-tiles // min(tiles, MOST_BLOCKS, max(1, STATISTICS_PROGRAMS // columns)))
+    blocks = -(-size // span)
+    first = Launch(columns * blocks, span, pixels, lanes, together, STATISTICS_WARPS)
+
+    lanes = min(_power(groups * depth), APPLY_ROW // itemsize)
+    columns = -(-groups * depth // lanes)
+    pixels = max(1, min(APPLY_TILE // lanes, _power(size)))
+    tiles = -(-size // pixels)
+    span = pixels * -(-tiles * columns // APPLY_PROGRAMS)
+    if lanes % depth == 0 or depth % lanes == 0:
+        touched = max(1, lanes // depth)
+    else:
+        touched = _power((lanes - 2) // depth + 2)
+    return Plan(first, blocks, Launch(columns * -(-size // span), span, pixels, lanes, touched, APPLY_WARPS))
+
+
+def group_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    *,
+    silu: bool = False,
+    shift: Tensor | None = None,
+) -> Tensor:
+    """Group norm of x + shift, then SiLU if asked: the eager reference. Arithmetic is float32 (float64 for float64).
+
+    Args:
+        x: [N, C, ...], for instance [N, C, H, W] or [N, C, L].
+        weight: [C], of any floating dtype, and so `bias` and `shift`.
+        groups: a divisor of C.
+        shift: [N, C] or [1, C], added to every pixel; None for none.
+
+    Returns:
+        Of x's shape and dtype, channels-last.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    wide = torch.promote_types(x.dtype, torch.float32)
+    y = x.to(wide)
+    if shift is not None:
+        y = y + shift.to(wide).reshape(*shift.shape, *[1] * (x.dim() - 2))
+    y = F.group_norm(y, groups, weight.to(wide), bias.to(wide), eps)
+    if silu:
+        y = F.silu(y)
+    return y.to(x.dtype).movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def group_norm_kernel(
+    x_ptr,
+    shift_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    statistics_ptr,
+    size,
+    span,
+    blocks,
+    shift_stride,
+    eps,
+    DEPTH: tl.constexpr,
+    GROUPS: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    PIXELS: tl.constexpr,
+    LANES: tl.constexpr,
+    ONE_TILE: tl.constexpr,
+    SILU: tl.constexpr,
+):
+    """TOGETHER groups of an item over one block of its pixels. With y the block is the plane and is normalised here.
+
+    Without y the block's mean and sum of squared differences are written to statistics, [N, 2, GROUPS, blocks].
+    The numbers of channels are known when compiling, so that accesses are as wide as they allow.
+    """
+    item = tl.program_id(1).to(tl.int64)
+    column = tl.program_id(0) % (GROUPS // TOGETHER)
+    block = tl.program_id(0) // (GROUPS // TOGETHER)
+    lane, pixel = tl.arange(0, LANES), tl.arange(0, PIXELS)
+    held = lane < TOGETHER * DEPTH
+    channel = column * (TOGETHER * DEPTH) + lane
+    first = block * span
+    last = tl.minimum(first + span, size)
+    here = (pixel * (GROUPS * DEPTH))[:, None] + channel[None, :]  # from a tile's first pixel
+    x_ptr += item * size * (GROUPS * DEPTH)  # from here on 32 bits are enough
+    if shift_ptr is not None:
+        shift = tl.load(shift_ptr + item * shift_stride + channel, held, other=0.0).to(tl.float32)[None, :]
+
+    # Each position of the tile: the mean of the pixels it has seen, and their squared differences from it.
+    if ONE_TILE:
+        inside = (first + pixel < last)[:, None] & held[None, :]
+        x = tl.load(x_ptr + first * (GROUPS * DEPTH) + here, inside, other=0.0).to(tl.float32)
+        if shift_ptr is not None:
+            x += shift
+        mean = x
+        spread = tl.full((PIXELS, LANES), 0.0, tl.float32)
+    else:
+        mean = tl.full((PIXELS, LANES), 0.0, tl.float32)
+        spread = tl.full((PIXELS, LANES), 0.0, tl.float32)
+        seen = 0.0
+        for start in range(first, last, PIXELS):
+            within = (start + pixel < last)[:, None]
+            x = tl.load(x_ptr + start * (GROUPS * DEPTH) + here, within & held[None, :], other=0.0).to(tl.float32)
+            if shift_ptr is not None:
+                x += shift
+            seen += 1.0
+            away = tl.where(within, x - mean, 0.0)
+            mean += away * (1.0 / seen)
+            spread += away * (x - mean)
+
+    # Positions and channels combine into their group; what concerns a group goes back to its channels. The lanes beyond
+    # the last group hold zeros, and are of none.
+    member = (lane // DEPTH)[:, None] == tl.arange(0, TOGETHER)[None, :]
+    counts = ((last - first - pixel + (PIXELS - 1)) // PIXELS).to(tl.float32)[:, None]  # pixels that each has seen
+    number = (last - first).to(tl.float32) * DEPTH
+    group_mean = tl.sum(tl.where(member, tl.sum(counts * mean, 0)[:, None], 0.0), 0) / number
+    center = tl.sum(tl.where(member, group_mean[None, :], 0.0), 1)[None, :]
+    away = mean - center
+    group_spread = tl.sum(tl.where(member, tl.sum(spread + counts * (away * away), 0)[:, None], 0.0), 0)
+
+    if y_ptr is None:
+        group = column * TOGETHER + tl.arange(0, TOGETHER)
+        there = (item * (2 * GROUPS) + group) * blocks + block
+        tl.store(statistics_ptr + there, group_mean)
+        tl.store(statistics_ptr + there + GROUPS * blocks, group_spread)
+    else:
+        y_ptr += item * size * (GROUPS * DEPTH)
+        scale = tl.sum(tl.where(member, tl.rsqrt(group_spread / number + eps)[None, :], 0.0), 1)
+        scale = (scale * tl.load(weight_ptr + channel, held, other=0.0).to(tl.float32))[None, :]
+        bias = tl.load(bias_ptr + channel, held, other=0.0).to(tl.float32)[None, :]
+        if ONE_TILE:
+            y = (x - center) * scale + bias
+            if SILU:
+                y = y / (1.0 + tl.exp(-y))
+            tl.store(y_ptr + first * (GROUPS * DEPTH) + here, y, inside)
+        else:
+            for start in range(first, last, PIXELS):
+                inside = (start + pixel < last)[:, None] & held[None, :]
+                x = tl.load(x_ptr + start * (GROUPS * DEPTH) + here, inside, other=0.0).to(tl.float32)
+                if shift_ptr is not None:
+                    x += shift
+                y = (x - center) * scale + bias
+                if SILU:
+                    y = y / (1.0 + tl.exp(-y))
+                tl.store(y_ptr + start * (GROUPS * DEPTH) + here, y, inside)
+
+
+def group_norm_apply_kernel(
+    x_ptr,
+    shift_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    statistics_ptr,
+    size,
+    span,
+    blocks,
+    block_span,
+    shift_stride,
+    eps,
+    DEPTH: tl.constexpr,
+    GROUPS: tl.constexpr,
+    TOUCHED: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    LANES: tl.constexpr,
+    SILU: tl.constexpr,
+):
+    """LANES channels of an item over `span` of its pixels, after combining what the first launch wrote of their groups.
+
+    statistics is [N, 2, GROUPS, blocks], of blocks of `block_span` pixels; BLOCKS is the power of two that holds them.
+    """
+    item = tl.program_id(1).to(tl.int64)
+    columns: tl.constexpr = (GROUPS * DEPTH + LANES - 1) // LANES
+    column = tl.program_id(0) % columns
+    lane, pixel = tl.arange(0, LANES), tl.arange(0, PIXELS)
+    channel = column * LANES + lane
+    held = channel < GROUPS * DEPTH
+    first = tl.program_id(0) // columns * span
+    last = tl.minimum(first + span, size)
+    here = (pixel * (GROUPS * DEPTH))[:, None] + channel[None, :]  # from a tile's first pixel
+    x_ptr += item * size * (GROUPS * DEPTH)  # from here on 32 bits are enough
+    y_ptr += item * size * (GROUPS * DEPTH)
+    # The tile is loaded one ahead, so that the first is on its way while the statistics combine.
+    inside = (first + pixel < last)[:, None] & held[None, :]
+    x = tl.load(x_ptr + first * (GROUPS * DEPTH) + here, inside, other=0.0)
+
+    group = column * LANES // DEPTH + tl.arange(0, TOUCHED)
+    block = tl.arange(0, BLOCKS)
+    known = (group < GROUPS)[:, None] & (block < blocks)[None, :]
+    there = (item * (2 * GROUPS) + group)[:, None] * blocks + block[None, :]
+    block_mean = tl.load(statistics_ptr + there, known, other=0.0)
+    block_spread = tl.load(statistics_ptr + there + GROUPS * blocks, known, other=0.0)
+    counts = tl.minimum(size - block * block_span, block_span).to(tl.float32)[None, :]
+    counts = tl.where(known, counts, 0.0)
+    number = size * 1.0
+    group_mean = tl.sum(counts * block_mean, 1) / number
+    away = block_mean - group_mean[:, None]
+    group_spread = tl.sum(block_spread + (counts * DEPTH) * (away * away), 1)
+    group_scale = tl.rsqrt(group_spread / (number * DEPTH) + eps)
+
+    member = (channel // DEPTH)[:, None] == group[None, :]
+    center = tl.sum(tl.where(member, group_mean[None, :], 0.0), 1)
+    scale = tl.sum(tl.where(member, group_scale[None, :], 0.0), 1)
+    scale = (scale * tl.load(weight_ptr + channel, held, other=0.0).to(tl.float32))[None, :]
+    bias = tl.load(bias_ptr + channel, held, other=0.0).to(tl.float32)[None, :]
+    center = center[None, :]
+    if shift_ptr is not None:
+        shift = tl.load(shift_ptr + item * shift_stride + channel, held, other=0.0).to(tl.float32)[None, :]
+    for start in range(first, last, PIXELS):
+        y = x.to(tl.float32)
+        if shift_ptr is not None:
+            y += shift
+        y = (y - center) * scale + bias
+        if SILU:
+            y = y / (1.0 + tl.exp(-y))
+        inside = (start + PIXELS + pixel < last)[:, None] & held[None, :]
+        x = tl.load(x_ptr + (start + PIXELS) * (GROUPS * DEPTH) + here, inside, other=0.0)
+        inside = (start + pixel < last)[:, None] & held[None, :]
+        tl.store(y_ptr + start * (GROUPS * DEPTH) + here, y, inside)
+
+
+def group_norm_triton(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    *,
+    silu: bool = False,
+    shift: Tensor | None = None,
+    one_launch: bool | None = None,
+) -> Tensor:
+    """`group_norm` as one or two launches of Triton kernels, on a GPU: the same arguments, x channels-last.
+
+    Args:
+        one_launch: None to choose by the size of one item; for measurements.
+
+    Raises:
+        ValueError: a tensor has another size, dtype, device or layout than the eager reference's arguments.
+        BackendError: Triton is not installed, or `x` is not on a GPU.
+    """
+    import torch
+
+    if x.dim() < 3 or not x.movedim(1, -1).is_contiguous():
+        raise ValueError(f"x {list(x.shape)} is not a channels-last image")
+    if not x.dtype.is_floating_point or x.dtype.itemsize > 4:
+        raise ValueError(f"x is {x.dtype}; float32, float16 or bfloat16 expected")
+    items, channels = x.shape[:2]
+    if groups < 1 or channels % groups:
+        raise ValueError(f"{channels} channels are not {groups} groups")
+    if x.numel() >= INDICES * max(1, items):
+        raise ValueError(f"x {list(x.shape)} has more than 2^31 elements per item")
+    check(x, "weight", weight, (channels,), weight.dtype)
+    check(x, "bias", bias, (channels,), bias.dtype)
+    if shift is not None:
+        check(x, "shift", shift, (1 if len(shift) == 1 else items, channels), shift.dtype)
+    y = torch.empty_like(x)
+    if not x.numel():
+        return y
+    size, depth = x.numel() // (items * channels), channels // groups
+    launches = plan(size, depth, groups, x.dtype.itemsize, one_launch)
+    first, apply = launches.first, launches.apply
+    stride = channels if shift is not None and len(shift) == items else 0
+    statistics = None
+    if apply is not None:
+        statistics = torch.empty((items, 2, groups, launches.blocks), dtype=torch.float32, device=x.device)
+    launch_grid(
+        group_norm_kernel,
+        x,
+        (first.programs, items),
+        *(x, shift, None if apply else weight, None if apply else bias, None if apply else y, statistics),
+        *(size, first.span, launches.blocks, stride, eps),
+        DEPTH=depth,
+        GROUPS=groups,
+        TOGETHER=first.groups,
+        PIXELS=first.pixels,
+        LANES=first.lanes,
+        ONE_TILE=first.span <= first.pixels,
+        SILU=silu and apply is None,
+        warps=first.warps,
+    )
+    if apply is not None:
+        launch_grid(
+            group_norm_apply_kernel,
+            x,
+            (apply.programs, items),
+            *(x, shift, weight, bias, y, statistics),
+            *(size, apply.span, launches.blocks, first.span, stride, eps),
+            DEPTH=depth,
+            GROUPS=groups,
+            TOUCHED=apply.groups,
+            BLOCKS=_power(launches.blocks),
+            PIXELS=apply.pixels,
+            LANES=apply.lanes,
+            SILU=silu,
+            warps=apply.warps,
+        )
+    return y

@@ -14,10 +14,10 @@ import numpy as np
 
 from pie_engine.config import RunConfig, RuntimeConfig, check_interpolation, check_resolution
 from pie_engine.errors import BackendError
+from pie_engine.finishing import Frames, finishing
 from pie_engine.interpolation import decode_between
-from pie_engine.items import Item, PreparedItem, check_text, composite, prepare_item, sizes_for, split_group
+from pie_engine.items import Item, PreparedItem, check_text, prepare_item, sizes_for, split_group
 from pie_engine.loading import Source, open_backend
-from pie_engine.metrics import measure_change
 from pie_engine.outputs import Result
 from pie_engine.outputs.provenance import describe_computation, describe_run, describe_simulated
 from pie_engine.runtime.memory import explain, release
@@ -211,37 +211,40 @@ class PieEngine:
             step = min(step + 1, total)  # a round may be run again
             report(step, total)
 
-        latents, decoded = [], []
+        items = [
+            Frames(item, config.composite, latent, before)
+            for item, latent, before in zip(prepared, original, decoded_original, strict=True)
+        ]
         last = time.monotonic()
-        for result in loop.rounds(on_step) if method is None else method.rounds(loop, batch, config, on_step):
-            latents.append(result.latents.numpy())
-            decoded.append(result.frames.numpy())
-            seconds["rounds"].append(round(time.monotonic() - last, 4))
-            last = time.monotonic()
-        decoded += decode_between(loop, original, latents, between)
+        with finishing(items) as frames:
+            for result in loop.rounds(on_step) if method is None else method.rounds(loop, batch, config, on_step):
+                frames.add(result)
+                seconds["rounds"].append(round(time.monotonic() - last, 4))
+                last = time.monotonic()
+        latents = np.stack([own.latents for own in items], axis=1)  # [N, B, 4, h, w]
+        moving = decode_between(loop, original, latents, between)
         self._keep_loop(loop, config)
         shared = describe_computation(loop, self.runtime, source=self._source, chosen=self.chosen, evaluations=total)
         shared["seconds"] = seconds
         results = []
-        for i, item in enumerate(prepared):
-            own = np.stack([frames[i] for frames in decoded])
-            own_latents = np.stack([z[i] for z in latents])
-            edited = composite(own, inputs[i], item.mask, item.inside) if config.composite else own
-            own, edited, moving = own[: config.steps], edited[: config.steps], edited[config.steps :]
-            frames = np.concatenate([inputs[i : i + 1], edited])
-            latent_mask, pixels = (None, None) if item.mask is None else (item.mask.latent, item.mask.pixels)
-            change = measure_change(own_latents, original[i], own, decoded_original[i], frames, latent_mask, pixels)
+        for i, (item, own) in enumerate(zip(prepared, items, strict=True)):
             provenance = {
                 **describe_run(config),
                 "item_id": item.item.item_id,
                 "input": item.facts,
                 "simulated": describe_simulated(item, config, self.backend.model),
                 **shared,
-                "change": change.to_dict(),
+                "change": own.change.to_dict(),
             }
-            smooth = moving.reshape(config.steps, between, *frames.shape[1:]) if between else None
+            smooth = None
+            if between:
+                smooth = own.finish(np.stack([pictures[i] for pictures in moving]))
+                smooth = smooth.reshape(config.steps, between, *smooth.shape[1:])
+            pixels = None if item.mask is None else item.mask.pixels
             origin = (item.source, item.roi, smooth)
-            results.append(Result(frames, own_latents, original[i], pixels, change, config, provenance, *origin))
+            results.append(
+                Result(own.frames, own.latents, original[i], pixels, own.change, config, provenance, *origin)
+            )
         return results
 
     def _take_loop(self, batch: Batch, config: RunConfig) -> Loop:

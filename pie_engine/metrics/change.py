@@ -33,6 +33,73 @@ class Change:
         return asdict(self)
 
 
+class ChangeMeter:
+    """Measures one progression round by round, as its frames come.
+
+    Args:
+        original_latent: [4, h, w].
+        decoded_original: [H, W, 3] uint8, or None without a mask.
+        input_frame: [H, W, 3] uint8, frame 0.
+        latent_mask: [1 or 4, h, w] in [0, 1], or None; mask: [H, W] bool, or None.
+    """
+
+    def __init__(
+        self,
+        original_latent: np.ndarray,
+        decoded_original: np.ndarray | None,
+        input_frame: np.ndarray,
+        latent_mask: np.ndarray | None,
+        mask: np.ndarray | None,
+    ):
+        shape, size = original_latent.shape, input_frame.shape[:2]
+        soft = np.ones(shape) if latent_mask is None else np.broadcast_to(latent_mask, shape)
+        self._inside, self._outside = soft >= 0.5, soft == 0
+        if not self._inside.any():
+            self._inside = soft == soft.max()  # a ROI smaller than half a latent
+        self._pixels_outside = np.zeros(size, bool) if mask is None else ~mask
+        # In official semantics any grey counts, and none of it need be half white.
+        self._pixels_inside = np.ones(size, bool) if mask is None or not mask.any() else mask
+        self._original, self._previous = original_latent, original_latent
+        self._decoded_original, self._input = decoded_original, input_frame
+        self._increments: list[float] = []
+        self._inside_from_original: list[float] = []
+        self._outside_from_original: list[float] = []
+        self._decoded_outside: list[float] = []
+        self._frame_outside: list[float] = []
+        self._frame_inside: list[float] = []
+
+    def add(self, latent: np.ndarray, decoded: np.ndarray, frame: np.ndarray) -> None:
+        """The next round: its latent [4, h, w], its frame [H, W, 3] uint8 before compositing, and as written."""
+        self._increments.append(_rms((latent - self._previous)[self._inside]))
+        self._inside_from_original.append(_rms((latent - self._original)[self._inside]))
+        if self._outside.any():
+            self._outside_from_original.append(_rms((latent - self._original)[self._outside]))
+        apart = grey_levels_apart(frame, self._input)
+        if self._pixels_outside.any():
+            self._frame_outside.append(float(apart[self._pixels_outside].mean()))
+            if self._decoded_original is not None:
+                leaked = grey_levels_apart(decoded, self._decoded_original)
+                self._decoded_outside.append(float(leaked[self._pixels_outside].mean()))
+        self._frame_inside.append(float(apart[self._pixels_inside].mean()))
+        self._previous = latent
+
+    @property
+    def change(self) -> Change:
+        """Of the rounds so far."""
+        return Change(
+            increment_inside=self._increments,
+            displacement_inside=self._inside_from_original,
+            displacement_outside=self._outside_from_original if self._outside.any() else None,
+            decoded_outside=self._decoded_outside if self._leaks and self._decoded_original is not None else None,
+            frame_outside=self._frame_outside if self._leaks else None,
+            frame_inside=self._frame_inside,
+        )
+
+    @property
+    def _leaks(self) -> bool:
+        return bool(self._pixels_outside.any())
+
+
 def measure_change(
     latents: np.ndarray,
     original_latent: np.ndarray,
@@ -42,38 +109,17 @@ def measure_change(
     latent_mask: np.ndarray | None,
     mask: np.ndarray | None,
 ) -> Change:
-    """Measure one progression.
+    """Measure a progression that is there whole.
 
     Args:
-        latents: [N, 4, h, w]; original_latent: [4, h, w].
-        decoded: [N, H, W, 3] uint8, frames before compositing.
-        decoded_original: [H, W, 3] uint8, or None without a mask.
+        latents: [N, 4, h, w]; decoded: [N, H, W, 3] uint8, frames before compositing.
         frames: [N + 1, H, W, 3] uint8 as written, frame 0 the input.
-        latent_mask: [1 or 4, h, w] in [0, 1], or None; mask: [H, W] bool, or None.
+        original_latent, decoded_original, latent_mask, mask: see `ChangeMeter`.
     """
-    shape = latents.shape[1:]
-    soft = np.ones(shape) if latent_mask is None else np.broadcast_to(latent_mask, shape)
-    inside, outside = soft >= 0.5, soft == 0
-    if not inside.any():
-        inside = soft == soft.max()  # a ROI smaller than half a latent
-    previous = np.concatenate([original_latent[None], latents[:-1]])
-    pixels_outside = np.zeros(frames.shape[1:3], bool) if mask is None else ~mask
-    # In official semantics any grey counts, and none of it need be half white.
-    pixels_inside = np.ones(frames.shape[1:3], bool) if mask is None or not mask.any() else mask
-
-    def grey(images: np.ndarray, reference: np.ndarray | None) -> list[float] | None:
-        if reference is None or not pixels_outside.any():
-            return None
-        return [float(d[pixels_outside].mean()) for d in grey_levels_apart(images, reference)]
-
-    return Change(
-        increment_inside=[_rms((z - before)[inside]) for z, before in zip(latents, previous, strict=True)],
-        displacement_inside=[_rms((z - original_latent)[inside]) for z in latents],
-        displacement_outside=[_rms((z - original_latent)[outside]) for z in latents] if outside.any() else None,
-        decoded_outside=grey(decoded, decoded_original),
-        frame_outside=grey(frames[1:], frames[0]),
-        frame_inside=[float(d[pixels_inside].mean()) for d in grey_levels_apart(frames[1:], frames[0])],
-    )
+    meter = ChangeMeter(original_latent, decoded_original, frames[0], latent_mask, mask)
+    for latent, own, frame in zip(latents, decoded, frames[1:], strict=True):
+        meter.add(latent, own, frame)
+    return meter.change
 
 
 def _rms(values: np.ndarray) -> float:

@@ -215,7 +215,7 @@ def test_eager_references(dtype: torch.dtype) -> None:
     """They are PyTorch's own layers, of the channels-last and of the transformer's tensors."""
     arguments = norm_arguments((2, 60, 5, 7, 6), dtype, "cpu", shifted=2)
     x, weight, bias, shift = (arguments[name] for name in ("x", "weight", "bias", "shift"))
-    tolerance = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 4 * torch.finfo(dtype).eps}
+    tolerance: dict[str, Any] = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 4 * torch.finfo(dtype).eps}
     y = group_norm(x, weight, bias, 6, 1e-5)
     assert y.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(y, F.group_norm(x, 6, weight, bias, 1e-5), **tolerance)
@@ -238,7 +238,7 @@ def test_eager_references(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("shape", [(2, 60, 5, 7), (3, 21, 9, 11), (2, 7, 33), (3, 320), (5,), (2, 64, 1, 1)], ids=str)
 def test_residual(shape: tuple[int, ...], dtype: torch.dtype, biased: bool, device: str) -> None:
     channels = shape[1] if len(shape) == 4 else shape[-1]
-    arguments = {
+    arguments: dict[str, Any] = {
         "x": random(*shape, dtype=dtype, device=device),
         "residual": random(*shape, dtype=dtype, device=device, seed=1),
         "bias": random(channels, dtype=dtype, device=device, seed=2) if biased else None,
@@ -390,7 +390,7 @@ def test_real_group_norms(shape: Any, one_launch: bool) -> None:
 @pytest.mark.parametrize(("pixels", "channels"), [(4096, 320), (1024, 640), (256, 1280), (64, 1280)])
 def test_real_transformer_blocks(pixels: int, channels: int) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
-    half = {"dtype": torch.float16, "device": "cuda"}
+    half: dict[str, Any] = {"dtype": torch.float16, "device": "cuda"}
     x, residual = random(2, pixels, channels, **half), random(2, pixels, channels, seed=1, **half)
     weight, bias, shift = (random(channels, seed=seed, **half) for seed in (2, 3, 4))
     arguments = {"x": x, "residual": residual, "weight": weight, "bias": bias, "eps": 1e-5, "shift": shift}

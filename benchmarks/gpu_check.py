@@ -1,22 +1,22 @@
-"""Everything that needs a GPU, verified by one command within nine minutes: `make gpu-check`.
+"""What needs a GPU, measured by one command within a given time: `make gpu-check SECONDS=300 RESULTS=DIR`.
 
-    python benchmarks/gpu_check.py [--wheels DIR] [--seconds 540] [--output FILE]
-    python benchmarks/gpu_check.py --seconds 1600 --sections baselines ladder components throughput step
+    python benchmarks/gpu_check.py --seconds 300 --results DIR [--wheels DIR] [--sections full_size parity ...]
+    python benchmarks/gpu_check.py --seconds 300 --results DIR --device cpu    # tries the script itself, on small sizes
 
-Runs the GPU tests, then times and compares every implementation and backend that it finds, and writes one JSON file
-with device, versions, parity and times to benchmarks/results/. This file needs nothing but Python: on a machine that
-has only torch, triton and transformers, give it a folder of wheels for the rest (diffusers and what it needs, and
-onnxruntime-gpu if it should be tried). Each section runs in a process of its own, so that one that crashes or hangs
-leaves the others be; the file is rewritten after each, so that a run which is cut short still leaves its results. The
-second form runs the benchmarks' own scripts on a full-size model; rows are added to the CSV files beside that file.
+Sections run in the order of what is worth most, each in a process of its own with its own limit, so that one that
+crashes or hangs costs itself only. DIR/gpu-check.json is written anew after each measurement and DIR/SECTION.log as
+the section goes, so that a run which is cut short leaves what it had. All of it takes at most the given seconds. This
+file needs nothing but Python: on a machine that has torch, triton and transformers, give it a folder of wheels for the
+rest (`make gpu-wheels`).
 
-Exit code: 0 if all was run and held, 1 if something failed, 2 if there is no GPU.
+Exit code: 0 if all was run and held, 1 if something failed or was cut short, 2 if there is no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
+import collections
+import contextlib
 import importlib.util
 import json
 import os
@@ -25,78 +25,98 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-# 250 guided steps: what is published, what an eager user gets in half precision, and the engine.
-BASELINES = (
-    "eager fp32, as published; eager fp16, tuned; eager fp16, tuned and compiled; engine, torch fp16; "
-    "engine, torch fp16, compiled"
-)
-# Section -> its largest share of the whole time. The tests come first: they are what a later section relies on.
-SHARES = {"environment": 0.15, "kernels": 0.15, "tests": 0.55, "progression": 0.4, "tensorrt": 0.4, "full_size": 0.5}
-# The benchmarks of docs/performance.md at full size, each with its largest time in seconds: only where they are named.
-SCRIPTS = {
-    "baselines": ("progression", 420, ["--model", "sd", "--rounds", "10", "--repeats", "3", "--variants", BASELINES]),
-    "ladder": ("ladder", 540, ["--model", "sd", "--rounds", "10", "--repeats", "3"]),
-    "components": ("components", 300, ["--model", "sd", "--repeats", "5", "--compile"]),
-    "throughput": (
-        "throughput", 240,
-        ["--model", "sd", "--rounds", "2", "--repeats", "3", "--batches", "1", "8", "--variants", "engine, torch fp16"],
-    ),
-    "step": ("denoise_step", 120, ["--batch", "1", "8", "--dtype", "fp16", "fp32"]),
+# Section -> its largest share of the time, in the order in which they run; what one leaves is there for the next.
+SHARES = {
+    "full_size": 0.45, "parity": 0.2, "kernels": 0.15, "compiled": 0.4, "tests": 0.25, "batch": 0.2, "eager_fp32": 0.15,
 }  # fmt: skip
-# The same on a processor, to try the sections themselves.
-FEW_STEPS = ["--rounds", "1", "--num-inference-steps", "4"]
-SMALL = {
-    "baselines": [*FEW_STEPS, "--variants", "eager fp32, as published; engine, torch fp32"],
-    "ladder": FEW_STEPS,
-    "components": ["--components", "text_encoder"],
-    "throughput": [*FEW_STEPS, "--batches", "1", "2", "--variants", "engine, torch fp32"],
-    "step": [],
-}
+OPTIONAL = {"tensorrt": 1.0}  # where it is named: neither library is on most machines
+NO_GPU = 3  # a section's exit code
+LEAST = 8.0  # seconds without which no section begins: its imports take as long
+LOG_BYTES = 4_000_000
+TEST_NOTICE = 8.0  # seconds before its limit that pytest is asked to end, so that it prints its summary
+
+
+class Results:
+    """Everything found so far, and the file that always holds it."""
+
+    def __init__(self, folder: Path, about: dict[str, Any]):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.path = folder, folder / "gpu-check.json"
+        self.found: dict[str, Any] = {**about, "environment": None, "sections": {}}
+        self._lock = threading.Lock()
+
+    def begin(self, section: str, limit: float) -> None:
+        own = {"outcome": "running", "limit": round(max(limit, 0.0), 1), "seconds": None, "results": []}
+        with self._lock:
+            self.found["sections"][section] = own
+        self.write()
+
+    def add(self, section: str, result: dict[str, Any]) -> None:
+        with self._lock:
+            if "environment" in result:
+                self.found["environment"] = self.found["environment"] or result["environment"]
+            else:
+                self.found["sections"][section]["results"].append(result)
+        self.write()
+
+    def write(self) -> None:
+        with self._lock:
+            partial = self.path.with_suffix(".partial")
+            partial.write_text(json.dumps(self.found, indent=1) + "\n")
+            partial.replace(self.path)
 
 
 def main() -> int:
+    began = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--wheels", type=Path, help="folder of wheels for what this machine lacks")
-    parser.add_argument("--seconds", type=float, default=540, help="time for everything (540)")
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/gpu-check-DEVICE.json")
-    parser.add_argument("--sections", nargs="+", choices=[*SHARES, *SCRIPTS], default=list(SHARES))
     parser.add_argument(
-        "--device", default="cuda", choices=("cuda", "cpu"), help="cpu tries the script itself, on small sizes"
+        "--results", type=Path, default=ROOT / "build" / "gpu-check", help="folder of gpu-check.json and the logs"
     )
+    parser.add_argument("--seconds", type=float, default=300, help="time for everything (300)")
+    parser.add_argument("--wheels", type=Path, help="folder of wheels for what this machine lacks")
+    parser.add_argument("--sections", nargs="+", choices=[*SHARES, *OPTIONAL], default=list(SHARES))
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--revision", help="of the sources, where they are a plain copy")
     arguments = parser.parse_args()
-    deadline = time.monotonic() + arguments.seconds
-    with tempfile.TemporaryDirectory(prefix="pie-gpu-check-") as folder:
-        environment = prepare(Path(folder), arguments.wheels)
-        results: dict[str, Any] = {
-            "command": " ".join(sys.argv),
-            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
-        folder_of_rows = arguments.output.parent if arguments.output else ROOT / "benchmarks" / "results"
-        results["revision"] = revision()
-        results["extension"] = build_extension(environment)
-        for section in ["environment", *(s for s in arguments.sections if s != "environment")]:
-            left = deadline - time.monotonic()
-            if left < 10:
-                results[section] = {"outcome": "skipped: no time left"}
-                continue
-            longest = SCRIPTS[section][1] if section in SCRIPTS else arguments.seconds * SHARES[section]
-            started = time.monotonic()
-            results[section] = run_section(section, arguments.device, environment, min(left, longest), folder_of_rows)
-            results[section]["seconds"] = round(time.monotonic() - started, 1)
-            report(section, results[section])
-            if section == "environment" and results[section]["outcome"] != "ok":
-                sys.stderr.write(f"gpu-check: {results[section].get('error', 'no GPU')}\n")
-                return 2
-            name = re.sub(r"[^a-z0-9]+", "-", results["environment"]["results"][0]["device"].lower()).strip("-")
-            output = arguments.output or ROOT / "benchmarks" / "results" / f"gpu-check-{name}.json"
-            write(output, results)
-    sys.stdout.write(f"{output}\n")
-    return 0 if all(results[s]["outcome"] == "ok" for s in arguments.sections) else 1
+    if arguments.wheels is not None and not list(arguments.wheels.glob("*.whl")):
+        parser.error(f"no wheels in {arguments.wheels}; fetch them with: make gpu-wheels WHEELS={arguments.wheels}")
+    # A few seconds are kept for killing the last section and for the table.
+    deadline = began + arguments.seconds - min(6.0, 0.1 * arguments.seconds)
+    results = Results(
+        arguments.results,
+        {
+            "command": " ".join(sys.argv), "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "revision": arguments.revision or revision(), "seconds": arguments.seconds,
+        },
+    )  # fmt: skip
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a section's processes end with this one
+    # Sections inherit a SIGINT that is ignored, as it is in a background job: pytest could not be interrupted.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="pie-gpu-check-", ignore_cleanup_errors=True) as folder:
+        try:
+            environment = prepare(Path(folder), arguments.wheels)
+            for section in arguments.sections:
+                left = deadline - time.monotonic()
+                # The environment is what every section tells but the tests.
+                share = 1.0 if arguments.device == "cpu" else {**SHARES, **OPTIONAL}[section]
+                if run_section(section, arguments.device, environment, left, share, results) == NO_GPU:
+                    sys.stderr.write("gpu-check: this machine shows no NVIDIA GPU\n")
+                    return 2
+            if results.found["environment"] is None and deadline - time.monotonic() > LEAST:
+                command = [sys.executable, str(ROOT / "benchmarks" / "gpu_sections.py"), "environment"]
+                Run("environment", [*command, "--device", arguments.device], environment, results).wait(20)
+        finally:
+            results.found["took"] = round(time.monotonic() - began, 1)
+            results.write()
+            table = [sys.executable, str(Path(__file__).with_name("gpu_table.py")), str(results.path)]
+            subprocess.run(table, check=False, timeout=10)
+    return 0 if all(own["outcome"] == "ok" for own in results.found["sections"].values()) else 1
 
 
 def prepare(folder: Path, wheels: Path | None) -> dict[str, str]:
@@ -104,10 +124,13 @@ def prepare(folder: Path, wheels: Path | None) -> dict[str, str]:
     paths = []
     if wheels is not None:
         site = folder / "site"
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", str(site)]
-        subprocess.run([*command, *map(str, sorted(wheels.glob("*.whl")))], check=True)
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
+        wheel_files = map(str, sorted(wheels.resolve().glob("*.whl")))
+        subprocess.run([*command, "--target", str(site), *wheel_files], check=True)
         paths.append(str(site))
-    if any(importlib.util.find_spec(name) is None for name in ("pie_engine", "pie_engine.kernels")):
+    # From a directory without the sources: here, half of the package would be found in any case.
+    installed = [sys.executable, "-P", "-c", "import pie_engine.kernels, pie_engine.benchmarks"]
+    if subprocess.run(installed, capture_output=True, cwd=folder, check=False).returncode:
         package = folder / "tree" / "pie_engine"
         package.mkdir(parents=True)
         for source in (
@@ -117,12 +140,13 @@ def prepare(folder: Path, wheels: Path | None) -> dict[str, str]:
             (package / source.name).symlink_to(source)
         paths.append(str(package.parent))
     search = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
-    # The safe path leaves the working directory out of the search, where half of the package would be found first.
     return {
         **os.environ,
         "PYTHONPATH": search,
+        # The safe path leaves the working directory out, where half of the package would be found first.
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
+        "TEARDOWN_CUPTI": "0",  # the profiler runs twice, and graphs were captured before it
         "PIE_ENGINE_CACHE": str(folder / "cache"),
     }
 
@@ -130,125 +154,142 @@ def prepare(folder: Path, wheels: Path | None) -> dict[str, str]:
 def revision() -> str | None:
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return None
 
 
-def build_extension(environment: dict[str, str]) -> str:
-    """Compile the C++ and CUDA step for this machine's torch; what it said."""
-    command = [sys.executable, "-m", "pie_engine.cpp_ext"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=ROOT)
-    return (done.stdout + done.stderr).strip()
-
-
 def run_section(
-    section: str, device: str, environment: dict[str, str], limit: float, folder: Path | None = None
-) -> dict[str, Any]:
-    """Run one section in a process of its own.
-
-    Args:
-        limit: seconds.
-        folder: of the CSV files that the benchmarks' scripts add to.
+    section: str, device: str, environment: dict[str, str], left: float, share: float, results: Results
+) -> int | None:
+    """Run one section in a process of its own, for its share of the whole time and at most for what is left.
 
     Returns:
-        outcome ("ok", "failed", "timed out"), results (one object per line that it gave) and the end of its log.
+        Its exit code; None if it was not begun or killed at its limit.
     """
+    limit = min(left, share * results.found["seconds"])
+    results.begin(section, limit)
+    own = results.found["sections"][section]
+    if left < min(LEAST, 0.5 * results.found["seconds"]):
+        own["outcome"] = "skipped: no time left"
+        results.write()
+        return None
+    began = time.monotonic()
     if section == "tests":
-        command = [sys.executable, "-m", "pytest", "-m", "gpu" if device == "cuda" else "gpu and not gpu", "-v"]
-        command += ["--tb=short", "-p", "no:cacheprovider", "tests"]
-    elif section in SCRIPTS:
-        script, _, words = SCRIPTS[section]
-        if device == "cpu":
-            words = [*SMALL[section], "--repeats", "1", "--quick-limits"]
-        command = [sys.executable, "-m", f"pie_engine.benchmarks.{script}", *words]
-        command += ["--device", device, "--output", str(folder)]
+        run = Run(section, tests_command(device), environment, results)
+        code = run.wait(limit, TEST_NOTICE)
+        counted = count_tests(run.lines)
+        results.add(section, counted)
     else:
         command = [sys.executable, str(ROOT / "benchmarks" / "gpu_sections.py"), section, "--device", device]
-    before = len(read_rows(section, folder))
-    outcome, results, log = "ok", [], []
-    with tempfile.TemporaryFile("w+") as stream:
-        process = subprocess.Popen(
-            command, stdout=stream, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, start_new_session=True
-        )
+        run = Run(section, [*command, f"--deadline={time.time() + limit}"], environment, results)
+        code = run.wait(limit)
+    own["outcome"] = "ok"
+    if code is None:
+        own["outcome"] = f"cut short after {limit:.0f} s"
+    elif code != 0:
+        own["outcome"] = f"failed with exit code {code}"
+    elif not all(result.get("ok", True) for result in own["results"]):
+        own["outcome"] = "failed: see results that are not ok"
+    if own["outcome"] != "ok":
+        own["log"] = list(run.lines)[-30:]
+    own["seconds"] = round(time.monotonic() - began, 1)
+    results.write()
+    sys.stdout.write(f"{section}: {own['outcome']}, {own['seconds']} s, {len(own['results'])} results\n")
+    sys.stdout.flush()
+    return code
+
+
+def tests_command(device: str) -> list[str]:
+    """pytest on the files that hold GPU tests: collecting all others takes longer than running these."""
+    files = [
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        if re.search(r"mark\.gpu\b", path.read_text(encoding="utf-8"))
+    ]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "-p", "no:cacheprovider"]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", "8" if device == "cuda" else "1"]
+    if importlib.util.find_spec("pytest_timeout"):
+        command += ["--timeout", "60"]
+    return [*command, "--continue-on-collection-errors", *files]
+
+
+class Run:
+    """A process in a session of its own; what it says goes to its log and its results to the file, as it goes."""
+
+    def __init__(self, section: str, command: list[str], environment: dict[str, str], results: Results):
+        self.lines: collections.deque[str] = collections.deque(maxlen=4000)
+        self._section, self._results = section, results
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
+            cwd=ROOT, start_new_session=True, text=True, errors="replace",
+        )  # fmt: skip
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        room = LOG_BYTES
+        with (self._results.folder / f"{self._section}.log").open("w", encoding="utf-8") as log:
+            for line in self._process.stdout:
+                room -= len(line.encode())
+                if room > 0:
+                    log.write(line)
+                    log.flush()
+                if line.startswith("RESULT "):
+                    try:
+                        self._results.add(self._section, json.loads(line.removeprefix("RESULT ")))
+                        continue
+                    except (ValueError, TypeError, AttributeError):
+                        pass  # cut off, or another's: it stays a line of the log
+                self.lines.append(line.rstrip()[:500])
+
+    def wait(self, limit: float, notice: float = 0.0) -> int | None:
+        """Its exit code, or None where it was killed at its limit, with the processes that it started.
+
+        Args:
+            notice: seconds before the limit at which it is interrupted, to end by itself.
+        """
+        end = time.monotonic() + limit
+        code: int | None = None
         try:
-            code = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
-            process.wait()
-            code, outcome = None, f"timed out after {limit:.0f} s"
-        stream.seek(0)
-        for line in stream:
-            if line.startswith("RESULT "):
-                results.append(json.loads(line.removeprefix("RESULT ")))
-            else:
-                log.append(line.rstrip())
-    if section in SCRIPTS:
-        results = read_rows(section, folder)[before:]
-    if section == "tests":
-        results = [count_tests(log)]
-        if code == 5 and device == "cpu":  # pytest's code for nothing collected
-            code = 0
-    if code not in (0, None):
-        outcome = f"failed with exit code {code}"
-    if outcome == "ok" and any(not result.get("ok", True) for result in results):
-        outcome = "failed: see results that are not ok"
-    section_results: dict[str, Any] = {"outcome": outcome, "results": results}
-    if outcome != "ok":
-        section_results["log"] = log[-60:]
-        section_results["error"] = next((line for line in reversed(log) if line), "")
-    return section_results
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = self._process.wait(max(0.5 * limit, limit - notice) if notice else limit)
+            if code is None and notice:
+                self._process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(max(0.1, end - time.monotonic()))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(3)  # a process that waits for its GPU may take a while to die
+            self._reader.join(2)
+        return code
 
 
-def read_rows(section: str, folder: Path | None) -> list[dict[str, Any]]:
-    """The rows in the CSV file of a benchmark's script."""
-    if section not in SCRIPTS or folder is None:
-        return []
-    path = folder / f"{SCRIPTS[section][0]}.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def count_tests(log: list[str]) -> dict[str, Any]:
+def count_tests(log: collections.deque[str] | list[str]) -> dict[str, Any]:
     """Outcomes of pytest -v, counted line by line, so that a run which was cut short counts too."""
-    counts: dict[str, Any] = {"passed": 0, "failed": 0, "skipped": 0, "failures": [], "skips": []}
+    counts: dict[str, Any] = {"passed": 0, "failed": 0, "skipped": 0, "failures": [], "reasons": []}
     for line in log:
-        found = re.match(r"(tests/\S.*?) (PASSED|FAILED|ERROR|SKIPPED)(.*)", line)
-        if not found:
+        if line.startswith(("FAILED ", "ERROR ", "SKIPPED ", "E  ")) and len(counts["reasons"]) < 40:
+            counts["reasons"].append(line[:200])
+        found = re.match(r"(tests/\S.*?) (PASSED|FAILED|ERROR|SKIPPED)\b", line)
+        # With several workers the outcome comes first.
+        spread = re.match(r"\[gw\d+\] \[ *\d+%\] (PASSED|FAILED|ERROR|SKIPPED) (tests/.*)", line)
+        if not found and not spread:
             continue
-        name, verdict, rest = found.groups()
+        name, verdict = found.groups() if found else spread.groups()[::-1]  # type: ignore[union-attr]
         if verdict == "PASSED":
             counts["passed"] += 1
         elif verdict == "SKIPPED":
             counts["skipped"] += 1
-            counts["skips"].append(f"{name}{rest.split('[')[0]}".strip())
         elif name not in counts["failures"]:
             counts["failed"] += 1
             counts["failures"].append(name)
     counts["ok"] = counts["failed"] == 0
     return counts
-
-
-def report(section: str, results: dict[str, Any]) -> None:
-    """One line per result on the terminal."""
-    sys.stdout.write(f"== {section}: {results['outcome']} ({results['seconds']} s)\n")
-    for result in results["results"]:
-        text = "  ".join(
-            f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}" for key, value in result.items()
-        )
-        sys.stdout.write(f"   {text}\n")
-    for line in results.get("log", []):
-        sys.stdout.write(f"   | {line}\n")
-    sys.stdout.flush()
-
-
-def write(path: Path, results: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=2) + "\n")
-    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from pie_engine.benchmarks.variants import PUBLISHED, Setting, eager_spec, engin
 EAGER = "latents carried on, text encoded once"
 # Each rung changes something of the one before.
 ENGINE: dict[str, Any] = {
-    "backend": "torch", "dtype": "fp32", "fused_step": "eager", "cuda_graph": False, "overlap": False,
+    "backend": "torch", "dtype": "fp32", "fused_step": "eager", "fused_blocks": False, "autotune": False,
+    "cuda_graph": False, "overlap": False,
 }  # fmt: skip
 ON_CPU: dict[str, dict[str, Any]] = {
     "engine on PyTorch fp32": {},
@@ -38,6 +39,8 @@ ON_GPU: dict[str, dict[str, Any]] = {
     "+ fp16": {"dtype": "fp16"},
     "+ fused step (Triton)": {"fused_step": "triton"},
     "+ CUDA graph": {"cuda_graph": True},
+    "+ autotune": {"autotune": True},
+    "+ fused blocks": {"fused_blocks": True},
     "+ overlap": {"overlap": True},
     "+ torch.compile": {"compile": True},
     "+ TensorRT": {"backend": "tensorrt", "compile": False},

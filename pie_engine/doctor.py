@@ -251,7 +251,7 @@ def _fused_steps(statuses: list[Status]) -> list[dict[str, Any]]:
     runs = {status.name for status in statuses if not status.lacks}
     found = []
     for device in [name for name, needed in (("cuda:0", "torch on GPU"), ("cpu", "torch on CPU")) if needed in runs]:
-        for name in ("triton", "cpp", "eager"):
+        for name in ("triton", "cpp", "eager") if device == "cpu" else ("triton", "eager"):
             reason = None
             try:
                 dispatch.select(device, name)

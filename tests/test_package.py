@@ -83,7 +83,7 @@ def test_wheel_holds_everything_and_no_foreign_top_level(tmp_path: Path) -> None
         "benchmarks/harness/worker.py",
     ):
         assert f"pie_engine/{package}" in names
-    for source in ("build.py", "ops.cpp", "ops.cu", "checks.h"):
+    for source in ("build.py", "ops.cpp", "checks.h"):
         assert f"pie_engine/cpp_ext/{source}" in names
     assert ("pie_engine/cpp_ext/_ops.so" in names) == has_toolchain()
     assert wheel.name.endswith("-py3-none-any.whl") != has_toolchain()

@@ -36,7 +36,15 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "no fused step": {"fused_step": "eager"},
     "no CUDA graph": {"cuda_graph": False},
     "no overlap": {"overlap": False},
-    "nothing": {"fused_step": "eager", "cuda_graph": False, "overlap": False},
+    "no fused blocks": {"fused_blocks": False},
+    "no autotune": {"autotune": False},
+    "nothing": {
+        "fused_step": "eager",
+        "fused_blocks": False,
+        "autotune": False,
+        "cuda_graph": False,
+        "overlap": False,
+    },
 }
 CPU = [
     *(("torch", precision) for precision in ("fp32", "fp16", "bf16")),
@@ -147,12 +155,10 @@ def test_on_a_gpu(precision: str, switch: str, inversion: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("fused_step", ["triton", "cpp"])
+@pytest.mark.parametrize("fused_step", available("cuda") if torch.cuda.is_available() else ["triton"])
 def test_each_fused_step_on_a_gpu(fused_step: str) -> None:
-    if fused_step not in available("cuda"):
-        pytest.skip(f"the {fused_step} step does not run here")
     runtime = RuntimeConfig(fused_step=fused_step)
-    engine = PieEngine.load(checkpoint=CHECKPOINT, backend="torch", device="cuda", runtime=runtime)
+    engine = PieEngine.load(checkpoint=CHECKPOINT, backend="torch", dtype="fp32", device="cuda", runtime=runtime)
     check(run(engine, "cuda"), "fp32", "cuda")
 
 

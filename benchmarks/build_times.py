@@ -76,9 +76,9 @@ class Refit:
         unet.half().save_pretrained(self._folder / "unet")
 
     def run(self) -> dict[str, Any]:
-        from pie_engine.bundle import open_bundle
         from pie_engine.bundling.refit import UNetWeights, refit_bundle
         from pie_engine.checkpoint import load_unet_alone
+        from pie_engine.model.bundle import open_bundle
 
         bundle = open_bundle(self._folder / "a.pie")
         config = bundle.manifest["architecture"]["unet"]

@@ -152,7 +152,7 @@ def place(arguments: argparse.Namespace) -> tuple[str, int | None]:
     """
     import torch
 
-    from pie_engine.environment import processor_cores
+    from pie_engine.machine.environment import processor_cores
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device != "cpu":

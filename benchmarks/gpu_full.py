@@ -15,7 +15,7 @@ from pie_engine.backends.torch_backend import torch_dtype
 from pie_engine.benchmarks.gpu_profile import emit_kernels
 from pie_engine.benchmarks.gpu_rungs import Rung, emit, flags, milliseconds, set_tf32, wall
 from pie_engine.benchmarks.gpu_subject import NOTHING, Size, describe, make_engine, measure_engine, shares, unknown
-from pie_engine.schedule import make_scheduler, prepare_scheduler
+from pie_engine.rounds.schedule import make_scheduler, prepare_scheduler
 
 # Each rung adds to the one before. Projections and layout have no switch: `plain` is without them. Nor has attention,
 # which PyTorch runs in its own flash kernel unless cuDNN's is asked for.

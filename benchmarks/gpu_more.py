@@ -162,8 +162,8 @@ def _published(size: Size, strict: bool) -> None:
     checkpoint = size.checkpoint("fp32")
     config = size.config(1, num_inference_steps=10 if size.full else 4, semantics="official")
     item = size.items(1)[0]
-    image = to_image(item.image)
-    mask = prepare_mask(to_image(item.mask), image.size, size.resolution, official=True)
+    image = to_image(np.asarray(item.image))
+    mask = prepare_mask(to_image(np.asarray(item.mask)), image.size, size.resolution, official=True)
     run = lambda: list(  # noqa: E731
         progress_official(checkpoint, fit(image, size.resolution), mask.latent, item.prompt, config)
     )

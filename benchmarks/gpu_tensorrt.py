@@ -21,12 +21,12 @@ from pie_engine import PieEngine
 from pie_engine.backends.tensorrt.fingerprint import obstacle
 from pie_engine.backends.tensorrt.library import installed_version
 from pie_engine.benchmarks.gpu_parity import CHECKPOINT, Case, clock, holds
-from pie_engine.bundle import Bundle
 from pie_engine.bundling import build_bundle
 from pie_engine.bundling.refit import refit_bundle
 from pie_engine.checkpoint import Checkpoint, load_checkpoint
 from pie_engine.config import FLAVOURS, BuildConfig, EngineConfig
 from pie_engine.errors import ConfigError
+from pie_engine.model.bundle import Bundle
 
 Emit = Callable[..., None]
 

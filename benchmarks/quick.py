@@ -108,7 +108,7 @@ def bench(config: Quick | None = None, on_line: Callable[[str], None] = lambda l
     from pie_engine.benchmarks.common import place
     from pie_engine.benchmarks.harness.machine import identify, limits_of
     from pie_engine.benchmarks.quick_model import open_model
-    from pie_engine.environment import processor_cores, versions
+    from pie_engine.machine.environment import processor_cores, versions
 
     config = config or Quick()
     device, threads = place(argparse.Namespace(device=config.device, threads=config.threads))

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from pie_engine.benchmarks.harness import BenchmarkError
 from pie_engine.config import FLAVOURS, BuildConfig, EngineConfig, check_resolution
 from pie_engine.errors import BackendError
-from pie_engine.selection import BACKENDS as _WITH_AUTO
+from pie_engine.machine.selection import BACKENDS as _WITH_AUTO
 
 if TYPE_CHECKING:
     from pie_engine.benchmarks.harness.machine import Limits
     from pie_engine.benchmarks.quick import Quick
-    from pie_engine.bundle import Bundle
     from pie_engine.checkpoint import Checkpoint
+    from pie_engine.model.bundle import Bundle
 
 BACKENDS = tuple(name for name in _WITH_AUTO if name != "auto")
 
@@ -78,7 +78,7 @@ def open_model(config: Quick, on_line: Callable[[str], None]) -> Model:
 
 
 def _open_bundle(config: Quick, on_line: Callable[[str], None]) -> Model:
-    from pie_engine.bundle import open_bundle
+    from pie_engine.model.bundle import open_bundle
 
     bundle = open_bundle(config.engine or "")
     dtype = config.dtype or bundle.precision
@@ -151,7 +151,7 @@ def choose(config: Quick, dtype: str, bundle: Bundle | None) -> list[str]:
     Raises:
         BenchmarkError: one that was asked for cannot run this here, or none can.
     """
-    from pie_engine.doctor import diagnose
+    from pie_engine.machine.doctor import diagnose
 
     lacks = {status["name"]: status["lacks"] for status in diagnose()["backends"]}
     obstacles = {name: _obstacle(name, config, dtype, bundle, lacks) for name in config.backends or BACKENDS}

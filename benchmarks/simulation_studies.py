@@ -10,7 +10,7 @@ from typing import Any
 
 from pie_engine.demo import DOMAINS, assets
 from pie_engine.demo.domain import load_domain
-from pie_engine.evaluation.measure import CONFIDENCE, STRUCTURE
+from pie_engine.evaluation.measures import CONFIDENCE, STRUCTURE
 
 WORK = Path("build/simulation")  # in the repository, as all paths here
 _DEMO = Path("pie_engine/demo")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pie_engine.benchmarks.simulation_studies import SSIM, Figures, confidence_of
 from pie_engine.demo import DOMAINS
 from pie_engine.evaluation.align_summary import label, to_line
-from pie_engine.evaluation.measure import STRUCTURE
+from pie_engine.evaluation.measures import STRUCTURE
 
 _ROUNDS = (0, 1, 2, 3, 5, 10)
 _NAMES = {SSIM: "SSIM inside", STRUCTURE: "own structure"}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pie_engine.engine import PieEngine
     from pie_engine.errors import PieError
     from pie_engine.imaging import Box, Ellipse, Polygon, Reading, Region
-    from pie_engine.items import Item
+    from pie_engine.imaging.item import Item
     from pie_engine.outputs import Result
 
 __version__ = "0.1.0"
@@ -48,7 +48,7 @@ _HOME = {
     "Stretch": "config",
     "RunConfig": "config",
     "RuntimeConfig": "config",
-    "Item": "items",
+    "Item": "imaging.item",
     "Box": "imaging",
     "Ellipse": "imaging",
     "Polygon": "imaging",
@@ -58,6 +58,10 @@ _HOME = {
     "Result": "outputs",
     "PieError": "errors",
 }
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

@@ -14,20 +14,20 @@ import numpy as np
 
 from pie_engine.config import RunConfig, RuntimeConfig, check_interpolation, check_resolution
 from pie_engine.errors import BackendError
-from pie_engine.finishing import Frames, finishing
-from pie_engine.interpolation import decode_between
-from pie_engine.items import Item, PreparedItem, check_text, prepare_item, sizes_for, split_group
-from pie_engine.loading import Source, open_backend
+from pie_engine.imaging.item import Item, PreparedItem, check_text, prepare_item, sizes_for, split_group
+from pie_engine.machine.loading import Source, open_backend
 from pie_engine.outputs import Result
 from pie_engine.outputs.provenance import describe_computation, describe_run, describe_simulated
-from pie_engine.runtime.memory import explain, release
+from pie_engine.rounds.finishing import Frames, finishing
+from pie_engine.rounds.interpolation import decode_between
+from pie_engine.rounds.memory import explain, release
 
 if TYPE_CHECKING:
     from pie_engine.backends import Backend
     from pie_engine.checkpoint import LoraSpec
-    from pie_engine.loop import Loop, Method
-    from pie_engine.plan import Batch
-    from pie_engine.runtime.timeline import Timeline
+    from pie_engine.rounds.loop import Loop, Method
+    from pie_engine.rounds.plan import Batch
+    from pie_engine.rounds.timeline import Timeline
 
 # Called with (evaluations done, evaluations in all) after each U-Net evaluation; on a GPU, after each round of them.
 OnProgress = Callable[[int, int], None]
@@ -136,7 +136,7 @@ class PieEngine:
             items: those without a mask, and of other numbers of findings, run after one another.
             config: settings for all of them.
             on_progress: called with (evaluations done, in all) after each U-Net evaluation.
-            method: what gives the frames instead of PIE's rounds (`pie_engine.baselines.simulate`).
+            method: what gives the frames instead of PIE's rounds (`pie_engine.baselines`).
             interpolate: pictures between two frames for a smooth animation (`Result.between`), 0 to 14.
 
         Returns:
@@ -182,7 +182,7 @@ class PieEngine:
     ) -> list[Result]:
         import torch
 
-        from pie_engine.plan import Batch
+        from pie_engine.rounds.plan import Batch
 
         start = time.monotonic()
         inputs = np.stack([np.asarray(p.image) for p in prepared])  # [B, H, W, 3]
@@ -212,7 +212,7 @@ class PieEngine:
             report(step, total)
 
         items = [
-            Frames(item, config.composite, latent, before)
+            Frames(item, bool(config.composite), latent, before)
             for item, latent, before in zip(prepared, original, decoded_original, strict=True)
         ]
         last = time.monotonic()
@@ -222,7 +222,7 @@ class PieEngine:
                 seconds["rounds"].append(round(time.monotonic() - last, 4))
                 last = time.monotonic()
         latents = np.stack([own.latents for own in items], axis=1)  # [N, B, 4, h, w]
-        moving = decode_between(loop, original, latents, between)
+        moving = decode_between(loop, original, list(latents), between)
         self._keep_loop(loop, config)
         shared = describe_computation(loop, self.runtime, source=self._source, chosen=self.chosen, evaluations=total)
         shared["seconds"] = seconds
@@ -249,9 +249,9 @@ class PieEngine:
 
     def _take_loop(self, batch: Batch, config: RunConfig) -> Loop:
         """The loop for this kind of run, with its buffers and captured rounds, if it is kept; else a new one."""
-        from pie_engine.loop import Loop, make_timeline
-        from pie_engine.plan import Plan
-        from pie_engine.runtime.buffers import Shape
+        from pie_engine.rounds.buffers import Shape
+        from pie_engine.rounds.loop import Loop, make_timeline
+        from pie_engine.rounds.plan import Plan
 
         model, (height, width) = self.backend.model, batch.pixels.shape[2:]
         shape = Shape(

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pie_engine.schedule import disable_corrector, make_scheduler, prepare_scheduler
-from pie_engine.seeding import item_noise, official_generator
+from pie_engine.rounds.noise import item_noise, official_generator
+from pie_engine.rounds.schedule import disable_corrector, make_scheduler, prepare_scheduler
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,8 +9,8 @@ import pytest
 import torch
 from golden import GOLDEN
 
-from pie_engine.bundle import Bundle
 from pie_engine.checkpoint import Checkpoint, load_checkpoint
+from pie_engine.model.bundle import Bundle
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,9 +12,9 @@ from machines import needs_openvino
 from PIL import Image
 
 from pie_engine import Item, PieEngine
-from pie_engine.bundle import Bundle
 from pie_engine.checkpoint import load_checkpoint
 from pie_engine.imaging import fit, open_image, prepare_mask
+from pie_engine.model.bundle import Bundle
 from pie_engine.reference import progress_official
 
 

@@ -18,7 +18,7 @@ from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import RunConfig
 from pie_engine.imaging import fit, official_latent_mask, open_image
 from pie_engine.reference import progress_engine, progress_official
-from pie_engine.schedule import make_scheduler
+from pie_engine.rounds.schedule import make_scheduler
 
 LONG = "the heart and the lung " * 40
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-# Which packages decide what a time means; the others of `pie_engine.environment.versions` are left out of the key.
+# Which packages decide what a time means; the others of `machine.environment.versions` are left out of the key.
 _KEYED = (
     "torch", "diffusers", "transformers", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "triton",
 )  # fmt: skip
@@ -42,7 +42,7 @@ class Limits:
 
 def identify(device: str, threads: int | None) -> dict[str, Any]:
     """The columns that key a result: when, on what, with which versions, of which revision."""
-    from pie_engine.environment import versions
+    from pie_engine.machine.environment import versions
 
     installed = {"python": platform.python_version()} | {name: versions().get(name) for name in _KEYED}
     return {

@@ -12,7 +12,7 @@ from typing import Any
 from pie_engine.benchmarks.harness.measure import clock
 from pie_engine.benchmarks.harness.memory import Peaks
 from pie_engine.errors import PieError
-from pie_engine.runtime.memory import requested_bytes
+from pie_engine.rounds.memory import requested_bytes
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from pie_engine.bundle import Bundle
+    from pie_engine.model.bundle import Bundle
 
 # Inputs and outputs of each graph, as `pie_engine.export.components` names them; the output is the last.
 NAMES = {

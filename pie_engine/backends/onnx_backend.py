@@ -12,7 +12,7 @@ from pie_engine.backends.onnx_session import BoundGraph, open_session
 from pie_engine.config import COMPONENTS
 
 if TYPE_CHECKING:
-    from pie_engine.bundle import Bundle
+    from pie_engine.model.bundle import Bundle
 
 
 class OnnxBackend(GraphBackend):

@@ -10,7 +10,7 @@ from pie_engine.backends.openvino_session import BoundGraph, check_bf16, open_gr
 from pie_engine.config import COMPONENTS
 
 if TYPE_CHECKING:
-    from pie_engine.bundle import Bundle
+    from pie_engine.model.bundle import Bundle
 
 
 class OpenVINOBackend(GraphBackend):

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from pie_engine.model import ModelInfo
+    from pie_engine.model.info import ModelInfo
 
 
 class UNetCall(Protocol):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from pie_engine.checkpoint import Checkpoint
     from pie_engine.kernels.blocks import BlockKernels
-    from pie_engine.model import ModelInfo
+    from pie_engine.model.info import ModelInfo
 
 log = logging.getLogger(__name__)
 

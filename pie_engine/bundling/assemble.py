@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pie_engine.backends.tensorrt.builder import needs_decomposing
-from pie_engine.bundle import FORMAT, MANIFEST, WEIGHTS, Bundle, open_bundle, write_manifest
 from pie_engine.bundling.components import (
     RECORD,
     OnComponent,
@@ -26,6 +25,7 @@ from pie_engine.bundling.target import Target, resolve_target
 from pie_engine.config import COMPONENTS, BuildConfig
 from pie_engine.errors import BuildError, BundleError
 from pie_engine.files import link_or_copy, locked, new_folder
+from pie_engine.model.bundle import FORMAT, MANIFEST, WEIGHTS, Bundle, open_bundle, write_manifest
 
 if TYPE_CHECKING:
     from pie_engine.checkpoint import Checkpoint
@@ -157,7 +157,7 @@ def model_facts(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def model_info(checkpoint: Checkpoint) -> Any:
     """A checkpoint's `ModelInfo`, as its bundle would give it."""
-    from pie_engine.model import ModelInfo
+    from pie_engine.model.info import ModelInfo
 
     return ModelInfo(**model_facts(checkpoint), hashes=checkpoint.hashes, tokenizer=checkpoint.tokenizer)
 

@@ -13,10 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pie_engine.bundle import FORMAT, WEIGHTS, describe_files
 from pie_engine.config import BuildConfig
 from pie_engine.errors import BuildError
 from pie_engine.files import cache_root, locked, new_folder, sha256_file
+from pie_engine.model.bundle import FORMAT, WEIGHTS, describe_files
 
 if TYPE_CHECKING:
     from pie_engine.checkpoint import Checkpoint

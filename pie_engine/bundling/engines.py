@@ -20,12 +20,12 @@ from pie_engine.backends.tensorrt.builder import (
     inspect_plan,
     sanitised,
 )
-from pie_engine.bundle import describe_files
 from pie_engine.bundling.components import OnComponent, intact
 from pie_engine.bundling.target import Target
 from pie_engine.errors import BuildError
 from pie_engine.export.graph import TOLERANCE
 from pie_engine.files import link_or_copy, locked, new_folder
+from pie_engine.model.bundle import describe_files
 
 log = logging.getLogger(__name__)
 _RECORD = "engine.json"

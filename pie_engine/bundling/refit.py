@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pie_engine.bundle import MANIFEST, WEIGHTS, Bundle, open_bundle, write_manifest
 from pie_engine.bundling.assemble import link_files, model_facts, unet_architecture
 from pie_engine.bundling.components import OnComponent, exporter_versions
 from pie_engine.bundling.refit_engines import EngineRefit
 from pie_engine.config import COMPONENTS
 from pie_engine.errors import BuildError, ConfigError
 from pie_engine.files import cache_root, new_folder
+from pie_engine.model.bundle import MANIFEST, WEIGHTS, Bundle, open_bundle, write_manifest
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel

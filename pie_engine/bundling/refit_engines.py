@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pie_engine.bundle import WEIGHTS, Bundle
 from pie_engine.bundling.components import OnComponent
 from pie_engine.bundling.engines import cached_engine
 from pie_engine.bundling.target import resolve_target
 from pie_engine.config import EngineConfig
 from pie_engine.errors import BackendError, BuildError, PieError
 from pie_engine.files import link_or_copy
+from pie_engine.model.bundle import WEIGHTS, Bundle
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ import importlib.util
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pie_engine.backends.gpu import probe
 from pie_engine.backends.tensorrt import library
 from pie_engine.config import EngineConfig, check_resolution
 from pie_engine.errors import BackendError, ConfigError
-from pie_engine.gpu import probe
 
 # The first versions that know an attention as one layer.
 _WHOLE_ATTENTION = {"tensorrt": (10, 14), "tensorrt-rtx": (1, 4)}

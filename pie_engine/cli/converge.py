@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from pie_engine.errors import InputError, OutputError
 
 if TYPE_CHECKING:
+    from pie_engine.evaluation.converge import CheckedRun
     from pie_engine.metrics.convergence import Comparison
     from pie_engine.metrics.decay import Decay
-    from pie_engine.outputs.convergence import CheckedRun
 
 _SUFFIXES = (".svg", ".png")
 # Rows of the table; more rounds are shown at even distances.
@@ -36,8 +36,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 
 def main(arguments: argparse.Namespace) -> int:
+    from pie_engine.evaluation.converge import check_run
     from pie_engine.files import check_file, write_file
-    from pie_engine.outputs.convergence import check_run
 
     output: Path | None = arguments.output
     if output is not None:
@@ -57,7 +57,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _plot(run: CheckedRun, folder: Path, suffix: str) -> bytes:
-    from pie_engine.outputs.semilog import Curve, draw_semilog
+    from pie_engine.evaluation.semilog import Curve, draw_semilog
 
     increments, decay = run.found.rounds.increments, run.found.trend.decay
     if not any(increments):

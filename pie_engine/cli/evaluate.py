@@ -54,7 +54,7 @@ def main(arguments: argparse.Namespace) -> int:
     from pie_engine.cli.progress import say
     from pie_engine.errors import ConfigError
     from pie_engine.evaluation import evaluate
-    from pie_engine.evaluation.reference import to_lines
+    from pie_engine.evaluation.real_pictures import to_lines
     from pie_engine.evaluation.summary import to_table
 
     if arguments.seed < 0:

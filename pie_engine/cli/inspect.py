@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from pie_engine.inspection import inspect_bundle
+    from pie_engine.machine.inspection import inspect_bundle
 
     with _quiet():
         found = inspect_bundle(arguments.bundle)
@@ -38,7 +38,7 @@ def main(arguments: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the warnings of the selection, which the report repeats."""
-    log = logging.getLogger("pie_engine.selection")
+    log = logging.getLogger("pie_engine.machine.selection")
     level = log.level
     log.setLevel(logging.ERROR)
     try:

@@ -11,9 +11,9 @@ from pie_engine.cli.shared import add_checkpoint_options, report
 from pie_engine.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pie_engine.bundle import Bundle
     from pie_engine.bundling.refit import UNetWeights
     from pie_engine.checkpoint import Checkpoint, LoraSpec
+    from pie_engine.model.bundle import Bundle
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -34,10 +34,10 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from pie_engine.bundle import MANIFEST, open_bundle
     from pie_engine.checkpoint import LoraSpec
     from pie_engine.cli.progress import say
     from pie_engine.files import check_folder
+    from pie_engine.model.bundle import MANIFEST, open_bundle
 
     given = arguments.unet or arguments.checkpoint or (arguments.lora[0] if arguments.lora else None)
     if given is None:

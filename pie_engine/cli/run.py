@@ -34,7 +34,7 @@ from pie_engine.errors import ConfigError
 if TYPE_CHECKING:
     from pie_engine.engine import PieEngine
     from pie_engine.imaging import Region
-    from pie_engine.items import Item
+    from pie_engine.imaging.item import Item
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -203,7 +203,7 @@ def _prompt_from(arguments: argparse.Namespace, config: RunConfig, regions: list
 
 def item_from(arguments: argparse.Namespace, config: RunConfig) -> Item:
     """The item that the options name, validated; nothing is read."""
-    from pie_engine.items import Item
+    from pie_engine.imaging.item import Item
 
     regions = regions_from(arguments.mask, "mask")
     return Item(
@@ -247,7 +247,7 @@ def main(arguments: argparse.Namespace) -> int:
     from pie_engine.cli.progress import Progress
     from pie_engine.files import check_folder
     from pie_engine.imaging import read_stored
-    from pie_engine.items import check_item
+    from pie_engine.imaging.item import check_item
     from pie_engine.outputs import check_outputs, check_source
 
     # Everything that can be refused cheaply is refused before a model is loaded.

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pie_engine.bundle import Bundle
+    from pie_engine.model.bundle import Bundle
 
 
 def add_checkpoint_options(parser: Any) -> None:

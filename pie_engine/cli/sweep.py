@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from pie_engine.config import RunConfig
-    from pie_engine.items import Item
-    from pie_engine.studies.design import PlannedRun
-    from pie_engine.studies.simulate import Progress
+    from pie_engine.evaluation.sweep.design import PlannedRun
+    from pie_engine.evaluation.sweep.runs import Progress
+    from pie_engine.imaging.item import Item
 
 # Named here, so that --help needs none of the modules that know more about them.
 RECIPES = ("healthy", "strength", "mask")
@@ -94,13 +94,13 @@ def main(arguments: argparse.Namespace) -> int:
     from pie_engine.cli.progress import say
     from pie_engine.config import METHOD_OPTIONS
     from pie_engine.config.checks import integer
-    from pie_engine.evaluation.plots import check_plots
+    from pie_engine.evaluation.rounds_plot import check_plots
+    from pie_engine.evaluation.sweep.design import Design
+    from pie_engine.evaluation.sweep.grid import parse_grid
+    from pie_engine.evaluation.sweep.recipes import with_recipe
+    from pie_engine.evaluation.sweep.store import check_output
+    from pie_engine.evaluation.sweep.sweep import LEAST_SIMILARITY, Judges, sweep
     from pie_engine.metrics.tradeoff import Stable
-    from pie_engine.studies.design import Design
-    from pie_engine.studies.grid import parse_grid
-    from pie_engine.studies.recipes import with_recipe
-    from pie_engine.studies.store import check_output
-    from pie_engine.studies.sweep import LEAST_SIMILARITY, Judges, sweep
 
     # Everything that can be refused cheaply is refused before a model is loaded.
     if arguments.batch is not None:
@@ -146,7 +146,7 @@ def _patients(arguments: argparse.Namespace, config: RunConfig) -> Sequence[Item
     """The one patient of the options, or those of the file."""
     from dataclasses import replace
 
-    from pie_engine.studies.patients import read_patients
+    from pie_engine.evaluation.sweep.patients import read_patients
 
     own = ("image", "prompt", "mask", "keep")
     if arguments.patients is None:
@@ -168,7 +168,7 @@ def _patients(arguments: argparse.Namespace, config: RunConfig) -> Sequence[Item
 
 def _size(design: Any) -> str:
     """What a sweep is made of, in words."""
-    from pie_engine.studies.design import evaluations
+    from pie_engine.evaluation.sweep.design import evaluations
 
     images = {str(one.image) for one in design.patients}
     # Lines of one image, with several prompts or regions, are one patient's.
@@ -180,7 +180,7 @@ def _size(design: Any) -> str:
 
 def _say_missing(runs: Sequence[PlannedRun], missing: Sequence[PlannedRun]) -> None:
     from pie_engine.cli.progress import say
-    from pie_engine.studies.design import evaluations
+    from pie_engine.evaluation.sweep.design import evaluations
 
     done = len(runs) - len(missing)
     if done:

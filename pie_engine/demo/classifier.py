@@ -22,7 +22,9 @@ class SeverityClassifier:
             ) from error
         for path in (model, description):
             if not path.is_file():
-                raise CheckpointError(f"{path.name} is missing; make it: python -m pie_engine.demo.train --output DIR")
+                raise CheckpointError(
+                    f"{path.name} is missing; make it: python -m pie_engine.demo.training.chest --output DIR"
+                )
         spec = json.loads(description.read_text(encoding="utf-8"))
         self.size: int = spec["size"]
         self._mean, self._std = np.float32(spec["mean"]), np.float32(spec["std"])

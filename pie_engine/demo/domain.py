@@ -90,8 +90,8 @@ def load_domain(name: str) -> Domain:
 
 
 def _chest() -> Domain:
+    from pie_engine.demo.cardiothoracic import ratio_or_nan
     from pie_engine.demo.data import held_out
-    from pie_engine.demo.measure import ratio_or_nan
     from pie_engine.demo.phantom import render, roi_mask
 
     return Domain(

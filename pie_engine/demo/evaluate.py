@@ -13,9 +13,9 @@ from PIL import Image
 
 from pie_engine import Item, PieEngine, Result, RunConfig
 from pie_engine.demo.assets import CHECKPOINT, DemoDefaults, load_defaults
+from pie_engine.demo.cardiothoracic import measure_ctr, ratio_or_nan
 from pie_engine.demo.classifier import SeverityClassifier
 from pie_engine.demo.data import cohort, healthy_cohort
-from pie_engine.demo.measure import measure_ctr, ratio_or_nan
 from pie_engine.demo.phantom import Patient, render, roi_mask
 
 log = logging.getLogger(__name__)

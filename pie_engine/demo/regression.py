@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from pie_engine import Item, PieEngine, Result, RunConfig
 from pie_engine.demo.assets import CHECKPOINT, DemoDefaults, load_defaults
+from pie_engine.demo.cardiothoracic import ratio_or_nan
 from pie_engine.demo.classifier import SeverityClassifier
 from pie_engine.demo.domain import load_domain
-from pie_engine.demo.measure import ratio_or_nan
 from pie_engine.demo.phantom import Patient, render, roi_mask
 from pie_engine.files import new_folder
 from pie_engine.metrics.bootstrap import Estimate, mean_interval

@@ -7,10 +7,10 @@ matrix = align(["out/a", "out/b"], "alignment", clip="CLIP_FOLDER")
 against = compare(["out"], "comparison", classifiers=["pneumonia.json"])
 """
 
+from pie_engine.evaluation.align import align
 from pie_engine.evaluation.align_texts import read_prompts
-from pie_engine.evaluation.alignment import align
-from pie_engine.evaluation.comparison import compare
-from pie_engine.evaluation.figures import evaluate
+from pie_engine.evaluation.compare import compare
+from pie_engine.evaluation.into_report import evaluate
 from pie_engine.evaluation.runs import Run, find_runs
 
 __all__ = ["Run", "align", "compare", "evaluate", "find_runs", "read_prompts"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pie_engine.evaluation.measure import CLIP_I, CONFIDENCE, DISTANCE, STRUCTURE, Measured
+from pie_engine.evaluation.measures import CLIP_I, CONFIDENCE, DISTANCE, STRUCTURE, Measured
 from pie_engine.files import sha256_file
 from pie_engine.metrics.bootstrap import LEVEL, RESAMPLES, Estimate, mean_interval
 

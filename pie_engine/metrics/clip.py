@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pie_engine.errors import CheckpointError, InputError
-from pie_engine.model import read_length
+from pie_engine.model.info import read_length
 
 _PREPROCESSOR = "preprocessor_config.json"
 _KINDS = {"clip": "CLIPModel", "clip_vision_model": "CLIPVisionModelWithProjection"}

@@ -11,9 +11,9 @@ from pie_engine.outputs.frames import STATEMENT
 
 if TYPE_CHECKING:
     from pie_engine.config import RunConfig, RuntimeConfig
-    from pie_engine.items import PreparedItem
-    from pie_engine.loop import Loop
-    from pie_engine.model import ModelInfo
+    from pie_engine.imaging.item import PreparedItem
+    from pie_engine.model.info import ModelInfo
+    from pie_engine.rounds.loop import Loop
 
 _RECORDED = (
     "torch", "diffusers", "transformers", "onnxruntime", "openvino", "numpy", "pillow", "safetensors", "pydicom",

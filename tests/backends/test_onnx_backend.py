@@ -16,13 +16,13 @@ from pie_engine.backends import onnx_session
 from pie_engine.backends.graph_backend import NAMES
 from pie_engine.backends.onnx_backend import OnnxBackend
 from pie_engine.backends.torch_backend import TorchBackend
-from pie_engine.bundle import Bundle
 from pie_engine.bundling import build_bundle, model_info
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import COMPONENTS, BuildConfig
 from pie_engine.errors import BackendError
 from pie_engine.export.graph import TOLERANCE, relative_error
 from pie_engine.export.promote import to_single_precision
+from pie_engine.model.bundle import Bundle
 
 ITEM = Item(GOLDEN / "image.png", "the heart lung", GOLDEN / "mask.png")
 SHORT = RunConfig(steps=2, num_inference_steps=6, resolution=128)

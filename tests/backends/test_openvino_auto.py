@@ -7,9 +7,9 @@ import torch
 from machines import A5000, needs_openvino, pretend, pretend_openvino
 
 from pie_engine import PieEngine
-from pie_engine.bundle import Bundle
 from pie_engine.errors import ConfigError
-from pie_engine.selection import choose_for_bundle, choose_for_checkpoint
+from pie_engine.machine.selection import choose_for_bundle, choose_for_checkpoint
+from pie_engine.model.bundle import Bundle
 
 BF16 = needs_openvino("bf16", dtype="bf16")
 FOUND = ("FP32", "INT8")  # what OpenVINO lists on a processor without bf16

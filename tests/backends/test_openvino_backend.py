@@ -21,12 +21,12 @@ from pie_engine.backends import openvino_session
 from pie_engine.backends.graph_backend import NAMES
 from pie_engine.backends.openvino_backend import OpenVINOBackend
 from pie_engine.backends.torch_backend import TorchBackend
-from pie_engine.bundle import Bundle
 from pie_engine.bundling import build_bundle, model_info
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import COMPONENTS, BuildConfig
 from pie_engine.errors import BackendError, ConfigError
 from pie_engine.export.graph import TOLERANCE, relative_error
+from pie_engine.model.bundle import Bundle
 
 pytestmark = pytest.mark.skipif(not openvino_session.installed(), reason="openvino is not installed")
 

@@ -23,7 +23,7 @@ RTX_ONLY = {member for member, (module, _) in ONE_FLAVOUR.items() if module == "
 @pytest.fixture(scope="module")
 def uses() -> list[Use]:
     found, unknown = read_uses()
-    assert not unknown, "tests/tensorrt_api.py does not know: " + "; ".join(unknown)
+    assert not unknown, "tests/support/tensorrt_api.py does not know: " + "; ".join(unknown)
     return found
 
 

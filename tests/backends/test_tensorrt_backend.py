@@ -1,4 +1,4 @@
-"""What runs a plan, without a GPU: profiles, addresses, shapes, types and weights, on tests/fake_tensorrt.py."""
+"""What runs a plan, without a GPU: profiles, addresses, shapes, types and weights, on fake_tensorrt."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from pie_engine import Item, PieEngine, RunConfig
 from pie_engine.backends.onnx_backend import OnnxBackend
 from pie_engine.backends.tensorrt.backend import TensorRTBackend
 from pie_engine.backends.tensorrt.engine import Engine
-from pie_engine.bundle import MANIFEST, Bundle, open_bundle, write_manifest
 from pie_engine.config import COMPONENTS, FLAVOURS
 from pie_engine.errors import BackendError, BundleError, ConfigError
 from pie_engine.export.graph import TOLERANCE, relative_error
+from pie_engine.model.bundle import MANIFEST, Bundle, open_bundle, write_manifest
 
 SIDE = 128
 RUN = RunConfig(steps=2, num_inference_steps=6, resolution=SIDE)
@@ -327,8 +327,8 @@ def test_an_unknown_type_of_tensor_is_not_guessed(doubling: dict[str, Any], monk
 
 
 def test_a_machine_without_a_gpu(doubling: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from pie_engine.backends.gpu import Machine
     from pie_engine.backends.tensorrt import library
-    from pie_engine.gpu import Machine
 
     monkeypatch.setattr(library, "probe", lambda: Machine((), "", "no NVIDIA driver"))
     with pytest.raises(BackendError, match=r"'tensorrt' runs on an NVIDIA GPU .*\(no NVIDIA driver\); pass --backend"):

@@ -15,9 +15,9 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 
+from pie_engine.backends.gpu import probe
 from pie_engine.backends.tensorrt import builder, library
 from pie_engine.backends.tensorrt.builder import Profile, Request, compile_plan, inspect_plan, needs_decomposing
-from pie_engine.bundle import Bundle, open_bundle
 from pie_engine.bundling import assemble, build_bundle, engines
 from pie_engine.bundling.components import cached_component
 from pie_engine.bundling.engines import cached_engine, profiles
@@ -27,7 +27,7 @@ from pie_engine.config import COMPONENTS, BuildConfig, EngineConfig
 from pie_engine.demo.assets import CHECKPOINT
 from pie_engine.errors import BackendError, BuildError, ConfigError
 from pie_engine.export.promote import to_single_precision
-from pie_engine.gpu import probe
+from pie_engine.model.bundle import Bundle, open_bundle
 
 pytestmark = [pytest.mark.trt]
 CAPABILITIES = ("7.5", "8.6", "8.9", "12.0")

@@ -22,12 +22,12 @@ from pie_engine.backends.tensorrt.builder import sanitised
 from pie_engine.backends.tensorrt.engine import BoundEngine, Engine
 from pie_engine.backends.tensorrt.library import at_least
 from pie_engine.backends.tensorrt.selftest import refitted_error, write_probe
-from pie_engine.bundle import Bundle
 from pie_engine.bundling.target import Target
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import BuildConfig, EngineConfig
 from pie_engine.export.graph import TOLERANCE, relative_error
 from pie_engine.export.load import load_graph
+from pie_engine.model.bundle import Bundle
 
 CPU = torch.device("cpu")
 needs_polygraphy = pytest.mark.skipif(

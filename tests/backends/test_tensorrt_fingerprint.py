@@ -16,19 +16,19 @@ from golden import GOLDEN
 from machines import A5000, ADA, H100, pretend, pretend_installed, pretend_openvino
 
 from pie_engine import PieEngine
+from pie_engine.backends.gpu import Gpu, probe
 from pie_engine.backends.tensorrt import backend as backend_module
 from pie_engine.backends.tensorrt import library
 from pie_engine.backends.tensorrt.backend import TensorRTBackend, check_engines
 from pie_engine.backends.tensorrt.engine import read_plan
 from pie_engine.backends.tensorrt.fingerprint import buckets, describe_target, obstacle, runs_on, same_release
-from pie_engine.bundle import MANIFEST, Bundle, open_bundle, write_manifest
 from pie_engine.bundling import build_bundle
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import COMPONENTS, FLAVOURS, BuildConfig, EngineConfig
 from pie_engine.errors import BackendError, BundleError, ConfigError
-from pie_engine.gpu import Gpu, probe
-from pie_engine.items import split_group
-from pie_engine.selection import choose_for_bundle, choose_for_checkpoint
+from pie_engine.imaging.item import split_group
+from pie_engine.machine.selection import choose_for_bundle, choose_for_checkpoint
+from pie_engine.model.bundle import MANIFEST, Bundle, open_bundle, write_manifest
 
 VERSION = "1.7.1.116"
 TWIN = Gpu(0, "NVIDIA RTX A4000", "8.6", 16_000_000_000)  # of the A5000's capability, with fewer cores

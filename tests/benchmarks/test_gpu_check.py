@@ -49,18 +49,18 @@ def read(folder: Path) -> dict[str, Any]:
 def test_outcomes_are_counted_line_by_line(check: ModuleType) -> None:
     log = [
         "tests/kernels/test_triton.py::test_step[1x4 - a b] PASSED [ 10%]",
-        "tests/test_loop.py::test_b FAILED [ 20%]",
+        "tests/rounds/test_loop.py::test_b FAILED [ 20%]",
         "[gw3] [ 25%] PASSED tests/kernels/test_triton.py::test_step[1x4 - c d]",
-        "[gw0] [  9%] ERROR tests/test_loop.py::test_c",
-        "[gw1] [100%] SKIPPED tests/test_loop.py::test_d",
-        "tests/test_loop.py::test_b FAILED",  # pytest repeats failures at its end
-        "tests/test_loop.py::test_e SKIPPED (no CUDA provider) [ 40%]",
-        "FAILED tests/test_loop.py::test_b - AssertionError",
+        "[gw0] [  9%] ERROR tests/rounds/test_loop.py::test_c",
+        "[gw1] [100%] SKIPPED tests/rounds/test_loop.py::test_d",
+        "tests/rounds/test_loop.py::test_b FAILED",  # pytest repeats failures at its end
+        "tests/rounds/test_loop.py::test_e SKIPPED (no CUDA provider) [ 40%]",
+        "FAILED tests/rounds/test_loop.py::test_b - AssertionError",
     ]
     counted = check.count_tests(log)
     assert (counted["passed"], counted["failed"], counted["skipped"], counted["ok"]) == (2, 2, 2, False)
-    assert counted["failures"] == ["tests/test_loop.py::test_b", "tests/test_loop.py::test_c"]
-    assert counted["reasons"] == ["FAILED tests/test_loop.py::test_b - AssertionError"]
+    assert counted["failures"] == ["tests/rounds/test_loop.py::test_b", "tests/rounds/test_loop.py::test_c"]
+    assert counted["reasons"] == ["FAILED tests/rounds/test_loop.py::test_b - AssertionError"]
 
 
 def test_the_tests_are_those_with_the_mark(check: ModuleType) -> None:

@@ -31,8 +31,8 @@ from pie_engine.benchmarks import (
 )
 from pie_engine.benchmarks.harness import MemoryRanOut, Spec, remote, results, worker
 from pie_engine.benchmarks.harness.measure import Call
-from pie_engine.bundle import Bundle
 from pie_engine.config import COMPONENTS
+from pie_engine.model.bundle import Bundle
 
 SCRIPTS = (build_times, components, denoise_step, growth, ladder, progression, round_share, throughput)
 KEY = ["date", "device", "threads", "versions", "revision", "model"]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pie_engine.bundle import Bundle
 from pie_engine.cli.main import main
+from pie_engine.model.bundle import Bundle
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 

@@ -152,7 +152,7 @@ def statuses(**lacking: dict[str, str]) -> dict[str, Any]:
 
 def test_backends_that_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
     lack = {"what": "openvino is not installed", "remedy": "pip install openvino"}
-    monkeypatch.setattr("pie_engine.doctor.diagnose", lambda: statuses(openvino=lack))
+    monkeypatch.setattr("pie_engine.machine.doctor.diagnose", lambda: statuses(openvino=lack))
     cpu, gpu = quick.Quick(device="cpu"), quick.Quick(device="cuda")
     assert quick_model.choose(cpu, "fp32", None) == ["torch", "onnxruntime"]
     assert quick_model.choose(gpu, "fp16", None) == ["torch", "onnxruntime"]  # nothing is compiled unasked
@@ -169,7 +169,7 @@ def test_a_bundles_backends(monkeypatch: pytest.MonkeyPatch) -> None:
         def engines(self, flavour: str) -> list[str]:
             return ["unet"] if flavour == "tensorrt" else []
 
-    monkeypatch.setattr("pie_engine.doctor.diagnose", statuses)
+    monkeypatch.setattr("pie_engine.machine.doctor.diagnose", statuses)
     gpu = quick.Quick(engine="x", device="cuda")
     assert quick_model.choose(gpu, "fp16", Holding()) == ["tensorrt", "onnxruntime"]  # type: ignore[arg-type]
     assert quick_model.choose(quick.Quick(engine="x", device="cpu"), "fp32", Holding()) == ["openvino", "onnxruntime"]  # type: ignore[arg-type]

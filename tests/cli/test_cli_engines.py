@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pie_engine.bundle import open_bundle
 from pie_engine.cli.main import _parser
 from pie_engine.config import COMPONENTS
+from pie_engine.model.bundle import open_bundle
 
 # The session's graphs are of this kind, so that nothing is exported.
 EXPORTED = ("--precision", "fp32", "--opset", "20")

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pie_engine.bundle import Bundle, open_bundle
 from pie_engine.checkpoint import load_checkpoint
 from pie_engine.cli.main import _parser
+from pie_engine.model.bundle import Bundle, open_bundle
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from pie_engine import Item, OutputConfig, PieEngine, RunConfig
-from pie_engine.outputs.semilog import Curve, draw_semilog, log_ticks
+from pie_engine.evaluation.semilog import Curve, draw_semilog, log_ticks
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from machines import A5000, BACKENDS, H100, diagnose, lacks, pretend, pretend_installed, pretend_openvino, running_torch
 
-from pie_engine import doctor, environment
 from pie_engine.backends import openvino_session
+from pie_engine.backends.gpu import Machine
 from pie_engine.backends.tensorrt import library
-from pie_engine.gpu import Machine
+from pie_engine.machine import doctor, environment
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from machines import A5000, diagnose, lacks, pretend, pretend_installed, running_torch
 
-from pie_engine import doctor, environment
+from pie_engine.machine import doctor, environment
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,10 @@ import pytest
 import torch
 from machines import A5000, ADA, H100, pretend, pretend_installed
 
-from pie_engine import inspection
-from pie_engine.bundle import Bundle, write_manifest
 from pie_engine.config import COMPONENTS
 from pie_engine.errors import BuildError
+from pie_engine.machine import inspection
+from pie_engine.model.bundle import Bundle, write_manifest
 
 BUILD = "pie-engine build --checkpoint 'some where' --output copy.pie"
 MakeBundle = Callable[..., Path]

@@ -15,7 +15,7 @@ from pie_engine.demo import reports
 from pie_engine.demo.assets import CHECKPOINT, CLIP, TRAINING_JSON
 from pie_engine.demo.data import SPLITS, cohort, render_all
 from pie_engine.demo.phantom import Patient
-from pie_engine.demo.train_clip import contrastive_loss
+from pie_engine.demo.training.clip import contrastive_loss
 from pie_engine.demo.zero_shot import GRADES, measure_zero_shot
 from pie_engine.metrics.clip import ClipEncoder
 

@@ -60,7 +60,7 @@ def test_healthy_and_diseased_phantoms_of_a_number_are_one_patient(name: str) ->
 @pytest.mark.parametrize("name", DOMAINS)
 def test_the_shipped_files_fit_together(name: str) -> None:
     pytest.importorskip("onnxruntime")
-    from pie_engine.demo.train_classifier import auc
+    from pie_engine.demo.training.classifier import auc
     from pie_engine.metrics.classifier import Classifier
 
     own = load_domain(name)
@@ -81,7 +81,7 @@ def test_the_second_autoencoder_shows_both_domains(name: str) -> None:
     import torch
     from diffusers import AutoencoderKL
 
-    from pie_engine.demo.train_vae import psnr, reconstruct
+    from pie_engine.demo.training.vae import psnr, reconstruct
 
     own = load_domain(name)
     vae = AutoencoderKL.from_pretrained(own.checkpoint / "vae", torch_dtype=torch.float32).eval()
@@ -137,10 +137,10 @@ def test_every_stage_of_the_training_runs_and_a_finished_one_is_kept(tmp_path: P
     pytest.importorskip("onnxruntime")
     from diffusers import StableDiffusionPipeline
 
-    from pie_engine.demo.domains.train import DomainTraining, cohort, train
-    from pie_engine.demo.train_classifier import ClassifierTraining
-    from pie_engine.demo.train_unet import UnetTraining
-    from pie_engine.demo.train_vae import VaeTraining
+    from pie_engine.demo.training.classifier import ClassifierTraining
+    from pie_engine.demo.training.domains import DomainTraining, cohort, train
+    from pie_engine.demo.training.unet import UnetTraining
+    from pie_engine.demo.training.vae import VaeTraining
     from pie_engine.metrics.classifier import Classifier
 
     tiny = DomainTraining(

@@ -3,8 +3,8 @@ from dataclasses import FrozenInstanceError, replace
 import numpy as np
 import pytest
 
+from pie_engine.demo.cardiothoracic import measure_ctr
 from pie_engine.demo.data import cohort, healthy_cohort, split_seed
-from pie_engine.demo.measure import measure_ctr
 from pie_engine.demo.phantom import CTR_ENLARGED, CTR_HEALTHY, CTR_MAX, SIZE, Patient, render, roi_mask, sample_patient
 from pie_engine.errors import ConfigError, InputError
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from pie_engine.cli.main import main
 from pie_engine.demo.assets import load_defaults
+from pie_engine.demo.cardiothoracic import measure_ctr
 from pie_engine.demo.data import healthy_cohort, held_out
-from pie_engine.demo.measure import measure_ctr
 from pie_engine.demo.phantom import render, roi_mask
 from pie_engine.demo.phantom_files import write_phantoms
 

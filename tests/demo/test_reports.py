@@ -6,7 +6,7 @@ import pytest
 from pie_engine.demo import reports
 from pie_engine.demo.assets import load_defaults
 from pie_engine.demo.phantom import sample_patient
-from pie_engine.demo.tokenizer import END, MAX_LENGTH, START, learn_merges, save_tokenizer
+from pie_engine.demo.training.tokenizer import END, MAX_LENGTH, START, learn_merges, save_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def test_the_autoencoder_keeps_the_picture():
     import torch
     from diffusers import AutoencoderKL
 
-    from pie_engine.demo.train_vae import psnr, reconstruct
+    from pie_engine.demo.training.vae import psnr, reconstruct
 
     vae = AutoencoderKL.from_pretrained(CHECKPOINT / "vae", torch_dtype=torch.float32).eval()
     grey = render_all(cohort("test", 16))
@@ -60,7 +60,7 @@ def test_the_pipeline_loads_and_its_parts_agree():
 def test_the_classifier_tells_true_phantoms_apart():
     pytest.importorskip("onnxruntime")
     from pie_engine.demo.classifier import SeverityClassifier
-    from pie_engine.demo.train_classifier import auc
+    from pie_engine.demo.training.classifier import auc
 
     patients = [p for p in cohort("test", 250) if not CTR_HEALTHY[1] <= p.ctr <= CTR_ENLARGED[0]]
     enlarged = np.array([p.ctr > CTR_ENLARGED[0] for p in patients])

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pie_engine.errors import OutputError
 from pie_engine.evaluation import plots
-from pie_engine.evaluation.plots import check_plots, draw_rounds
+from pie_engine.evaluation.rounds_plot import check_plots, draw_rounds
 
 
 def _entries(*means: float, spread: float | None = 0.1, first: int = 0, n: int = 4) -> list[dict[str, Any]]:

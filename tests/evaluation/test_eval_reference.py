@@ -15,7 +15,7 @@ from tiny_clip import by_hand, save_clip
 
 from pie_engine.errors import ConfigError, InputError
 from pie_engine.evaluation import evaluate
-from pie_engine.evaluation.reference import find_pictures, to_lines
+from pie_engine.evaluation.real_pictures import find_pictures, to_lines
 
 
 def _noise(seed: int, side: int = SIDE) -> np.ndarray:

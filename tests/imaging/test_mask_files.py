@@ -16,7 +16,7 @@ from segmentations import SECRETS, Frame, items, write_image, write_segmentation
 from pie_engine.config import RunConfig
 from pie_engine.errors import InputError
 from pie_engine.imaging import Grid, Reading, Region, Roi, as_regions, read_image, read_roi
-from pie_engine.items import Item, prepare_item
+from pie_engine.imaging.item import Item, prepare_item
 
 nibabel = pytest.importorskip("nibabel")
 

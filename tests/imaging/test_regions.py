@@ -24,8 +24,8 @@ from pie_engine.imaging import (
     prepare_mask,
     read_roi,
 )
+from pie_engine.imaging.item import Item, prepare_item
 from pie_engine.imaging.regions.roi import component_sizes, grow, move
-from pie_engine.items import Item, prepare_item
 
 SIZE = (60, 50)
 

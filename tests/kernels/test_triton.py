@@ -36,7 +36,7 @@ from pie_engine.kernels import triton_launch
 from pie_engine.kernels.denoise_step import denoise_step, denoise_step_triton
 from pie_engine.kernels.noising import noising, noising_triton
 from pie_engine.kernels.table import ENTRY_COLUMNS, LAST, columns, history_of
-from pie_engine.schedule import SCHEDULERS, build_inversion, build_schedule
+from pie_engine.rounds.schedule import SCHEDULERS, build_inversion, build_schedule
 
 SD_V1 = json.loads((GOLDEN / "checkpoint_ddim" / "scheduler" / "scheduler_config.json").read_text())
 # Several blocks per plane: all of them full, and the last one cut short.
@@ -94,7 +94,7 @@ def test_entry_in_place(source: str, state: str, device: str) -> None:
 @pytest.mark.parametrize("name", [*SCHEDULERS, "inversion"])
 def test_every_scheduler(name: str, masked: bool, device: str) -> None:
     """The first, a middle and the last step of its real table, and its real entry."""
-    from pie_engine.runtime.sampler import pack
+    from pie_engine.rounds.sampler import pack
 
     schedule = build_schedule(SD_V1, name="ddim", num_inference_steps=50, denoising_steps=25)
     if name == "inversion":

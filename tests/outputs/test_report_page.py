@@ -20,7 +20,7 @@ from PIL import Image
 from pie_engine import OutputConfig, Result
 from pie_engine.errors import ConfigError, InputError
 from pie_engine.outputs.report import find_report
-from pie_engine.outputs.report.plots import Series, line_plot, ticks
+from pie_engine.outputs.report.charts import Series, line_plot, ticks
 
 HOSTILE = "</script></title><img src=x onerror=alert(1)>\"' onload=alert(2) ${last} $style \u2028"
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from pie_engine.bundle import Bundle
+    from pie_engine.model.bundle import Bundle
 
 
 class TensorRTBackend:

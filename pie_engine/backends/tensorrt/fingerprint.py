@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pie_engine.backends.gpu import Gpu, numbers, probe
 from pie_engine.backends.tensorrt import library
-from pie_engine.gpu import Gpu, numbers, probe
 
 
 def obstacle(entry: dict[str, Any], index: int = 0) -> str | None:

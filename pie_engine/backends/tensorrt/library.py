@@ -11,8 +11,8 @@ import re
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
+from pie_engine.backends.gpu import Gpu, numbers, probe
 from pie_engine.errors import BackendError
-from pie_engine.gpu import Gpu, numbers, probe
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _OLDEST = {"tensorrt": (10, 9), "tensorrt-rtx": (1, 4)}

@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pie_engine.backends.gpu import probe
 from pie_engine.backends.tensorrt.library import import_library, make_logger
-from pie_engine.gpu import probe
 
 # A kernel that computes a whole attention, as TensorRT-RTX names it within a plan: once per attention and profile.
 _FUSED_KERNEL = re.compile(rb"\b_gemm_mha_v2\b")

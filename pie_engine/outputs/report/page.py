@@ -20,7 +20,7 @@ from pie_engine import __version__
 from pie_engine.outputs.colours import DIVERGING
 from pie_engine.outputs.differences import REFERENCES, differences, luminance, scale_of
 from pie_engine.outputs.frames import STATEMENT
-from pie_engine.outputs.report.plots import Series, line_plot
+from pie_engine.outputs.report.charts import Series, line_plot
 from pie_engine.outputs.report.tables import figures_table, provenance_table, settings_table
 
 

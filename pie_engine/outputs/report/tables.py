@@ -7,7 +7,7 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from pie_engine.outputs.report.plots import Series
+from pie_engine.outputs.report.charts import Series
 
 _SETTINGS = {
     "steps": "Rounds (N)",

@@ -1,0 +1,111 @@
+"""Runs in, metrics.csv, summary.json and rounds.png out."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pie_engine import __version__
+from pie_engine.errors import ConfigError
+from pie_engine.evaluation.measures import CLIP_I, Measured, measure_run
+from pie_engine.evaluation.real_pictures import check_reference, compare_with_reference, find_pictures
+from pie_engine.evaluation.rounds_plot import check_plots, draw_rounds
+from pie_engine.evaluation.runs import find_runs, read_structures
+from pie_engine.evaluation.summary import describe_clip, describe_judges, summarise, to_csv
+from pie_engine.files import check_folder, new_folder
+from pie_engine.outputs.report import add_measures
+
+log = logging.getLogger(__name__)
+SUMMARY, METRICS, ROUNDS = "summary.json", "metrics.csv", "rounds.png"
+
+
+def evaluate(
+    folders: Sequence[str | Path],
+    output: str | Path,
+    *,
+    clip: str | Path | None = None,
+    classifiers: Sequence[str | Path] = (),
+    distances: Sequence[str | Path] = (),
+    reference: str | Path | None = None,
+    structures: str | Path | None = None,
+    update_reports: bool = False,
+    seed: int = 0,
+    on_run: Callable[[str], None] = lambda name: None,
+) -> dict[str, Any]:
+    """Measure runs against their inputs, and write the figures into the folder `output`, whole or not at all.
+
+    Args:
+        folders: runs' folders, or folders that hold some.
+        output: an earlier evaluation in it is replaced; a folder that holds anything else is refused.
+        clip: folder of a CLIP checkpoint, for CLIP-I.
+        classifiers: JSON files that declare classifiers.
+        distances: JSON files that declare distances of two pictures, such as LPIPS.
+        reference: folder of real pictures that the inputs and the last frames are compared with, as distributions of
+            CLIP's features (KID, FID); needs `clip`.
+        structures: folder of a map per run, ITEM_ID.png: where features lie that the disease leaves alone
+            (`pie_engine.metrics.structure`).
+        update_reports: write confidence, CLIP-I and SSIM into each run's report.html and provenance.json too.
+        seed: of the bootstrap.
+        on_run: called with each run's name before it is measured.
+
+    Returns:
+        summary.json's content, see `summarise`; with "models" (hashes of what judged), "reference" (see
+        `compare_with_reference`, or None) and "files".
+
+    Raises:
+        InputError: a folder is not a run's, or damaged, or the reference holds an input. ConfigError, CheckpointError,
+            BackendError: a classifier or the CLIP checkpoint cannot be used, or a package is missing. OutputError:
+            `output` cannot be written.
+    """
+    from pie_engine.metrics.classifier import read_classifiers
+    from pie_engine.metrics.clip import ClipEncoder
+    from pie_engine.metrics.perceptual import read_distances
+
+    output = Path(output)
+    check_folder(output, replaceable=SUMMARY)
+    check_plots()
+    if reference is not None and clip is None:
+        raise ConfigError("--reference compares features, and nothing computes them; pass --clip DIR too")
+    pictures = [] if reference is None else find_pictures(reference)
+    runs = find_runs(folders)
+    check_reference(runs, pictures)
+    maps = read_structures(structures, runs)
+    judges, apart = read_classifiers(classifiers), read_distances(distances)
+    encoder = None if clip is None else ClipEncoder(clip)
+    measured = []
+    for run, structure in zip(runs, maps, strict=True):
+        on_run(run.name)
+        measured.append(measure_run(run, encoder, judges, apart, structure=structure))
+    summary = summarise(measured, seed)
+    if summary["differ"]:
+        log.warning("the runs differ in %s: their means mix them", ", ".join(summary["differ"]))
+    summary["models"] = {
+        "classifiers": describe_judges(judges),
+        "distances": describe_judges(apart),
+        "clip": describe_clip(clip),
+    }
+    summary["reference"] = None
+    if encoder is not None and pictures:
+        on_run(f"reference: {len(pictures)} pictures")
+        summary["reference"] = compare_with_reference(runs, pictures, encoder, seed)
+    summary |= {"version": __version__, "files": [METRICS, ROUNDS, SUMMARY]}
+    drawn = draw_rounds(summary)
+    with new_folder(output, replaceable=SUMMARY) as folder:
+        (folder / METRICS).write_text(to_csv(measured), encoding="utf-8")
+        (folder / ROUNDS).write_bytes(drawn)
+        (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    if update_reports:
+        for one in measured:
+            add_measures(one.run.folder, one.confidence, _similarity(one))
+    return summary
+
+
+def _similarity(one: Measured) -> dict[str, list[float]]:
+    """What a report shows of similarity, by its names there: measures that are defined in every round."""
+    whole = one.series["ssim_outside"][0] is None
+    names = {CLIP_I: "CLIP-I", "ssim_inside": "SSIM" if whole else "SSIM inside", "ssim_outside": "SSIM outside"}
+    found = {label: [value for value in one.series.get(name, ()) if value is not None] for name, label in names.items()}
+    return {label: values for label, values in found.items() if len(values) == one.run.rounds + 1}

@@ -1,0 +1,193 @@
+"""The figures of each cell of a sweep over its patients, and what they say: on the front or not, stable or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pie_engine.evaluation.measures import CONFIDENCE, Measured
+from pie_engine.evaluation.summary import over_patients
+from pie_engine.evaluation.sweep.grid import AXES, MASK, OFF, Cell, Grid, Value, show
+from pie_engine.metrics.bootstrap import Estimate
+from pie_engine.metrics.tradeoff import Stable, pareto_front, shrinking, stretches, unstable
+
+LEAKAGE = "decoded_leakage"
+Pick = Callable[[Measured], float | None]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One cell's means over patients, with intervals.
+
+    Attributes:
+        cell: which.
+        measured: its runs.
+        rounds: N.
+        confidence: by classifier, a value per round from 0, the input, to N.
+        similarity: the same, to the input.
+        leakage: the same, grey levels outside the region before compositing; None where not defined.
+        final: every measure after the last round.
+        rise: by classifier, confidence after the last round less that of the input, patient by patient.
+        ratio: `shrinking` of the increments inside the region; None where not defined.
+        reasons: why the cell is not stable; empty where it is.
+    """
+
+    cell: Cell
+    measured: Sequence[Measured]
+    rounds: int
+    confidence: dict[str, list[Estimate]]
+    similarity: list[Estimate]
+    leakage: list[Estimate | None]
+    final: dict[str, Estimate | None]
+    rise: dict[str, Estimate]
+    ratio: Estimate | None
+    reasons: list[str]
+
+    @property
+    def stable(self) -> bool:
+        return not self.reasons
+
+    def place(self, axis: str) -> float:
+        """Where on an axis whose values lie on a line."""
+        value = self.cell.values[axis]
+        assert isinstance(value, int | float), "only numbers lie on a line"
+        return value
+
+    @property
+    def point(self) -> tuple[float, float]:
+        """Similarity and the first classifier's confidence after the last round."""
+        return self.similarity[-1].mean, next(iter(self.confidence.values()))[-1].mean
+
+    def to_dict(self) -> dict[str, Any]:
+        """For summary.json."""
+
+        def told(own: Estimate | None) -> dict[str, Any] | None:
+            return None if own is None else own.to_dict()
+
+        return {
+            "cell": self.cell.name,
+            "values": {name: show(value) for name, value in self.cell.values.items()},
+            "runs": len(self.measured),
+            "rounds": self.rounds,
+            "stable": self.stable,
+            "not_stable": self.reasons,
+            "final": {name: told(own) for name, own in self.final.items()},
+            "rise": {name: told(own) for name, own in self.rise.items()},
+            "increment_ratio": told(self.ratio),
+            "by_round": {
+                **{CONFIDENCE + name: [told(own) for own in series] for name, series in self.confidence.items()},
+                "similarity": [told(own) for own in self.similarity],
+                LEAKAGE: [told(own) for own in self.leakage],
+            },
+        }
+
+
+def figures(cell: Cell, measured: Sequence[Measured], similarity: str, limits: Stable, seed: int) -> Figures:
+    """The figures of one cell, whose runs all have as many rounds.
+
+    Args:
+        similarity: the measure of it: "clip_i" or "ssim_inside".
+        limits: of the stable region.
+        seed: of the bootstrap.
+    """
+
+    def over(pick: Pick) -> Estimate | None:
+        return over_patients(((one.run.patient, pick(one)) for one in measured), seed)
+
+    def sure(pick: Pick) -> Estimate:
+        found = over(pick)
+        assert found is not None, "a measure of every round"
+        return found
+
+    def at(name: str, index: int) -> Pick:
+        return lambda one: one.series[name][index]
+
+    def risen(name: str) -> Pick:
+        return lambda one: one.confidence[name][-1] - one.confidence[name][0]
+
+    rounds, judges = measured[0].run.rounds, list(measured[0].confidence)
+    confidence = {name: [sure(at(CONFIDENCE + name, index)) for index in range(rounds + 1)] for name in judges}
+    similar = [sure(at(similarity, index)) for index in range(rounds + 1)]
+    ratio = over(_ratio)
+    last = {name: own[-1] for name, own in confidence.items()}
+    return Figures(
+        cell=cell,
+        measured=measured,
+        rounds=rounds,
+        confidence=confidence,
+        similarity=similar,
+        leakage=[over(at(LEAKAGE, index)) for index in range(rounds + 1)],
+        final={name: over(at(name, -1)) for name in measured[0].series},
+        rise={name: sure(risen(name)) for name in judges},
+        ratio=ratio,
+        reasons=unstable(last, similar[-1], ratio, limits),
+    )
+
+
+def front(cells: Sequence[Figures]) -> list[bool]:
+    """Which cells no other one beats in both similarity and confidence, by their means."""
+    return pareto_front([own.point for own in cells])
+
+
+def stable_stretches(grid: Grid, cells: Sequence[Figures]) -> list[dict[str, Any]]:
+    """Along each axis whose values lie on a line, the unbroken stretches of stable cells, the others held fixed.
+
+    Returns:
+        "axis", "from" and "to" (its values), "cells" (how many), and "at" (the other axes' values).
+    """
+    found = []
+    for axis in ordered_axes(grid):
+        lines: dict[tuple[tuple[str, Value], ...], list[Figures]] = {}
+        for own in cells:
+            others = tuple((name, value) for name, value in own.cell.values.items() if name != axis)
+            lines.setdefault(others, []).append(own)
+        for others, line in lines.items():
+            line = sorted(line, key=lambda own: own.place(axis))
+            for first, last in stretches([own.stable for own in line]):
+                ends = {"from": line[first].cell.values[axis], "to": line[last].cell.values[axis]}
+                at = {name: show(value) for name, value in others}
+                found.append({"axis": axis, **ends, "cells": last - first + 1, "at": at})
+    return found
+
+
+def ordered_axes(grid: Grid) -> list[str]:
+    """The axes whose several values lie on a line."""
+    return [name for name in AXES if AXES[name].ordered and len(grid.get(name, ())) > 1]
+
+
+def mask_effects(cells: Sequence[Figures], seed: int) -> list[tuple[Figures, Figures, Estimate]]:
+    """Cells with the region and without it that are otherwise alike, and how much less leaks with it.
+
+    The difference is patient by patient, of grey levels after the last round before compositing. Pairs in which it is
+    not defined are left out.
+    """
+    found = []
+    for off in cells:
+        if off.cell.values.get(MASK) != OFF:
+            continue
+        alike = {**off.cell.values, MASK: "on"}
+        for on in cells:
+            if on.cell.values == alike:
+                values = [_by_patient(own) for own in (on, off)]
+                both = [
+                    (patient, values[1][patient] - values[0][patient]) for patient in values[0] if patient in values[1]
+                ]
+                apart = over_patients(both, seed)
+                if apart is not None:
+                    found.append((on, off, apart))
+    return found
+
+
+def _by_patient(own: Figures) -> Mapping[str, float]:
+    """Each patient's leakage after the last round, averaged over the seeds."""
+    known: dict[str, list[float]] = {}
+    for one in own.measured:
+        value = one.series[LEAKAGE][-1]
+        if value is not None:
+            known.setdefault(one.run.patient, []).append(value)
+    return {patient: sum(values) / len(values) for patient, values in known.items()}
+
+
+def _ratio(one: Measured) -> float | None:
+    return shrinking([value for value in one.series["increment_inside"][1:] if value is not None])

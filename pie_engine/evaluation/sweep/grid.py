@@ -1,0 +1,198 @@
+"""The axes of a sweep, and the cells of their grid: each value checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from pie_engine.config import INVERSIONS, METHOD_OPTIONS, METHODS, NOISES, MethodConfig
+from pie_engine.config.checks import one_of
+from pie_engine.errors import ConfigError
+from pie_engine.imaging.item import Item
+
+if TYPE_CHECKING:
+    from pie_engine.config import RunConfig
+
+# What one axis takes: a number, a name, or (dx, dy).
+Value = float | int | str | tuple[int, int]
+Grid = Mapping[str, Sequence[Value]]
+ON, OFF = "on", "off"
+SEED, STEPS, MASK, METHOD = "seed", "steps", "mask", "method"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One setting that a sweep varies.
+
+    Attributes:
+        field: of `RunConfig`; of `Item` where `region` is set; of `MethodConfig` for METHOD.
+        parse: from the command line's text; raises ValueError.
+        what: such values, in words.
+        example: one of them.
+        ordered: whether values lie on a line, so that a stretch of them means something.
+        region: whether it changes the region of interest and not the settings.
+    """
+
+    field: str
+    parse: Callable[[str], Value]
+    what: str
+    example: str
+    ordered: bool = True
+    region: bool = False
+
+
+def _pair(text: str) -> tuple[int, int]:
+    dx, dy = (int(part) for part in text.split(":"))
+    return dx, dy
+
+
+def _one_of(*names: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in names:
+            raise ValueError
+        return text
+
+    return parse
+
+
+# In the order in which cells are named; the first ordered axis of a sweep is the one that its plots run along.
+AXES = {
+    "strength": Axis("strength", float, "numbers", "0.1"),
+    STEPS: Axis("steps", int, "whole numbers", "10"),
+    "guidance-scale": Axis("guidance_scale", float, "numbers", "7.5"),
+    "beta1": Axis("beta1", float, "numbers", "0.01"),
+    "beta2": Axis("beta2", float, "numbers", "0.75"),
+    "num-inference-steps": Axis("num_inference_steps", int, "whole numbers", "50"),
+    "dilate": Axis("dilate", int, "whole numbers of pixels", "4", region=True),
+    "shift": Axis("shift", _pair, "pixels right and down, DX:DY", "4:0", ordered=False, region=True),
+    MASK: Axis("mask", _one_of(ON, OFF), "on and off", ON, ordered=False, region=True),
+    "inversion": Axis("inversion", _one_of(*INVERSIONS), " and ".join(INVERSIONS), INVERSIONS[0], ordered=False),
+    "noise": Axis("noise", _one_of(*NOISES), " and ".join(NOISES), NOISES[0], ordered=False),
+    "scheduler": Axis("scheduler", str, "names", "ddim", ordered=False),
+    METHOD: Axis("name", _one_of(*METHODS), ", ".join(METHODS), METHODS[0], ordered=False),
+    SEED: Axis("seed", int, "whole numbers", "0", ordered=False),
+}
+
+
+def parse_axis(text: str) -> tuple[str, tuple[Value, ...]]:
+    """Read "strength=0.1,0.2" as ("strength", (0.1, 0.2)).
+
+    Raises:
+        ConfigError: an unknown axis, no value, or one that cannot be read.
+    """
+    name, equals, listed = text.partition("=")
+    name = name.strip().replace("_", "-")
+    axis = _axis(name)
+    if not equals or not listed.strip():
+        raise ConfigError(f"grid '{text}' has no values; pass --grid {name}={axis.example}")
+    values = []
+    for word in listed.split(","):
+        try:
+            values.append(axis.parse(word.strip()))
+        except ValueError:
+            raise ConfigError(
+                f"grid {name} has '{word.strip()}', which is none of its values ({axis.what}); "
+                f"pass --grid {name}={axis.example}"
+            ) from None
+    return name, tuple(values)
+
+
+def parse_grid(texts: Sequence[str], seeds: str | None = None) -> dict[str, tuple[Value, ...]]:
+    """Several axes; `seeds` is the short form of a seed axis.
+
+    Raises:
+        ConfigError: an axis twice; and see `parse_axis`.
+    """
+    grid: dict[str, tuple[Value, ...]] = {}
+    for text in [*texts, *([] if seeds is None else [f"{SEED}={seeds}"])]:
+        name, values = parse_axis(text)
+        if name in grid:
+            raise ConfigError(f"grid {name} is given twice; list all of its values in one")
+        grid[name] = values
+    return grid
+
+
+def show(value: Value) -> str:
+    """A value as the command line takes it."""
+    if isinstance(value, tuple):
+        return ":".join(map(str, value))
+    if isinstance(value, float):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return str(value)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid.
+
+    Attributes:
+        values: by axis, in the order of `AXES`.
+    """
+
+    values: dict[str, Value]
+
+    @property
+    def name(self) -> str:
+        """Names its folder: "strength=0.1_mask=on"; "as-given" where nothing is varied."""
+        return "_".join(f"{name}={show(value)}" for name, value in self.values.items()) or "as-given"
+
+    @property
+    def label(self) -> str:
+        """The same for people."""
+        return ", ".join(f"{name} {show(value)}" for name, value in self.values.items()) or "the settings as given"
+
+    def config(self, base: RunConfig) -> RunConfig:
+        """The settings of its runs. Raises ConfigError: a value is out of range, or contradicts another."""
+        own: dict[str, Any] = {
+            AXES[name].field: value for name, value in self.values.items() if not AXES[name].region and name != METHOD
+        }
+        return replace(base, **own)
+
+    def method(self, options: Mapping[str, Any]) -> MethodConfig:
+        """What gives its frames, with those of the options that belong to it. Raises ConfigError: it lacks one."""
+        name = str(self.values.get(METHOD, METHODS[0]))
+        return MethodConfig(name, **{one: value for one, value in options.items() if name in METHOD_OPTIONS[one]})
+
+    def item(self, item: Item) -> Item:
+        """What it simulates of a patient."""
+        own: dict[str, Any] = {
+            AXES[name].field: value for name, value in self.values.items() if AXES[name].region and name != MASK
+        }
+        if self.values.get(MASK) == OFF:
+            own = {"mask": None, "keep": None, "dilate": 0, "shift": (0, 0), "components": None}
+        return replace(item, **own)
+
+
+def make_cells(grid: Grid) -> list[Cell]:
+    """Every combination of the axes' values but for the seeds, which repeat each cell.
+
+    Raises:
+        ConfigError: an unknown axis, an empty one, a value twice, or axes that contradict each other.
+    """
+    for name, values in grid.items():
+        _axis(name)
+        if not values:
+            raise ConfigError(f"grid {name} has no values; pass --grid {name}={AXES[name].example}")
+        shown = [show(value) for value in values]
+        for one in shown:
+            if shown.count(one) > 1:
+                raise ConfigError(f"grid {name} has {one} twice; give each value once")
+    for value in grid.get(METHOD, ()):
+        one_of("grid method", value, METHODS)
+    for value in grid.get(MASK, ()):
+        one_of("grid mask", value, (ON, OFF))
+    if OFF in grid.get(MASK, ()):
+        for name in ("dilate", "shift"):
+            if name in grid:
+                raise ConfigError(f"grid mask=off leaves no region to {name}; sweep {name} without mask=off")
+    axes = [name for name in AXES if name in grid and name != SEED]
+    return [Cell(dict(zip(axes, values, strict=True))) for values in product(*(grid[name] for name in axes))]
+
+
+def _axis(name: str) -> Axis:
+    if name not in AXES:
+        raise ConfigError(f"grid axis '{name}' is unknown (one of {', '.join(AXES)}); pass --grid strength=0.1,0.5")
+    return AXES[name]

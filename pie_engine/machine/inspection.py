@@ -1,0 +1,191 @@
+"""What a bundle holds, whether its engines load here, and how to rebuild those that do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pie_engine.backends.gpu import probe
+from pie_engine.backends.tensorrt import library
+from pie_engine.backends.tensorrt.builder import inspect_plan
+from pie_engine.backends.tensorrt.fingerprint import buckets, describe_target, obstacle
+from pie_engine.config import COMPONENTS, FLAVOURS
+from pie_engine.errors import BuildError, BundleError
+from pie_engine.machine.selection import choose_for_bundle
+from pie_engine.model.bundle import WEIGHTS, Bundle, open_bundle
+
+
+def inspect_bundle(path: str | Path) -> dict[str, Any]:
+    """Verify a bundle and describe it. Plans are loaded only where they match this machine's GPU.
+
+    Returns:
+        What JSON can hold: facts of the manifest, "components", "engines" (one entry per flavour, with "loads_here",
+        "reason", "remedy" and "rebuild"), "auto" (what `--backend auto` takes here), and "defects".
+
+    Raises:
+        BundleError: there is no such bundle, or it does not match its manifest.
+    """
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    engines = [_describe_flavour(bundle, flavour) for flavour in FLAVOURS if bundle.engines(flavour)]
+    choice = choose_for_bundle(bundle, None)
+    return {
+        "bundle": str(bundle.path),
+        "format": manifest["format"],
+        "pie_engine": manifest.get("pie_engine"),
+        "precision": bundle.precision,
+        "opset": manifest.get("opset"),
+        "bytes": sum(file["bytes"] for file in manifest["files"].values()),
+        "build_command": manifest.get("build_command"),
+        "sources": manifest["sources"],
+        "hashes": manifest["hashes"],
+        "components": {name: _describe_component(bundle, name) for name in COMPONENTS},
+        "engines": engines,
+        "auto": {"backend": choice.name, "why": choice.why},
+        "defects": [line for flavour in engines for line in _defects(flavour)],
+    }
+
+
+def _describe_component(bundle: Bundle, name: str) -> dict[str, Any]:
+    record = bundle.manifest["components"][name]
+    nodes, attentions = _count_nodes(bundle.graph(name))
+    return {
+        "precision": record.get("precision"),
+        "bytes": sum(file["bytes"] for key, file in bundle.manifest["files"].items() if key.startswith(f"{name}/")),
+        "relative_error": record.get("relative_error"),
+        "tolerance": record.get("tolerance"),
+        "nodes": nodes,
+        "attentions": attentions,
+        "weights_hash": bundle.weights_hash(name),
+    }
+
+
+def _count_nodes(path: Path) -> tuple[int, int]:
+    """Nodes and attentions of a graph. An attention is one node, or taken apart and then has one softmax."""
+    import onnx
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's exceptions share no other base
+        raise BundleError(f"{path} is no ONNX graph ({error}); rebuild the bundle") from None
+    kinds = [node.op_type for graph in (model.graph, *model.functions) for node in graph.node]
+    return len(kinds), kinds.count("Attention") or kinds.count("Softmax")
+
+
+def _describe_flavour(bundle: Bundle, flavour: str) -> dict[str, Any]:
+    entries = {entry["component"]: entry for entry in bundle.engines(flavour)}
+    first = entries.get("unet") or next(iter(entries.values()))
+    reason = _reason(entries)
+    plans = [_describe_plan(bundle, entry, loads=reason is None) for entry in entries.values()]
+    return {
+        "flavour": flavour,
+        **{key: first.get(key) for key in _FACTS},
+        "target": describe_target(first),
+        "buckets": buckets(list(entries.values())),
+        "bytes": sum(plan["bytes"] for plan in plans),
+        "seconds": round(sum(plan["seconds"] or 0.0 for plan in plans), 2),
+        "loads_here": reason is None,
+        "reason": reason,
+        "remedy": None if reason is None else _remedy(flavour, first),
+        "rebuild": None if reason is None else _rebuild(bundle, flavour),
+        "plans": plans,
+    }
+
+
+_FACTS = (
+    "version", "gpu", "capabilities", "hardware_compatibility", "driver_floor", "resolutions", "batches", "weights",
+    "optimisation_level",
+)  # fmt: skip
+
+
+def _reason(entries: dict[str, dict[str, Any]]) -> str | None:
+    """Why the engines of one flavour do not load on the first GPU, or None if they do."""
+    missing = [name for name in COMPONENTS if name not in entries]
+    if missing:
+        return f"there is no engine of {', '.join(missing)}"
+    found = next(filter(None, map(obstacle, entries.values())), None)
+    if found is None:
+        import torch
+
+        if not torch.cuda.is_available():  # engines run on torch's buffers
+            return f"torch {torch.__version__} cannot use the GPU (pie-engine doctor says why)"
+    return found
+
+
+def _remedy(flavour: str, entry: dict[str, Any]) -> str:
+    """What helps, if it is not to compile anew."""
+    if library.installed_version(flavour) is None:
+        return library.install_command(flavour)
+    machine, floor = probe(), entry.get("driver_floor")
+    if not machine.gpus:
+        return (
+            f"open it on a machine with a GPU ({describe_target(entry)}); here, --backend onnxruntime runs the graphs"
+        )
+    if not machine.serves(floor):
+        return "update NVIDIA's driver, or pass --backend onnxruntime"
+    return "rebuild it on this machine, or pass --backend onnxruntime"
+
+
+def _rebuild(bundle: Bundle, flavour: str) -> str:
+    """The command that compiles for this machine; the bundle's own targets where it shows no GPU."""
+    gpus = probe().gpus
+    if not gpus:
+        return bundle.build_command(backend=flavour)
+    if flavour == "tensorrt-rtx" and gpus[0].capability in library.RTX_CAPABILITIES:
+        return bundle.build_command(backend=flavour, **{"compute-capability": gpus[0].capability})
+    # An empty list takes back the capabilities that the bundle was built for: tensorrt accepts none.
+    named = "--compute-capability" in bundle.build_command()
+    return bundle.build_command(backend="tensorrt", **({"compute-capability": ""} if named else {}))
+
+
+def _describe_plan(bundle: Bundle, entry: dict[str, Any], *, loads: bool) -> dict[str, Any]:
+    component, carried = entry["component"], entry.get("weights_hash")
+    attention, inspector = dict(entry["attention"]), _look_inside(bundle, entry, loads=loads)
+    if "fused_attention_layers" in inspector and entry["flavour"] == "tensorrt":
+        # Layers may be listed for every profile, or for one. Plans of tensorrt-rtx name their kernels themselves.
+        fused = min(attention["graph"], inspector["fused_attention_layers"])
+        attention.update(fused=fused, seen_by="engine inspector")
+    return {
+        "component": component,
+        "file": entry["file"],
+        "precision": entry["precision"],
+        "profiles": entry["profiles"],
+        "bytes": bundle.manifest["files"][entry["file"]]["bytes"],
+        "seconds": entry.get("seconds"),
+        "weights": entry["weights"],
+        "weights_hash": carried,
+        "own_weights": None if carried is None else carried == bundle.weights_hash(component),
+        "attention": attention,
+        "layers": inspector.get("layers", entry.get("layers")),
+        "inspector": inspector,
+    }
+
+
+def _look_inside(bundle: Bundle, entry: dict[str, Any], *, loads: bool) -> dict[str, Any]:
+    """What the engine inspector says of a plan, or {"error": why it says nothing}."""
+    if not probe().gpus:
+        return {"error": "the engine inspector needs a GPU"}
+    if not loads:
+        return {"error": "the engine inspector needs a plan that loads here"}
+    if entry["weights"] == "stripped":
+        return {"error": "the engine inspector needs a plan with weights"}
+    try:
+        return inspect_plan(entry["flavour"], bundle.path / entry["file"], entry["component"])
+    except BuildError as error:
+        return {"error": str(error)}
+
+
+def _defects(flavour: dict[str, Any]) -> list[str]:
+    """What makes engines slow, or unusable on any machine."""
+    found = []
+    for plan in flavour["plans"]:
+        attention, name = plan["attention"], f"{plan['component']} ({flavour['flavour']})"
+        fused, total = attention.get("fused"), attention.get("graph") or 0
+        if plan["component"] == "unet" and fused is not None and fused < total:
+            remedy = "report this checkpoint's head sizes"
+            if plan["precision"] == "fp32":
+                remedy = "build with --precision fp16"
+            found.append(f"{name}: {total - fused} of {total} attentions are not fused, which is slow; {remedy}")
+        if plan["weights"] == "fixed" and plan["own_weights"] is False:
+            found.append(f"{name}: its weights are fixed and not those of {WEIGHTS[plan['component']]}; rebuild it")
+    return found

@@ -1,0 +1,1 @@
+"""From a prepared batch to frames: schedule, plan, buffers, equations, loop. It alone touches plan and buffers."""

@@ -1,0 +1,241 @@
+"""Everything that the rounds of a progression share: schedules, buffers, the U-Net bound to them, encoded prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pie_engine.rounds.buffers import Buffers, Shape
+from pie_engine.rounds.findings import RegionalUNet
+from pie_engine.rounds.sampler import Region, Sampler
+from pie_engine.rounds.schedule import build_inversion, build_schedule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pie_engine.backends import Backend
+    from pie_engine.config import Kind, RoundSettings, RunConfig
+    from pie_engine.kernels.dispatch import Kernels
+    from pie_engine.rounds.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The items of one progression, stacked.
+
+    Attributes:
+        pixels: [B, 3, H, W] float32 in [-1, 1].
+        mask: [B, 1 or 4, h, w] float32, 1 = may change, or None. All items of a batch have one, or none has.
+        prompts: J B strings, the first finding's of all items, then the second's; J is 1 but with several findings.
+        item_ids: B strings.
+        inside: [B, 1, h, w] float32, the blend inside the mask where regions may have betas of their own; None: beta2.
+        shares: [J, B, 1, h, w] float32, each finding's share of a latent, 1 in all; None where J is 1.
+    """
+
+    pixels: Tensor
+    mask: Tensor | None
+    prompts: list[str]
+    item_ids: list[str]
+    inside: Tensor | None = None
+    shares: Tensor | None = None
+
+
+class Plan:
+    """Schedules, buffers and bound U-Nets for one batch shape and the kinds of round that the settings ask for.
+
+    Batches are loaded into it; rounds are entered one after the other. Rounds of all kinds share the buffers, and one
+    sampler with guidance and one without it, whichever are needed.
+
+    Attributes:
+        buffers: every tensor that a round reads or writes.
+        kernels: the implementation of the fused operations.
+        kind: of the round that was entered last.
+    """
+
+    def __init__(self, backend: Backend, shape: Shape, config: RunConfig, kernels: Kernels):
+        self.backend, self.shape, self.kernels = backend, shape, kernels
+        self.official = config.semantics == "official"
+        self.buffers = Buffers.allocate(shape, backend.device, official=self.official)
+        self._rounds = config.rounds
+        self.kind = self._rounds[0].kind
+        self._schedules = {kind: self._build(config, kind) for kind in _kinds(config)}
+        # Per distinct row of prompts: [J B or (1 + J) B, 77, D]. What each bound U-Net holds, by whether it is guided.
+        self._contexts: dict[tuple[str, ...], Tensor] = {}
+        self._held: dict[bool, tuple[str, ...]] = {}
+        self._empty_context: Tensor | None = None
+        self._index = 0
+        self._samplers: dict[bool, Sampler] = {}  # by whether they are guided
+        self._inversion: Sampler | None = None
+        self.bind()
+
+    @staticmethod
+    def key(shape: Shape, config: RunConfig) -> tuple[object, ...]:
+        """What a plan is good for: any batch and settings with an equal key."""
+        return (
+            shape, config.semantics, config.scheduler, config.num_inference_steps, config.inversion, _kinds(config),
+        )  # fmt: skip
+
+    @property
+    def sampler(self) -> Sampler:
+        """The denoising steps of the round that was entered last, with the U-Net as it was bound last."""
+        assert self._samplers, "bind first"
+        return self._samplers[self.kind.guided]
+
+    @property
+    def inversion(self) -> Sampler | None:
+        """That round's DDIM inversion, or None where a round enters by noising."""
+        return self._inversion
+
+    @property
+    def evaluations(self) -> int:
+        """U-Net calls of that round."""
+        return self._evaluations(self.kind)
+
+    def evaluations_of(self, index: int) -> int:
+        """U-Net calls of round `index` of the settings that were loaded last, counted from 0."""
+        return self._evaluations(self._rounds[index].kind)
+
+    @property
+    def total_evaluations(self) -> int:
+        """U-Net calls of all rounds."""
+        return sum(map(self.evaluations_of, range(len(self._rounds))))
+
+    @property
+    def timesteps(self) -> dict[str, list[float]]:
+        """The timesteps that are denoised, by how many there are in a round."""
+        return {str(kind.denoising_steps): table.timesteps.tolist() for kind, (table, _) in self._schedules.items()}
+
+    def unbind(self) -> None:
+        """Let go of the U-Net and its buffers."""
+        self._samplers.clear()
+        self._inversion = None
+        self._held.clear()
+
+    def bind(self) -> None:
+        """Bind the U-Net's current weights and precision to buffers, unless it is bound."""
+        if self._samplers:
+            return
+        batch, (_, height, width), buffers = self.shape.batch, self.shape.latent, self.buffers
+        for guided in sorted({kind.guided for kind in self._schedules}):
+            unet = self.backend.bind_unet(batch * (self.shape.findings + guided), height, width)
+            if buffers.shares is not None:
+                unet = RegionalUNet(unet, buffers.shares, guided=guided)
+            own = {kind: denoising for kind, (denoising, _) in self._schedules.items() if kind.guided == guided}
+            self._samplers[guided] = Sampler(own, unet, self.kernels, guidance=buffers.guidance if guided else None)
+        inverting = {kind: table for kind, (_, table) in self._schedules.items() if table is not None}
+        if inverting:
+            unet = self.backend.bind_unet(batch, height, width)
+            self._inversion = Sampler(inverting, unet, self.kernels, guidance=None, inverting=True)
+        if self._contexts:
+            self._fill_empty_context()
+            self.enter(self._index)
+
+    def load(self, batch: Batch, config: RunConfig, checked: Checked) -> None:
+        """Copy a batch in and enter its first round: prompts and images are encoded here, once per progression."""
+        buffers = self.buffers
+        buffers.flags.zero_()
+        self._rounds, self._prompts = config.rounds, tuple(batch.prompts)
+        self._encode_prompts(config, checked)
+        self.enter(0)
+        buffers.moments.copy_(checked("vae_encoder", lambda: self.backend.encode_image(batch.pixels)))
+        buffers.z0.copy_(self.original_latent)
+        buffers.x.copy_(buffers.z0)
+        if buffers.mask is not None and buffers.weight is not None and batch.mask is not None:
+            buffers.mask.copy_(batch.mask)
+            inside = config.beta2 * batch.mask if batch.inside is None else batch.inside
+            buffers.weight.copy_(config.beta1 * (1 - batch.mask) + inside)
+        if buffers.shares is not None and batch.shares is not None:
+            buffers.shares.copy_(batch.shares)
+
+    def enter(self, index: int) -> None:
+        """Make the buffers hold what round `index` runs with, counted from 0: its guidance, and its prompts.
+
+        It runs between rounds, where they run, and never within one: captured parts read what they find here.
+        """
+        own = self._rounds[index]
+        self.kind, self._index = own.kind, index
+        self.buffers.guidance.fill_(own.guidance_scale)
+        self.sampler.choose(own.kind)
+        if self._inversion is not None:
+            self._inversion.choose(own.kind)
+        prompts = self._prompts_of(own)
+        if self._held.get(own.kind.guided) != prompts:
+            unet = self.sampler.unet
+            unet.condition(self._contexts[prompts][-len(unet.context) :])  # without guidance no negative prompts
+            self._held[own.kind.guided] = prompts
+
+    @property
+    def original_latent(self) -> Tensor:
+        """z0 = scaling factor * posterior mean, [B, 4, h, w] float32."""
+        return self.buffers.moments.chunk(2, dim=1)[0] * self.backend.model.scaling_factor
+
+    @property
+    def region(self) -> Region | None:
+        b = self.buffers
+        if b.mask is None or b.weight is None:
+            return None
+        return Region(b.mask, b.weight, b.z0, b.z0_background, b.eps_background)
+
+    def _evaluations(self, kind: Kind) -> int:
+        denoising, inverting = self._schedules[kind]
+        return denoising.steps + (0 if inverting is None else inverting.steps)
+
+    def _build(self, config: RunConfig, kind: Kind) -> tuple[Schedule, Schedule | None]:
+        """The tables of one kind's denoising and, if rounds enter by it, inversion."""
+        scheduler_config, total = self.backend.model.scheduler_config, config.num_inference_steps
+        denoising = build_schedule(
+            scheduler_config,
+            name=config.scheduler or (None if self.official else "ddim"),
+            num_inference_steps=total,
+            denoising_steps=kind.denoising_steps,
+            corrector=self.shape.mask_channels is None or self.official,
+        )
+        if config.inversion != "ddim":
+            return denoising, None
+        start, distinct = float(denoising.timesteps[0]), len(np.unique(denoising.timesteps))
+        return denoising, build_inversion(scheduler_config, start, total, distinct)
+
+    def _prompts_of(self, own: RoundSettings) -> tuple[str, ...]:
+        """What a round moves the items towards, J B prompts."""
+        return self._prompts if own.prompt is None else (own.prompt,) * len(self._prompts)
+
+    def _encode_prompts(self, config: RunConfig, checked: Checked) -> None:
+        """Each distinct prompt of all rounds, once; then the contexts of every round."""
+        import torch
+
+        rows = list(dict.fromkeys(self._prompts_of(own) for own in self._rounds))
+        negative = [config.negative_prompt] if any(own.kind.guided for own in self._rounds) else []
+        inverting = config.inversion == "ddim"
+        # A cohort shares few prompts.
+        unique = list(dict.fromkeys([*negative, *(prompt for row in rows for prompt in row), *([""] * inverting)]))
+        tokens, count = self.backend.model.tokenize(unique), self.shape.batch
+        most = 2 * count + 1  # that many at once are what an engine for B items is compiled for
+
+        def encode() -> Tensor:
+            # Cloned, since a backend may overwrite what it returned with its next call.
+            return torch.cat([self.backend.encode_text(part).clone() for part in tokens.split(most)])
+
+        embeddings = checked("text_encoder", encode)
+        self._contexts = {
+            row: embeddings[[unique.index(prompt) for prompt in [*(negative * count), *row]]] for row in rows
+        }
+        self._held.clear()
+        self._empty_context = embeddings[[unique.index("")] * count] if inverting else None
+        self._fill_empty_context()
+
+    def _fill_empty_context(self) -> None:
+        """Kinds of round share the U-Net that inverts."""
+        if self._inversion is not None and self._empty_context is not None:
+            self._inversion.unet.condition(self._empty_context)
+
+
+def _kinds(config: RunConfig) -> tuple[Kind, ...]:
+    """Those of the rounds, each once."""
+    return tuple(sorted({own.kind for own in config.rounds}))
+
+
+# Called with a component's name and a function that runs it; gives its output, which is finite.
+Checked = Callable[[str, Callable[[], "Tensor"]], "Tensor"]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pie_engine.errors import OutputError
-from pie_engine.evaluation import plots
+from pie_engine.evaluation import rounds_plot
 from pie_engine.evaluation.rounds_plot import check_plots, draw_rounds
 
 
@@ -35,7 +35,7 @@ def _summary(rounds: dict[str, Any], patients: int = 4) -> dict[str, Any]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that are encoded."""
     figures: list[Any] = []
-    monkeypatch.setattr(plots, "encode_figure", lambda figure, suffix: figures.append(figure) or b"")
+    monkeypatch.setattr(rounds_plot, "encode_figure", lambda figure, suffix: figures.append(figure) or b"")
     return figures
 
 

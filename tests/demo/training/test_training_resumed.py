@@ -9,9 +9,7 @@ from safetensors.torch import load_file
 
 pytest.importorskip("onnxruntime")
 
-from pie_engine.demo import stages
-from pie_engine.demo import train as chest
-from pie_engine.demo.domains import train as domains
+from pie_engine.demo.training import chest, domains, stages
 from pie_engine.demo.training.domains import FIRST_UNET, STAGES, DomainTraining
 from pie_engine.demo.training.stages import run_stages
 from pie_engine.demo.training.unet import UnetTraining

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pie_engine.evaluation.measures import Measured
-from pie_engine.evaluation.sweep import simulate
+from pie_engine.evaluation.sweep import runs
 from pie_engine.evaluation.sweep.cells import Figures, figures, front, mask_effects, stable_stretches
 from pie_engine.evaluation.sweep.grid import Cell, make_cells
 from pie_engine.evaluation.sweep.recipes import conclude
@@ -126,9 +126,9 @@ def test_verdicts_in_words() -> None:
 def test_what_is_left_is_told_at_the_rate_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten evaluations in five seconds after the first: the other 89 take 44.5."""
     times = iter([100.0, 105.0, 110.0])
-    monkeypatch.setattr(simulate.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(runs.time, "monotonic", lambda: next(times))
     told: list[Progress] = []
-    clock = simulate._Clock(2, 100, told.append)
+    clock = runs._Clock(2, 100, told.append)
     clock.tell(1)
     clock.tell(11)
     clock.finish(1, 50)

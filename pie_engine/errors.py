@@ -1,18 +1,87 @@
 """Errors a user can act on. Every message names the value, the limit and the remedy, in one line.
 
 The command line prints these without a traceback and exits with code 2; anything else is a bug and keeps its traceback.
+A message mentions settings by what they are called in Python. Whoever calls from somewhere else spells them otherwise:
+`PieError.told` renders the same message for the command line, say.
 """
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+# A setting within a message: its name, and the value to pass, if there is one. Of Unicode's private use, so that no text
+# of a user's holds them by accident.
+_OPEN, _VALUE, _CLOSE = "\ue0f0", "\ue0f1", "\ue0f2"
+_SETTING = re.compile(f"{_OPEN}([^{_CLOSE}{_VALUE}]*)(?:{_VALUE}([^{_CLOSE}]*))?{_CLOSE}")
+
+# Renders a setting's name, and the value that is to be passed for it: None where it is only mentioned.
+Spelling = Callable[[str, str | None], str]
+
+
+def mention(name: str) -> str:
+    """A setting's name within a message: "num_inference_steps" in Python, "num-inference-steps" on the command line."""
+    return f"{_OPEN}{name}{_CLOSE}"
+
+
+def use(name: str, value: object = "...") -> str:
+    """A setting to pass, within a message: "strength=0.5" in Python, "--strength 0.5" on the command line."""
+    return f"{_OPEN}{name}{_VALUE}{value}{_CLOSE}"
+
+
+def spelled(message: str, spelling: Spelling) -> str:
+    """The message with its settings as `spelling` writes them."""
+    return _SETTING.sub(lambda found: spelling(found[1], found[2]), message)
+
+
+def in_python(name: str, value: str | None) -> str:
+    """As a keyword argument."""
+    return name if value is None else f"{name}={value}"
 
 
 class PieError(Exception):
-    """Base of every error that pie-engine raises on purpose."""
+    """Base of every error that pie-engine raises on purpose.
+
+    Args:
+        message: the problem, "; " and the remedy, where there is one; settings in it by `mention` and `use`.
+        field: the setting that is at fault, by its name in Python.
+        value: what was given for it.
+        limit: what would have been right, in words, such as "(0, 1]".
+
+    Attributes:
+        problem, remedy: the two parts of the message, as Python spells settings.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None, value: Any = None, limit: str | None = None):
+        super().__init__(spelled(message, in_python))
+        self.message, self.field, self.value, self.limit = message, field, value, limit
+
+    @property
+    def problem(self) -> str:
+        return str(self).partition("; ")[0]
+
+    @property
+    def remedy(self) -> str:
+        return str(self).partition("; ")[2]
+
+    def told(self, spelling: Spelling) -> str:
+        """The whole message with settings spelled for somebody else."""
+        return spelled(self.message, spelling)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_again, (type(self), self.message, self.field, self.value, self.limit))
 
 
-class ConfigError(PieError):
+def _again(kind: type[PieError], message: str, field: str | None, value: Any, limit: str | None) -> PieError:
+    return kind(message, field=field, value=value, limit=limit)
+
+
+class ConfigError(PieError, ValueError):
     """A setting is out of range, or two settings contradict each other."""
 
 
-class InputError(PieError):
+class InputError(PieError, ValueError):
     """An image, a mask or a prompt cannot be used."""
 
 

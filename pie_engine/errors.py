@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-# A setting within a message: its name, and the value to pass, if there is one. Of Unicode's private use, so that no text
-# of a user's holds them by accident.
+# A setting within a message: its name, and the value to pass, if there is one. Of Unicode's private use, so that no
+# user's text holds them by accident.
 _OPEN, _VALUE, _CLOSE = "\ue0f0", "\ue0f1", "\ue0f2"
 _SETTING = re.compile(f"{_OPEN}([^{_CLOSE}{_VALUE}]*)(?:{_VALUE}([^{_CLOSE}]*))?{_CLOSE}")
 

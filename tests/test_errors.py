@@ -16,7 +16,8 @@ def on_the_command_line(name: str, value: str | None) -> str:
 
 def test_one_message_for_both() -> None:
     error = ConfigError(
-        f"{mention('num_inference_steps')} 0 is outside [1, 1000]; pass {use('num_inference_steps', 50)}, or {use('x')}",
+        f"{mention('num_inference_steps')} 0 is outside [1, 1000]; "
+        f"pass {use('num_inference_steps', 50)}, or {use('x')}",
         field="num_inference_steps", value=0, limit="[1, 1000]",
     )  # fmt: skip
     assert str(error) == "num_inference_steps 0 is outside [1, 1000]; pass num_inference_steps=50, or x=..."

@@ -128,7 +128,7 @@ def built(what: str, manifest: dict[str, Any], components: Sequence[str]) -> lis
                 "capabilities": " ".join(entry["capabilities"]),
                 **{key: entry[key] for key in _ENGINE},
             }
-            rows.append(row("compile", name, [entry["seconds"]], entry["host_memory_bytes"], **plan))
+            rows.append(row("compile", name, [entry["seconds"]], entry["host_memory_bytes"] or 0, **plan))
     return rows
 
 

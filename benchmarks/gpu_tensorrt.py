@@ -1,4 +1,4 @@
-"""TensorRT on a GPU, with the demo checkpoint: build, inspect, load, run, refit, and parity of each. See gpu_check.py.
+"""TensorRT on a GPU, with the demo checkpoint: build, load, run, refit, and parity of each. See gpu_check.py.
 
 On a processor (--device cpu) tensorrt-rtx builds, and its bundles run in ONNX Runtime: this tries the script itself.
 """
@@ -58,7 +58,7 @@ def check(device: str, emit: Emit) -> int:
             continue
         cases = cases or (Case(device == "cpu"), Case(device == "cpu", other_checkpoint))
         # What is used most comes first, in case that time runs out.
-        kinds = [("fp16", "refittable"), ("fp16", "stripped"), ("fp16", "fixed"), ("fp32", "fixed")]
+        kinds = [("fp16", "refittable"), ("fp16", "fixed"), ("fp32", "fixed")]
         for precision, weights in kinds if device == "cuda" else [("fp16", "fixed")]:
             described = {"flavour": flavour, "dtype": precision, "weights": weights}
             with tempfile.TemporaryDirectory(prefix="pie-tensorrt-") as folder:
@@ -121,7 +121,7 @@ def _run(
         entry = next(entry for entry in bundle.engines(flavour) if entry["component"] == "unet")
         assert obstacle(entry) is None
         fused = entry["attention"]["fused"]
-        # fp32 has no fused kernels; a stripped plan is not inspected.
+        # fp32 has no fused kernels; plans of tensorrt do not tell.
         ok = ok and (precision == "fp32" or fused is None or fused >= entry["attention"]["graph"])
     emit(
         **described, ok=ok, seconds=statistics.median(times), load_seconds=loading, eager_seconds=eager_seconds,
@@ -131,5 +131,5 @@ def _run(
 
 
 def _engines(bundle: Bundle) -> list[dict[str, Any]]:
-    keys = ("component", "seconds", "bytes", "layers", "attention", "fused_layers", "relative_error")
+    keys = ("component", "seconds", "bytes", "attention", "relative_error")
     return [{key: entry.get(key) for key in keys} for entry in bundle.engines()]

@@ -115,8 +115,6 @@ def _add_component(
     on_component: OnComponent,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Put one component, and its engine, into `folder`. Returns what the manifest says of both."""
-    if target is not None and not target.whole_attention:
-        config = replace(config, opset=min(config.opset, _DECOMPOSED_OPSET))
     cached, engine = cached_component(checkpoint, name, config, on_component), None
     if target is not None:
         try:

@@ -7,19 +7,11 @@ import hashlib
 import json
 import logging
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pie_engine.backends.tensorrt.builder import (
-    Profile,
-    Request,
-    compare_plan,
-    compile_plan,
-    inspect_plan,
-    sanitised,
-)
+from pie_engine.backends.tensorrt.builder import Profile, compile_plan
 from pie_engine.bundling.components import OnComponent, intact
 from pie_engine.bundling.target import Target
 from pie_engine.errors import BuildError
@@ -30,8 +22,6 @@ from pie_engine.model.bundle import describe_files
 log = logging.getLogger(__name__)
 _RECORD = "engine.json"
 _PLAN = "engine.plan"
-# Of a target, what no later reader of a plan needs.
-_PRIVATE = ("whole_attention",)
 
 
 def profiles(component: str, target: Target, facts: dict[str, Any]) -> list[Profile]:
@@ -80,10 +70,9 @@ class Engine:
         return {
             "component": self.component,
             "file": file,
-            **{key: value for key, value in self.target.to_dict().items() if key not in _PRIVATE},
+            **self.target.to_dict(),
             "precision": precision,
-            # Whose weights lie in the file: a refittable plan may carry another checkpoint's, a stripped one has none.
-            "weights_hash": None if self.target.weights == "stripped" else weights_hash,
+            "weights_hash": weights_hash,  # of those in the file: a refittable plan may carry another checkpoint's
             **self.record,
         }
 
@@ -105,7 +94,7 @@ def cached_engine(
         if not intact(folder, _RECORD):
             shutil.rmtree(folder, ignore_errors=True)
             with new_folder(folder, replaceable=_RECORD) as partial:
-                record = _compile(component, exported, target, shapes, cache, partial, on_component)
+                record = _compile(component, exported, target, shapes, partial, on_component)
                 files = describe_files(partial)
                 (partial / _RECORD).write_text(json.dumps({"engine": record, "files": files}, indent=2))
         record = json.loads((folder / _RECORD).read_text())["engine"]
@@ -132,79 +121,55 @@ def _compiler_sources() -> str:
 
 
 def _compile(
-    component: str,
-    exported: Path,
-    target: Target,
-    shapes: list[Profile],
-    cache: Path,
-    folder: Path,
-    on_component: OnComponent,
+    component: str, exported: Path, target: Target, shapes: list[Profile], folder: Path, on_component: OnComponent
 ) -> dict[str, Any]:
     onnx, plan = exported / "model.onnx", folder / _PLAN
     on_component(f"{component}: compiling with {target.flavour} {target.version}")
-    with tempfile.TemporaryDirectory(prefix=".sanitised-", dir=folder.parent) as scratch:
-        # Exchangeable weights are told by their names in the bundle's own graph, so that is what is compiled for them.
-        source = sanitised(onnx, Path(scratch), component) if target.weights == "fixed" else onnx
-        request = make_request(source, plan, target, shapes, cache)
-        outcome = compile_plan(request, component, lambda line: on_component(f"  {component}: {line}"))
+    outcome = compile_plan(onnx, plan, shapes, target, component)
     nodes, precision = _describe_graph(onnx)
-    attention: dict[str, Any] = {"graph": nodes, "fused": None, "seen_by": None}
-    if target.flavour == "tensorrt-rtx":
-        # Its plans name their kernels, once per attention and profile.
-        # The VAE's may be fused at one batch and not at another: it counts if it is at all of them.
-        kernels = outcome["fused_attention_kernels"]
-        attention.update(fused=kernels // len(shapes), kernels=kernels, seen_by="kernel names in the plan")
+    # Plans of tensorrt-rtx name their kernels, once per attention and profile; those of tensorrt do not.
+    # The VAE's may be fused at one batch and not at another: it counts if it is at all of them.
+    kernels = outcome.pop("fused_attention_kernels")
+    fused = kernels // len(shapes) if target.flavour == "tensorrt-rtx" else None
     record = {
         "profiles": shapes,
         "precision": precision,
-        "bytes": outcome["bytes"],
-        "seconds": outcome["seconds"],
-        "host_memory_bytes": outcome["host_memory_bytes"],
-        "network_layers": outcome["network_layers"],
-        "network_attentions": outcome["network_attentions"],
-        "layers": None,
-        "attention": attention,
-        "log": outcome["log"],
-        "warnings": outcome["warnings"],
+        "attention": {"graph": nodes, "fused": fused},
+        "relative_error": None,
+        **outcome,
     }
     if target.gpu is not None:
-        if target.weights != "stripped":  # which has nothing to inspect yet
-            seen = inspect_plan(target.flavour, plan, component)
-            record["layers"], record["fused_layers"] = seen["layers"], seen["fused_attention_names"]
-            if target.flavour == "tensorrt":
-                # Layers may be listed for every profile, or for one.
-                attention.update(fused=min(nodes, seen["fused_attention_layers"]), seen_by="engine inspector")
-        error = compare_plan(target.flavour, plan, onnx, shapes[0], target.weights, component)
+        entry = {"component": component, "flavour": target.flavour, "weights": target.weights, "profiles": shapes}
+        record["relative_error"] = error = plan_error(plan.read_bytes(), entry, onnx)
         if error > TOLERANCE[precision]:
             raise BuildError(
                 f"{component} compiled by {target.flavour} {target.version} differs from its graph by {error:.1e} (at "
                 f"most {TOLERANCE[precision]:.1e}); pass "
                 + ("--precision fp32" if target.weights == "fixed" else "--weights fixed, or --precision fp32")
             )
-        record["relative_error"] = error
     return record
 
 
-def make_request(onnx: Path, plan: Path, target: Target, shapes: list[Profile], cache: Path) -> Request:
-    """What the compiler is asked for."""
-    timing_cache = None
-    if target.flavour == "tensorrt" and target.gpu is not None:
-        gpu = "".join(char if char.isalnum() else "-" for char in target.gpu)
-        timing_cache = cache / "timing" / f"{target.flavour}-{target.version}-{gpu}.cache"
-        timing_cache.parent.mkdir(parents=True, exist_ok=True)
-    at_hand = target.gpu is not None
-    return Request(
-        flavour=target.flavour,
-        onnx=str(onnx),
-        plan=str(plan),
-        profiles=shapes,
-        capabilities=() if at_hand else target.capabilities,
-        hardware_compatibility=target.hardware_compatibility,
-        weights=target.weights,
-        optimisation_level=target.optimisation_level,
-        workspace_bytes=None if target.workspace is None else int(target.workspace * 2**30),
-        timing_cache=None if timing_cache is None else str(timing_cache),
-    )
+def plan_error(data: bytes, entry: dict[str, Any], onnx: Path) -> float:
+    """||plan - graph|| / ||graph|| on this machine's GPU, in the usual shapes of the first profile.
+
+    Weights that can be exchanged are taken from the graph before.
+
+    Args:
+        data: the plan, verified.
+        entry: "component", "flavour", "weights" and "profiles" of it.
+
+    Raises:
+        BackendError: it cannot be run here, or does not take the weights.
+    """
+    import torch
+
+    from pie_engine.backends.tensorrt.engine import Engine
+
+    engine = Engine(entry["flavour"], data, entry["component"], torch.device("cuda:0"))
+    if entry["weights"] == "refittable":
+        engine.refit(onnx)
+    return engine.deviation(onnx, {name: tuple(shape[1]) for name, shape in entry["profiles"][0].items()})
 
 
 def _describe_graph(path: Path) -> tuple[int, str]:

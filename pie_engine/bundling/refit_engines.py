@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pie_engine.bundling.components import OnComponent
-from pie_engine.bundling.engines import cached_engine
+from pie_engine.bundling.engines import cached_engine, plan_error
 from pie_engine.bundling.target import resolve_target
 from pie_engine.config import EngineConfig
 from pie_engine.errors import BackendError, BuildError, PieError
+from pie_engine.export.graph import TOLERANCE
 from pie_engine.files import link_or_copy
 from pie_engine.model.bundle import WEIGHTS, Bundle
 
@@ -42,7 +43,7 @@ class EngineRefit:
         if name not in self.changed:
             return self._link(entry)
         # A component that was exported anew may be another graph.
-        if entry["weights"] != "fixed" and self.manifest["components"][name]["refitted"]:
+        if entry["weights"] == "refittable" and self.manifest["components"][name]["refitted"]:
             kept = self._link(entry)
             if self._passes(entry):
                 self.on_component(f"{name}: the engine is kept; it gets these weights when it is loaded")
@@ -58,7 +59,6 @@ class EngineRefit:
             resolutions=tuple(entry["resolutions"]),
             batches=tuple(entry["batches"]),
             capabilities=tuple(entry["capabilities"]) if entry["flavour"] == "tensorrt-rtx" else (),
-            hardware_compatibility=entry["hardware_compatibility"],
             weights=entry["weights"],
             optimisation_level=entry["optimisation_level"],
             workspace=entry.get("workspace"),
@@ -85,17 +85,11 @@ class EngineRefit:
         if reason is not None:
             log.warning("the refitted engine of %s is not tried here: %s", name, reason)
             return True
-        import torch
+        from pie_engine.backends.tensorrt.engine import read_plan
 
-        from pie_engine.backends.tensorrt.engine import Engine, read_plan
-        from pie_engine.backends.tensorrt.selftest import refitted_error
-        from pie_engine.export.graph import TOLERANCE
-
-        shapes = {key: tuple(shape[1]) for key, shape in entry["profiles"][0].items()}
+        data = read_plan(self.folder / entry["file"], self.bundle.manifest["files"][entry["file"]]["sha256"])
         try:
-            data = read_plan(self.folder / entry["file"], self.bundle.manifest["files"][entry["file"]]["sha256"])
-            engine = Engine(entry["flavour"], data, name, torch.device("cuda:0"))
-            error = refitted_error(engine, self.folder / name / "model.onnx", shapes)
+            error = plan_error(data, entry, self.folder / name / "model.onnx")
         except BackendError as problem:
             log.warning("%s", problem)
             return False

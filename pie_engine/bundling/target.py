@@ -11,9 +11,6 @@ from pie_engine.backends.tensorrt import library
 from pie_engine.config import EngineConfig, check_resolution
 from pie_engine.errors import BackendError, ConfigError
 
-# The first versions that know an attention as one layer.
-_WHOLE_ATTENTION = {"tensorrt": (10, 14), "tensorrt-rtx": (1, 4)}
-
 
 @dataclass(frozen=True)
 class Target:
@@ -24,21 +21,18 @@ class Target:
         gpu: name of the GPU that plans are compiled on and for, or None where none took part.
         capabilities: compute capabilities that the plans run on.
         driver_floor: oldest CUDA version that a driver must serve, or None if not known.
-        whole_attention: whether the compiler knows an attention as one layer (TensorRT since 10.14).
     """
 
     flavour: str
     version: str
     gpu: str | None
     capabilities: tuple[str, ...]
-    hardware_compatibility: str
     driver_floor: str | None
     resolutions: tuple[int, ...]
     batches: tuple[int, ...]
     weights: str
     optimisation_level: int | None
     workspace: float | None
-    whole_attention: bool
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -57,11 +51,10 @@ def resolve_target(config: EngineConfig, facts: dict[str, Any]) -> Target:
         ConfigError: a resolution or a compute capability that cannot be had.
     """
     module = library.import_library(config.flavour)
-    for tool in ("polygraphy", "onnx_graphsurgeon", "onnxruntime"):
-        if importlib.util.find_spec(tool) is None:
-            raise BackendError(
-                f"{tool} is not installed, which building needs; {library.install_command(config.flavour)}"
-            )
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise BackendError(
+            "onnxruntime is not installed, which building needs; pip install 'pie-engine[cpu]', or [gpu]"
+        )
     resolutions = config.resolutions or (facts["default_resolution"],)
     for resolution in resolutions:
         check_resolution(resolution, facts["resolution_multiple"])
@@ -95,12 +88,10 @@ def resolve_target(config: EngineConfig, facts: dict[str, Any]) -> Target:
         version=module.__version__,
         gpu=gpus[0].name if at_hand else None,
         capabilities=tuple(sorted(set(capabilities), key=lambda text: [int(part) for part in text.split(".")])),
-        hardware_compatibility=config.hardware_compatibility,
         driver_floor=library.driver_floor(config.flavour),
         resolutions=resolutions,
         batches=config.batches,
         weights=weights,
         optimisation_level=config.optimisation_level,
         workspace=config.workspace,
-        whole_attention=library.at_least(module.__version__, _WHOLE_ATTENTION[config.flavour]),
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from pie_engine.cli import refit
 from pie_engine.cli.shared import add_checkpoint_options, report
-from pie_engine.config import ENGINE_WEIGHTS, FLAVOURS, HARDWARE_COMPATIBILITIES, PRECISIONS, BuildConfig, EngineConfig
+from pie_engine.config import ENGINE_WEIGHTS, FLAVOURS, PRECISIONS, BuildConfig, EngineConfig
 from pie_engine.errors import ConfigError
 
 
@@ -30,7 +30,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--refit", metavar="BUNDLE", help="put the new weights into this bundle's graphs and engines")
     add_engine_options(parser)
-    parser.add_argument("--show-commands", action="store_true", help="print the trtexec and polygraphy equivalents")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return parser
 
@@ -48,12 +47,8 @@ def add_engine_options(parser: Any) -> None:
         help="GPUs to compile for, such as 8.6,8.9,12.0 (tensorrt-rtx; default: the GPU at hand)",
     )  # fmt: skip
     engines.add_argument(
-        "--hardware-compatibility", choices=HARDWARE_COMPATIBILITIES, default="none",
-        help="GPUs that may run the engines (tensorrt; none: only the one at hand)",
-    )  # fmt: skip
-    engines.add_argument(
         "--weights", choices=ENGINE_WEIGHTS,
-        help="fixed, refittable, or stripped from the file (default: refittable where the GPU is at hand, else fixed)",
+        help="fixed or refittable (default: refittable where the GPU is at hand, else fixed)",
     )  # fmt: skip
     engines.add_argument("--optimisation-level", type=int, metavar="0-5", help="longer builds, faster engines")
     engines.add_argument("--workspace", type=float, metavar="GIB", help="most scratch memory on the GPU (all)")
@@ -78,7 +73,6 @@ def engine_config(arguments: argparse.Namespace) -> EngineConfig | None:
         resolutions=_numbers("resolution", arguments.resolution, "512,768"),
         batches=_numbers("batch", arguments.batch, "1,4") or (1,),
         capabilities=tuple(part.strip() for part in (arguments.compute_capability or "").split(",") if part.strip()),
-        hardware_compatibility=arguments.hardware_compatibility,
         weights=arguments.weights,
         optimisation_level=arguments.optimisation_level,
         workspace=arguments.workspace,
@@ -147,8 +141,6 @@ def _command(arguments: argparse.Namespace, config: BuildConfig, output: Path) -
         ):  # fmt: skip
             if getattr(arguments, option) is not None:
                 words += ["--" + option.replace("_", "-"), str(getattr(arguments, option))]
-        if arguments.hardware_compatibility != "none":
-            words += ["--hardware-compatibility", arguments.hardware_compatibility]
     if arguments.cache_dir is not None:
         words += ["--cache-dir", str(arguments.cache_dir)]
     return shlex.join([*words, "--output", str(output)])

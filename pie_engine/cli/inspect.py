@@ -86,7 +86,6 @@ def _report(found: dict[str, Any]) -> list[str]:
 
 def _engines(flavour: dict[str, Any]) -> list[str]:
     driver = f"for CUDA {flavour['driver_floor']} or later" if flavour["driver_floor"] else "not known"
-    inspector = list(dict.fromkeys(plan["inspector"].get("error") for plan in flavour["plans"]))
     lines = [
         f"Engines of {flavour['flavour']} {flavour['version']}",
         *fields(
@@ -103,7 +102,6 @@ def _engines(flavour: dict[str, Any]) -> list[str]:
                 ("driver", driver),
                 ("shapes", flavour["buckets"]),
                 ("size", f"{size(flavour['bytes'])}, built in {flavour['seconds']:.1f} s"),
-                *(("layers", error) for error in inspector if error),
             ]
         ),
     ]
@@ -115,7 +113,6 @@ def _engines(flavour: dict[str, Any]) -> list[str]:
                     ("plan", f"{plan['precision']}, {size(plan['bytes'])}, {_seconds(plan['seconds'])}"),
                     ("weights", _weights(plan)),
                     ("attention", _attention(plan)),
-                    *([] if plan["layers"] is None else [("layers", _layers(plan))]),
                     *((f"profile {index}", _profile(profile)) for index, profile in enumerate(plan["profiles"])),
                 ],
                 indent=4,
@@ -129,8 +126,6 @@ def _seconds(value: float | None) -> str:
 
 
 def _weights(plan: dict[str, Any]) -> str:
-    if plan["own_weights"] is None:
-        return f"{plan['weights']}: taken from the graph when it is loaded"
     if plan["own_weights"]:
         return f"{plan['weights']}, the component's own"
     if plan["weights"] == "fixed":
@@ -139,17 +134,11 @@ def _weights(plan: dict[str, Any]) -> str:
 
 
 def _attention(plan: dict[str, Any]) -> str:
-    fused, total, seen_by = (plan["attention"].get(key) for key in ("fused", "graph", "seen_by"))
+    fused, total = (plan["attention"].get(key) for key in ("fused", "graph"))
     if fused is None:
         return f"{total} in the graph; how many are fused is not known"
     defect = ", DEFECT: slow" if plan["component"] == "unet" and fused < (total or 0) else ""
-    return f"{fused} of {total} fused ({seen_by}){defect}"
-
-
-def _layers(plan: dict[str, Any]) -> str:
-    kinds = ", ".join(f"{count} {kind}" for kind, count in plan["inspector"].get("kinds", {}).items())
-    memory = max(plan["inspector"].get("device_memory_bytes", [0]), default=0)
-    return f"{plan['layers']}" + (f": {kinds}" if kinds else "") + (f"; {size(memory)} of memory" if memory else "")
+    return f"{fused} of {total} fused (kernel names in the plan){defect}"
 
 
 def _profile(profile: dict[str, list[list[int]]]) -> str:

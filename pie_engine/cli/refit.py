@@ -28,7 +28,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     add_checkpoint_options(parser)
     parser.add_argument("--output", type=Path, help="bundle folder to write (default: NAME.pie in this folder)")
     parser.add_argument("--cache-dir", type=Path, help="component cache (default: as in build)")
-    parser.add_argument("--show-commands", action="store_true", help="print the trtexec and polygraphy equivalents")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return parser
 
@@ -73,7 +72,7 @@ def from_build(arguments: argparse.Namespace) -> int:
         if getattr(arguments, option) is not None:
             name = option.replace("_", "-")
             raise ConfigError(f"--{name} is the refitted bundle's own; leave it out, or build without --refit")
-    if arguments.backend != "onnxruntime" or arguments.hardware_compatibility != "none":
+    if arguments.backend != "onnxruntime":
         raise ConfigError("the refitted bundle decides its engines; leave --backend out, or build without --refit")
     arguments.bundle = arguments.refit
     return main(arguments)

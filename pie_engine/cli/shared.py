@@ -32,7 +32,3 @@ def report(bundle: Bundle, arguments: argparse.Namespace) -> None:
         sys.stdout.write(json.dumps(result) + "\n")
         return
     sys.stdout.write(f"{bundle.path}: {size / 1e6:.1f} MB, {bundle.precision}\n")
-    if arguments.show_commands:
-        from pie_engine.backends.tensorrt.commands import equivalent_commands
-
-        sys.stdout.write("\n".join(equivalent_commands(bundle)) + "\n")

@@ -12,8 +12,7 @@ from pie_engine.errors import ConfigError
 COMPONENTS = ("text_encoder", "vae_encoder", "unet", "vae_decoder")
 PRECISIONS = ("fp32", "fp16")
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
-ENGINE_WEIGHTS = ("fixed", "refittable", "stripped")
-HARDWARE_COMPATIBILITIES = ("none", "ampere-plus", "same-compute-capability")
+ENGINE_WEIGHTS = ("fixed", "refittable")
 
 
 @dataclass(frozen=True)
@@ -56,11 +55,8 @@ class EngineConfig:
         resolutions: sides in pixels; empty means the model's own.
         batches: items that run at once.
         capabilities: compute capabilities such as "8.6" (tensorrt-rtx); empty means the GPU at hand.
-        hardware_compatibility: "none" for engines of this GPU alone, "ampere-plus" for 8.0 and above,
-            "same-compute-capability" (tensorrt); wider ones run slower.
-        weights: "fixed" into the engine; "refittable", which lets another fine-tuned checkpoint in without compiling;
-            "stripped", the same with the weights left out of the file; None means refittable where a GPU is at hand to
-            compile that for, else fixed.
+        weights: "fixed" into the engine, or "refittable", which lets another fine-tuned checkpoint in without
+            compiling; None means refittable where a GPU is at hand to compile that for, else fixed.
         optimisation_level: 0 (quick to build) to 5 (quick to run); None leaves it to the library.
         workspace: scratch memory on the GPU in GiB at most; None means all of it.
 
@@ -72,7 +68,6 @@ class EngineConfig:
     resolutions: tuple[int, ...] = ()
     batches: tuple[int, ...] = (1,)
     capabilities: tuple[str, ...] = ()
-    hardware_compatibility: str = "none"
     weights: str | None = None
     optimisation_level: int | None = None
     workspace: float | None = None
@@ -92,7 +87,6 @@ class EngineConfig:
                 raise ConfigError(
                     f"compute-capability {capability!r} is not a number such as 8.6; pass --compute-capability 8.6,8.9"
                 )
-        one_of("hardware-compatibility", self.hardware_compatibility, HARDWARE_COMPATIBILITIES)
         if self.weights is not None:
             one_of("weights", self.weights, ENGINE_WEIGHTS)
         if self.optimisation_level is not None:
@@ -101,15 +95,11 @@ class EngineConfig:
             number("workspace", self.workspace, 0.0, 1024.0, "pass --workspace 8 (GiB)", open_low=True)
         if self.flavour == "tensorrt" and self.capabilities:
             raise ConfigError(
-                "tensorrt compiles for the GPU at hand, not for --compute-capability; leave it out, pass "
-                "--hardware-compatibility ampere-plus, or --backend tensorrt-rtx"
+                "tensorrt compiles for the GPU at hand, not for --compute-capability; leave it out, or pass "
+                "--backend tensorrt-rtx"
             )
-        if self.flavour == "tensorrt-rtx" and self.hardware_compatibility != "none":
+        if self.weights == "refittable" and len(self.capabilities) > 1:
             raise ConfigError(
-                "hardware-compatibility belongs to tensorrt; pass --compute-capability 8.6,8.9 with tensorrt-rtx"
-            )
-        if self.weights not in (None, "fixed") and len(self.capabilities) > 1:
-            raise ConfigError(
-                f"weights {self.weights!r} are compiled for one compute capability ({len(self.capabilities)} given); "
+                f"weights 'refittable' are compiled for one compute capability ({len(self.capabilities)} given); "
                 "pass --weights fixed, or one --compute-capability"
             )

@@ -47,7 +47,6 @@ def versions() -> dict[str, str | None]:
             found[flavour] = library.installed_version(flavour)
         except Exception:  # a system package tells its version only when it is imported, and may be broken
             found[flavour] = installed(flavour)
-    found["polygraphy"] = installed("polygraphy")
     found["cuda-python"] = installed("cuda-python") or installed("cuda-bindings")
     found["triton"] = installed("triton") or installed("triton-windows")
     return found

@@ -7,16 +7,15 @@ from typing import Any
 
 from pie_engine.backends.gpu import probe
 from pie_engine.backends.tensorrt import library
-from pie_engine.backends.tensorrt.builder import inspect_plan
 from pie_engine.backends.tensorrt.fingerprint import buckets, describe_target, obstacle
 from pie_engine.config import COMPONENTS, FLAVOURS
-from pie_engine.errors import BuildError, BundleError
+from pie_engine.errors import BundleError
 from pie_engine.machine.selection import choose_for_bundle
 from pie_engine.model.bundle import WEIGHTS, Bundle, open_bundle
 
 
 def inspect_bundle(path: str | Path) -> dict[str, Any]:
-    """Verify a bundle and describe it. Plans are loaded only where they match this machine's GPU.
+    """Verify a bundle and describe it. No plan is loaded.
 
     Returns:
         What JSON can hold: facts of the manifest, "components", "engines" (one entry per flavour, with "loads_here",
@@ -76,7 +75,7 @@ def _describe_flavour(bundle: Bundle, flavour: str) -> dict[str, Any]:
     entries = {entry["component"]: entry for entry in bundle.engines(flavour)}
     first = entries.get("unet") or next(iter(entries.values()))
     reason = _reason(entries)
-    plans = [_describe_plan(bundle, entry, loads=reason is None) for entry in entries.values()]
+    plans = [_describe_plan(bundle, entry) for entry in entries.values()]
     return {
         "flavour": flavour,
         **{key: first.get(key) for key in _FACTS},
@@ -93,8 +92,7 @@ def _describe_flavour(bundle: Bundle, flavour: str) -> dict[str, Any]:
 
 
 _FACTS = (
-    "version", "gpu", "capabilities", "hardware_compatibility", "driver_floor", "resolutions", "batches", "weights",
-    "optimisation_level",
+    "version", "gpu", "capabilities", "driver_floor", "resolutions", "batches", "weights", "optimisation_level",
 )  # fmt: skip
 
 
@@ -138,13 +136,8 @@ def _rebuild(bundle: Bundle, flavour: str) -> str:
     return bundle.build_command(backend="tensorrt", **({"compute-capability": ""} if named else {}))
 
 
-def _describe_plan(bundle: Bundle, entry: dict[str, Any], *, loads: bool) -> dict[str, Any]:
-    component, carried = entry["component"], entry.get("weights_hash")
-    attention, inspector = dict(entry["attention"]), _look_inside(bundle, entry, loads=loads)
-    if "fused_attention_layers" in inspector and entry["flavour"] == "tensorrt":
-        # Layers may be listed for every profile, or for one. Plans of tensorrt-rtx name their kernels themselves.
-        fused = min(attention["graph"], inspector["fused_attention_layers"])
-        attention.update(fused=fused, seen_by="engine inspector")
+def _describe_plan(bundle: Bundle, entry: dict[str, Any]) -> dict[str, Any]:
+    component = entry["component"]
     return {
         "component": component,
         "file": entry["file"],
@@ -153,26 +146,10 @@ def _describe_plan(bundle: Bundle, entry: dict[str, Any], *, loads: bool) -> dic
         "bytes": bundle.manifest["files"][entry["file"]]["bytes"],
         "seconds": entry.get("seconds"),
         "weights": entry["weights"],
-        "weights_hash": carried,
-        "own_weights": None if carried is None else carried == bundle.weights_hash(component),
-        "attention": attention,
-        "layers": inspector.get("layers", entry.get("layers")),
-        "inspector": inspector,
+        "weights_hash": entry["weights_hash"],
+        "own_weights": entry["weights_hash"] == bundle.weights_hash(component),
+        "attention": entry["attention"],
     }
-
-
-def _look_inside(bundle: Bundle, entry: dict[str, Any], *, loads: bool) -> dict[str, Any]:
-    """What the engine inspector says of a plan, or {"error": why it says nothing}."""
-    if not probe().gpus:
-        return {"error": "the engine inspector needs a GPU"}
-    if not loads:
-        return {"error": "the engine inspector needs a plan that loads here"}
-    if entry["weights"] == "stripped":
-        return {"error": "the engine inspector needs a plan with weights"}
-    try:
-        return inspect_plan(entry["flavour"], bundle.path / entry["file"], entry["component"])
-    except BuildError as error:
-        return {"error": str(error)}
 
 
 def _defects(flavour: dict[str, Any]) -> list[str]:
@@ -186,6 +163,6 @@ def _defects(flavour: dict[str, Any]) -> list[str]:
             if plan["precision"] == "fp32":
                 remedy = "build with --precision fp16"
             found.append(f"{name}: {total - fused} of {total} attentions are not fused, which is slow; {remedy}")
-        if plan["weights"] == "fixed" and plan["own_weights"] is False:
+        if plan["weights"] == "fixed" and not plan["own_weights"]:
             found.append(f"{name}: its weights are fixed and not those of {WEIGHTS[plan['component']]}; rebuild it")
     return found

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pie_engine import __version__
-from pie_engine.config import COMPONENTS, FLAVOURS, PRECISIONS
+from pie_engine.config import COMPONENTS, ENGINE_WEIGHTS, FLAVOURS, PRECISIONS
 from pie_engine.errors import BundleError
 from pie_engine.files import sha256_file
 from pie_engine.model.info import ModelInfo
@@ -126,9 +126,8 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
 
 
 _ENGINE_FIELDS = {
-    "component": str, "file": str, "flavour": str, "version": str, "capabilities": list, "hardware_compatibility": str,
-    "resolutions": list, "batches": list, "precision": str, "weights": str,
-    "weights_hash": str | None, "profiles": list, "attention": dict,
+    "component": str, "file": str, "flavour": str, "version": str, "capabilities": list, "resolutions": list,
+    "batches": list, "precision": str, "weights": str, "weights_hash": str, "profiles": list, "attention": dict,
 }  # fmt: skip
 
 
@@ -138,8 +137,9 @@ def _check_engines(manifest: dict[str, Any]) -> None:
         for name, kind in _ENGINE_FIELDS.items():
             if not isinstance(entry[name], kind):
                 raise ValueError(f"engine's {name}")
-        if entry["flavour"] not in FLAVOURS or entry["file"] not in manifest["files"]:
-            raise ValueError("engine's flavour or file")
+        known = entry["flavour"] in FLAVOURS and entry["weights"] in ENGINE_WEIGHTS
+        if not known or entry["file"] not in manifest["files"]:
+            raise ValueError("engine's flavour, weights or file")
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import shutil
 import sys
 from itertools import pairwise
@@ -16,30 +14,28 @@ from golden import GOLDEN
 from machines import A5000, ADA, H100, pretend, pretend_installed, pretend_openvino
 
 from pie_engine import PieEngine
-from pie_engine.backends.gpu import Gpu, probe
+from pie_engine.backends.gpu import Gpu
 from pie_engine.backends.tensorrt import backend as backend_module
 from pie_engine.backends.tensorrt import library
 from pie_engine.backends.tensorrt.backend import TensorRTBackend, check_engines
-from pie_engine.backends.tensorrt.engine import read_plan
-from pie_engine.backends.tensorrt.fingerprint import buckets, describe_target, obstacle, runs_on, same_release
-from pie_engine.bundling import build_bundle
-from pie_engine.checkpoint import Checkpoint
-from pie_engine.config import COMPONENTS, FLAVOURS, BuildConfig, EngineConfig
+from pie_engine.backends.tensorrt.fingerprint import buckets, obstacle
+from pie_engine.config import COMPONENTS, FLAVOURS
 from pie_engine.errors import BackendError, BundleError, ConfigError
 from pie_engine.imaging.item import split_group
 from pie_engine.machine.selection import choose_for_bundle, choose_for_checkpoint
-from pie_engine.model.bundle import MANIFEST, Bundle, open_bundle, write_manifest
+from pie_engine.model.bundle import Bundle, open_bundle, write_manifest
 
 VERSION = "1.7.1.116"
 TWIN = Gpu(0, "NVIDIA RTX A4000", "8.6", 16_000_000_000)  # of the A5000's capability, with fewer cores
 PLANS = b"no plan at all"
+MANY = {"flavour": "tensorrt-rtx", "capabilities": ["7.5", "8.9", "12.0"]}
 
 
 def make(**changes: Any) -> dict[str, Any]:
     """A fingerprint that fits the A5000 of `here`."""
     return {
-        "flavour": "tensorrt", "version": VERSION, "gpu": A5000.name, "capabilities": ["8.6"],
-        "hardware_compatibility": "none", "driver_floor": "13.0", **changes,
+        "flavour": "tensorrt", "version": VERSION, "gpu": A5000.name, "capabilities": ["8.6"], "driver_floor": "13.0",
+        **changes,
     }  # fmt: skip
 
 
@@ -52,9 +48,39 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "import_library", lambda flavour: None)
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
-def test_an_engine_of_this_machine_has_no_obstacle(here: None, flavour: str) -> None:
-    assert obstacle(make(flavour=flavour)) is None
+@pytest.mark.parametrize(
+    ("changes", "machine", "expected"),
+    [
+        ({}, {}, None),
+        ({"flavour": "tensorrt-rtx"}, {}, None),
+        ({"version": "1.7.1"}, {}, None),  # another build of the release
+        ({"version": "1.7.1.117"}, {}, None),
+        ({"version": "1.7.1.116+cu13"}, {}, None),
+        *(({"version": v}, {}, f"by tensorrt {v}, and {VERSION} is") for v in ("2.7.1", "1.6.1", "1.7.2", "1.7")),
+        ({}, {"reason": "no NVIDIA driver", "gpus": ()}, "this machine shows no GPU (no NVIDIA driver)"),
+        ({}, {"index": 1}, "this machine has no GPU 1"),
+        ({}, {"index": 1, "gpus": (H100, A5000)}, None),  # the GPU that is asked about counts
+        ({}, {"gpus": (H100, A5000)}, f"for {A5000.name} (compute capability 8.6), and {H100.name} has 9.0"),
+        # Kernels of tensorrt were chosen for one model of GPU, which is named.
+        ({}, {"gpus": (TWIN,)}, f"for {A5000.name} (compute capability 8.6), and NVIDIA RTX A4000 has 8.6"),
+        ({"flavour": "tensorrt-rtx"}, {"gpus": (TWIN,)}, None),  # compiles its kernels where it runs
+        (MANY, {"gpus": (ADA,)}, None),
+        (MANY, {}, f"it was compiled for compute capability 7.5, 8.9, 12.0, and {A5000.name} has 8.6"),
+        (MANY, {"gpus": (Gpu(0, "GB10", "12.1", 1),)}, "and GB10 has 12.1"),
+        ({"driver_floor": "13.0"}, {"driver": "13.2"}, None),
+        ({"driver_floor": "13.0"}, {"driver": "12.9"}, "a driver for CUDA 13.0 or later, and this one serves 12.9"),
+        ({"driver_floor": "9.0"}, {"driver": "13.0"}, None),  # numbers, not text
+        ({"driver_floor": "13.0"}, {"driver": ""}, None),  # a driver that does not say
+        ({"driver_floor": None}, {"driver": "11.0"}, None),
+    ],
+)
+def test_what_keeps_an_engine_from_running(
+    here: None, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], machine: dict[str, Any], expected: str | None
+) -> None:
+    index, gpus = machine.pop("index", 0), machine.pop("gpus", (A5000,))
+    pretend(monkeypatch, *gpus, **machine)
+    found = obstacle(make(**changes), index)
+    assert found is None if expected is None else found is not None and expected in found
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -63,222 +89,9 @@ def test_the_library_is_missing(here: None, monkeypatch: pytest.MonkeyPatch, fla
     assert obstacle(make(flavour=flavour)) == f"{flavour} is not installed (pip install 'pie-engine[{flavour}]')"
 
 
-@pytest.mark.parametrize("version", ["2.7.1.116", "1.6.1.116", "1.7.2.116", "1.7"])
-def test_another_release_is_refused(here: None, version: str) -> None:
-    assert obstacle(make(version=version)) == f"it was compiled by tensorrt {version}, and {VERSION} is installed"
-
-
-@pytest.mark.parametrize("version", ["1.7.1", "1.7.1.117", "1.7.1.post1", "1.7.1.116+cu13"])
-def test_another_build_of_a_release_is_taken(here: None, version: str) -> None:
-    assert same_release(version, VERSION)
-    assert obstacle(make(version=version)) is None
-
-
-def test_no_gpu_and_too_few(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert obstacle(make(), 1) == "this machine has no GPU 1"
-    pretend(monkeypatch, reason="no NVIDIA driver")
-    assert obstacle(make()) == "this machine shows no GPU (no NVIDIA driver)"
-
-
-def test_the_gpu_that_is_asked_about_counts(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, H100, A5000)
-    assert obstacle(make(), 1) is None
-    assert obstacle(make(), 0) == (
-        "it was compiled for NVIDIA RTX A5000 (compute capability 8.6), and NVIDIA H100 80GB HBM3 has 9.0"
-    )
-
-
-@pytest.mark.parametrize(
-    ("changes", "gpu", "expected"),
-    [
-        ({}, A5000, True),
-        ({}, ADA, False),
-        ({}, TWIN, False),  # kernels were chosen for one model of GPU
-        ({"gpu": None}, TWIN, True),
-        ({"hardware_compatibility": "same-compute-capability"}, TWIN, True),
-        ({"hardware_compatibility": "same-compute-capability"}, ADA, False),
-        ({"hardware_compatibility": "ampere-plus"}, ADA, True),
-        ({"hardware_compatibility": "ampere-plus"}, H100, True),
-        ({"hardware_compatibility": "ampere-plus"}, Gpu(0, "Tesla T4", "7.5", 1), False),
-        ({"hardware_compatibility": "ampere-plus"}, Gpu(0, "a later one", "12.0", 1), True),
-        ({"flavour": "tensorrt-rtx"}, TWIN, True),  # compiles its kernels where it runs
-        ({"flavour": "tensorrt-rtx", "capabilities": ["7.5", "8.9", "12.0"]}, ADA, True),
-        ({"flavour": "tensorrt-rtx", "capabilities": ["7.5", "8.9", "12.0"]}, A5000, False),
-        ({"flavour": "tensorrt-rtx", "capabilities": ["12.0"]}, Gpu(0, "GB10", "12.1", 1), False),
-    ],
-)
-def test_which_gpus_an_engine_takes_in(changes: dict[str, Any], gpu: Gpu, expected: bool) -> None:
-    assert runs_on(make(**changes), gpu) is expected
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({}, "NVIDIA RTX A5000 (compute capability 8.6)"),
-        ({"gpu": None}, "compute capability 8.6"),
-        ({"hardware_compatibility": "ampere-plus"}, "compute capability 8.0 and above"),
-        ({"hardware_compatibility": "same-compute-capability"}, "compute capability 8.6"),
-        ({"flavour": "tensorrt-rtx", "capabilities": ["8.6", "12.0"]}, "compute capability 8.6, 12.0"),
-    ],
-)
-def test_what_an_engine_was_compiled_for_in_words(changes: dict[str, Any], expected: str) -> None:
-    assert describe_target(make(**changes)) == expected
-
-
-def test_another_model_of_the_same_capability_is_named(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ "Compiled for 8.6, and this has 8.6" would puzzle."""
-    pretend(monkeypatch, TWIN)
-    assert obstacle(make()) == (
-        "it was compiled for NVIDIA RTX A5000 (compute capability 8.6), and NVIDIA RTX A4000 has 8.6"
-    )
-
-
-@pytest.mark.parametrize(
-    ("floor", "driver", "fits"),
-    [
-        ("13.0", "13.0", True),
-        ("13.0", "13.2", True),
-        ("13.0", "12.9", False),
-        ("12.0", "13.0", True),
-        ("9.0", "13.0", True),  # numbers, not text
-        ("13.0", "", True),  # a driver that does not say
-        (None, "11.0", True),
-    ],
-)
-def test_the_driver_s_floor(
-    here: None, monkeypatch: pytest.MonkeyPatch, floor: str | None, driver: str, fits: bool
-) -> None:
-    pretend(monkeypatch, A5000, driver=driver)
-    reason = obstacle(make(driver_floor=floor))
-    assert reason == (None if fits else f"it needs a driver for CUDA {floor} or later, and this one serves {driver}")
-
-
 def test_buckets_in_words() -> None:
     entries = [{"resolutions": [768, 512], "batches": [4]}, {"resolutions": [512], "batches": [1, 4]}]
     assert buckets(entries) == "512, 768 pixels, batch 1, 4"
-
-
-def test_a_plan_that_was_cut_or_altered_is_not_read(tmp_path: Path) -> None:
-    import hashlib
-
-    plan, content = tmp_path / "unet.plan", bytes(range(256)) * 20
-    sha256 = hashlib.sha256(content).hexdigest()
-    plan.write_bytes(content)
-    assert read_plan(plan, sha256) == content
-    for wrong in (content[:-1], b"", content[:100] + b"\xff" + content[101:], content + b"\0"):
-        plan.write_bytes(wrong)
-        with pytest.raises(BundleError, match=r"unet.plan does not match its manifest \(SHA-256 [0-9a-f]{12}...\)"):
-            read_plan(plan, sha256)
-
-
-@pytest.fixture(scope="module")
-def engines(ddim_checkpoint: Checkpoint, bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A bundle with real engines for 8.6 and 12.0; in single precision, so that its graphs are those of `bundle`."""
-    pytest.importorskip("tensorrt_rtx")
-    config = EngineConfig("tensorrt-rtx", capabilities=("8.6", "12.0"), resolutions=(64,))
-    path = tmp_path_factory.mktemp("engines") / "rtx.pie"
-    return build_bundle(ddim_checkpoint, path, BuildConfig(precision="fp32", opset=20, engines=config))
-
-
-@pytest.fixture
-def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library's runtime must not be reached: it runs what it is given."""
-    rtx = pytest.importorskip("tensorrt_rtx")
-    monkeypatch.setattr(rtx, "Runtime", lambda *args: pytest.fail("the runtime was touched"))
-
-
-def load(bundle: Bundle, **arguments: Any) -> PieEngine:
-    return PieEngine.load(bundle.path, **{"backend": "tensorrt-rtx", **arguments})
-
-
-def copied(bundle: Bundle, folder: Path) -> Bundle:
-    return open_bundle(shutil.copytree(bundle.path, folder / "copy.pie"))
-
-
-@pytest.mark.trt
-def test_real_engines_without_a_gpu(engines: Bundle, untouched: None) -> None:
-    if probe().gpus:
-        pytest.skip("there is a GPU")
-    with pytest.raises(BundleError, match=r"do not run here: this machine shows no GPU .*--backend onnxruntime"):
-        load(engines)
-    with pytest.raises(
-        ConfigError, match=r"tensorrt-rtx runs on an NVIDIA GPU, not on cpu; pass --backend onnxruntime"
-    ):
-        load(engines, device="cpu")
-    with pytest.raises(BundleError, match=r"holds no tensorrt engines; build them: .* --backend tensorrt$"):
-        load(engines, backend="tensorrt")
-
-
-@pytest.mark.trt
-def test_real_engines_on_a_foreign_gpu(engines: Bundle, untouched: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, H100)
-    with pytest.raises(BundleError, match=r"compiled for compute capability 8.6, 12.0, and NVIDIA H100 .* has 9.0"):
-        load(engines)
-    pretend(monkeypatch, A5000, driver="12.8")
-    with pytest.raises(BundleError, match=r"needs a driver for CUDA 13.0 or later, and this one serves 12.8"):
-        load(engines)
-    pretend(monkeypatch, A5000)
-    assert set(check_engines(engines, "tensorrt-rtx")) == set(COMPONENTS)
-
-
-@pytest.mark.trt
-@pytest.mark.parametrize("component", COMPONENTS)
-def test_a_damaged_plan_is_refused_before_the_runtime_sees_it(
-    engines: Bundle, untouched: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, component: str
-) -> None:
-    pretend(monkeypatch, A5000)
-    damaged = copied(engines, tmp_path)
-    plan = damaged.path / f"engines/tensorrt-rtx/{component}.plan"
-    content = bytearray(plan.read_bytes())
-    content[len(content) // 2] ^= 1
-    plan.write_bytes(content)
-    with pytest.raises(BundleError, match=rf"{component}.plan does not match its manifest .*; rebuild it"):
-        load(damaged)
-    plan.write_bytes(content[:-1])
-    with pytest.raises(BundleError, match=rf"{component}.plan has \d+ bytes \(manifest: \d+\); rebuild it"):
-        load(damaged)
-    plan.unlink()
-    with pytest.raises(BundleError, match=rf"lacks engines/tensorrt-rtx/{component}.plan"):
-        load(damaged)
-
-
-@pytest.mark.trt
-def test_a_plan_that_changes_after_it_was_verified(
-    engines: Bundle, untouched: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is loaded is what was hashed, even if the file was exchanged in between."""
-    pretend(monkeypatch, A5000)
-    verified = copied(engines, tmp_path)
-    plan = verified.path / "engines/tensorrt-rtx/text_encoder.plan"
-    plan.write_bytes(plan.read_bytes()[::-1])
-    monkeypatch.setattr(backend_module, "Engine", lambda *args: pytest.fail("something was loaded"))
-    with pytest.raises(BundleError, match=r"text_encoder.plan does not match its manifest"):
-        TensorRTBackend(verified, "tensorrt-rtx", device="cuda:0")
-
-
-@pytest.mark.trt
-@pytest.mark.parametrize("field", ["file", "capabilities", "profiles"])
-def test_a_fingerprint_that_lacks_something(engines: Bundle, untouched: None, tmp_path: Path, field: str) -> None:
-    broken = copied(engines, tmp_path)
-    manifest = json.loads((broken.path / MANIFEST).read_text())
-    del manifest["engines"][0][field]
-    write_manifest(broken.path, manifest)
-    with pytest.raises(BundleError, match=rf"incomplete manifest.json \('{field}'\)"):
-        load(broken)
-
-
-@pytest.mark.trt
-def test_auto_goes_on_without_engines_that_do_not_fit(
-    engines: Bundle, untouched: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if probe().gpus:
-        pytest.skip("there is a GPU")
-    pretend_openvino(monkeypatch, None)
-    with caplog.at_level(logging.WARNING):
-        engine = load(engines, backend="auto", threads=1)
-    assert engine.backend.name == "onnxruntime"
-    assert engine.chosen is not None and "this machine shows no GPU" in engine.chosen
-    assert "going on without them" in caplog.text
 
 
 @pytest.fixture
@@ -294,19 +107,76 @@ def holding(bundle: Bundle, tmp_path: Path) -> Any:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 (folder / file).write_bytes(PLANS)
                 own: dict[str, Any] = {
-                    "component": name,
-                    "file": file,
-                    "flavour": flavour,
-                    "resolutions": [64],
-                    "batches": [1],
-                }
-                own |= {"precision": "fp16", "weights": "fixed", "profiles": [], "attention": {}}
-                own["weights_hash"] = bundle.weights_hash(name)
+                    "component": name, "file": file, "flavour": flavour, "resolutions": [64], "batches": [1],
+                    "precision": "fp16", "weights": "fixed", "weights_hash": bundle.weights_hash(name), "profiles": [],
+                    "attention": {},
+                }  # fmt: skip
                 entries.append({**make(), **own, **changes.get(flavour.replace("-", "_"), {})})
         write_manifest(folder, {**bundle.manifest, "engines": entries})
         return open_bundle(folder)
 
     return run
+
+
+@pytest.fixture
+def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No plan may reach the library: it runs what it is given."""
+    monkeypatch.setattr(backend_module, "Engine", lambda *args: pytest.fail("a plan was loaded"))
+
+
+def load(bundle: Bundle, **arguments: Any) -> PieEngine:
+    return PieEngine.load(bundle.path, **{"backend": "tensorrt-rtx", **arguments})
+
+
+def test_engines_that_cannot_run_are_refused_with_what_helps(
+    here: None, untouched: None, holding: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = holding("tensorrt-rtx")
+    assert set(check_engines(engines, "tensorrt-rtx")) == set(COMPONENTS)
+    with pytest.raises(BundleError, match=r"holds no tensorrt engines; build them: .* --backend tensorrt$"):
+        load(engines, backend="tensorrt")
+    pretend(monkeypatch)
+    helps = "rebuild it: .*, or pass --backend onnxruntime$"
+    with pytest.raises(BundleError, match=rf"do not run here: this machine shows no GPU .*; {helps}"):
+        load(engines)
+    with pytest.raises(ConfigError, match=r"tensorrt-rtx runs on an NVIDIA GPU, not on cpu; pass --backend onnx"):
+        load(engines, device="cpu")
+
+
+def test_a_damaged_plan_is_refused(here: None, untouched: None, holding: Any) -> None:
+    damaged = holding("tensorrt-rtx")
+    plan = damaged.path / "engines/tensorrt-rtx/text_encoder.plan"
+    plan.write_bytes(PLANS.swapcase())
+    with pytest.raises(BundleError, match=r"text_encoder.plan does not match its manifest .*; rebuild it"):
+        load(damaged)
+    # What is loaded is what was hashed, even if the file was exchanged since the bundle was verified.
+    with pytest.raises(BundleError, match=r"text_encoder.plan does not match its manifest"):
+        TensorRTBackend(damaged, "tensorrt-rtx")
+    plan.write_bytes(PLANS[:-1])
+    with pytest.raises(BundleError, match=r"text_encoder.plan has \d+ bytes \(manifest: \d+\); rebuild it"):
+        load(damaged)
+    plan.unlink()
+    with pytest.raises(BundleError, match=r"lacks engines/tensorrt-rtx/text_encoder.plan"):
+        load(damaged)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"capabilities": "8.6"}, "engine's capabilities"),
+        ({"weights": "stripped"}, "engine's flavour, weights or file"),
+        ({"file": "engines/other.plan"}, "engine's flavour, weights or file"),
+        *(({field: None}, f"'{field}'") for field in ("file", "capabilities", "profiles")),
+    ],
+)
+def test_a_fingerprint_that_is_incomplete(holding: Any, changes: dict[str, Any], line: str) -> None:
+    broken = holding("tensorrt-rtx")
+    first = {
+        key: value for key, value in {**broken.engines()[0], **changes}.items() if key == "gpu" or value is not None
+    }
+    write_manifest(broken.path, broken.manifest | {"engines": [first]})
+    with pytest.raises(BundleError, match=rf"incomplete manifest.json \({line}\)"):
+        load(broken)
 
 
 def test_auto_for_a_bundle(here: None, holding: Any, bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:

@@ -216,7 +216,7 @@ def with_engine(bundle: Bundle, path: Path, *, weights: str, component: str = "u
         del manifest[fact]
     entry = {
         "component": component, "file": file, "flavour": "tensorrt-rtx", "version": "1.7.1.116", "gpu": None,
-        "capabilities": ["8.6"], "hardware_compatibility": "none", "driver_floor": "13.0", "resolutions": [64],
+        "capabilities": ["8.6"], "driver_floor": "13.0", "resolutions": [64],
         "batches": [1], "weights": weights, "optimisation_level": None, "precision": "fp32",
         "weights_hash": manifest["hashes"][component], "profiles": [], "attention": {"graph": 1, "fused": 1},
         "bytes": 6, "seconds": 0.0,

@@ -22,7 +22,7 @@ RTX = ("--backend", "tensorrt-rtx")
 def test_a_build_with_engines(pie: Any, simulate: Any, checkpoint: Path, bundle: Any, tmp_path: Path) -> None:
     words = ["build", "--checkpoint", checkpoint, *EXPORTED, *RTX, "--compute-capability", "8.9,8.6", "--batch", "1"]
     words += ["--resolution", "64", "--optimisation-level", "0", "--output", tmp_path / "model.pie"]
-    outcome = pie(*words, "--show-commands")
+    outcome = pie(*words)
     assert outcome.code == 0, outcome.err
     progress = outcome.err.splitlines()
     for name in COMPONENTS:
@@ -34,9 +34,6 @@ def test_a_build_with_engines(pie: Any, simulate: Any, checkpoint: Path, bundle:
     # The command that refusals name builds the same again.
     again = _parser().parse_args(shlex.split(built.build_command())[1:])
     assert (again.compute_capability, again.resolution, again.optimisation_level) == ("8.9,8.6", "64", 0)
-    commands = [line for line in outcome.out.splitlines() if line.startswith(("tensorrt_rtx ", "POLYGRAPHY_USE"))]
-    assert len(commands) == 3 * len(COMPONENTS)
-    assert all("sample:2x4x8x8" in line for line in commands if line.startswith("tensorrt_rtx") and "/unet/" in line)
 
     engine = ("--engine", tmp_path / "model.pie", "--output", tmp_path / "result")
     refused = simulate(*RTX, *engine)
@@ -57,12 +54,11 @@ def test_a_build_with_engines(pie: Any, simulate: Any, checkpoint: Path, bundle:
         ((), "this machine shows no GPU to compile for; pass --compute-capability with some of 7.5,8.0,8.6"),
         (("--compute-capability", "9.0"), "not 9.0; pass one of them, or --backend tensorrt on that GPU"),
         (("--compute-capability", "sm86"), "compute-capability 'sm86' is not a number such as 8.6"),
-        (("--compute-capability", "8.6", "--weights", "stripped"), "build there, or pass --weights fixed"),
+        (("--compute-capability", "8.6", "--weights", "refittable"), "build there, or pass --weights fixed"),
         (
             ("--compute-capability", "8.6,8.9", "--weights", "refittable"),
             "weights 'refittable' are compiled for one compute capability (2 given)",
         ),
-        (("--compute-capability", "8.6", "--hardware-compatibility", "ampere-plus"), "belongs to tensorrt"),
         (("--compute-capability", "8.6", "--batch", "0"), "batch 0 is outside [1, 256]; pass --batch 1"),
         (("--compute-capability", "8.6", "--batch", "one"), "batch 'one' is not a list of whole numbers; pass --batch"),
         (("--compute-capability", "8.6", "--resolution", "4"), "resolution 4 is outside [8, 2048]"),

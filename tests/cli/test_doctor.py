@@ -164,7 +164,7 @@ def test_a_library_that_is_too_old_or_does_not_load(pie: Any, monkeypatch: pytes
     monkeypatch.setattr(library, "import_library", load)
     by_name = diagnose(pie)["by_name"]
     assert lacks(by_name["tensorrt"])[0] == (
-        "tensorrt 10.2.0 is too old (10.9 or later needed)",
+        "tensorrt 10.2.0 is too old (10.16 or later needed)",
         "pip install 'pie-engine[tensorrt]'",
     )
     assert lacks(by_name["tensorrt-rtx"])[0][0] == "libcudart.so.13: cannot open shared object file"

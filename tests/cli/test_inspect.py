@@ -14,8 +14,6 @@ import torch
 from machines import A5000, ADA, H100, pretend, pretend_installed
 
 from pie_engine.config import COMPONENTS
-from pie_engine.errors import BuildError
-from pie_engine.machine import inspection
 from pie_engine.model.bundle import Bundle, write_manifest
 
 BUILD = "pie-engine build --checkpoint 'some where' --output copy.pie"
@@ -38,11 +36,11 @@ def make(bundle: Bundle, tmp_path: Path) -> MakeBundle:
             (folder / file).write_bytes(b"no plan at all")
             entry = {
                 "component": name, "file": file, "flavour": flavour, "version": VERSIONS[flavour], "gpu": None,
-                "capabilities": ["8.6", "12.0"], "hardware_compatibility": "none", "driver_floor": "13.0",
+                "capabilities": ["8.6", "12.0"], "driver_floor": "13.0",
                 "resolutions": [64], "batches": [1, 2], "weights": "fixed", "optimisation_level": None,
                 "precision": "fp16", "weights_hash": bundle.weights_hash(name), "bytes": 14, "seconds": 1.5,
-                "profiles": [{"sample": [[2, 4, 8, 8]] * 3}, {"ids": [[1, 77], [2, 77], [5, 77]]}], "layers": None,
-                "attention": {"graph": 8, "fused": 8, "seen_by": "kernel names in the plan"},
+                "profiles": [{"sample": [[2, 4, 8, 8]] * 3}, {"ids": [[1, 77], [2, 77], [5, 77]]}],
+                "attention": {"graph": 8, "fused": 8},
             }  # fmt: skip
             entries.append({**entry, **(options if only in (None, name) else {})})
         write_manifest(folder, {**bundle.manifest, "engines": entries, "build_command": build})
@@ -53,12 +51,10 @@ def make(bundle: Bundle, tmp_path: Path) -> MakeBundle:
 
 @pytest.fixture(autouse=True)
 def a_gpu_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An A5000 with the release that compiled the plans, and an inspector that can read them."""
+    """An A5000 with the release that compiled the plans."""
     pretend(monkeypatch, A5000)
     for flavour, version in VERSIONS.items():
         pretend_installed(monkeypatch, flavour, version)
-    seen = {"layers": 40, "fused_attention_layers": 8, "kinds": {"kgen": 30, "gemm": 10}, "device_memory_bytes": [5e6]}
-    monkeypatch.setattr(inspection, "inspect_plan", lambda flavour, plan, name: seen)
 
 
 def inspect(pie: Any, folder: Path) -> dict[str, Any]:
@@ -98,8 +94,8 @@ def test_engines_that_load(pie: Any, make: MakeBundle) -> None:
     assert (flavour["bytes"], flavour["seconds"]) == (4 * 14, 6.0)
     assert flavour["buckets"] == "64 pixels, batch 1, 2"
     assert [plan["component"] for plan in flavour["plans"]] == list(COMPONENTS)
-    assert all(plan["own_weights"] and plan["layers"] == 40 for plan in flavour["plans"])
-    assert flavour["plans"][0]["attention"] == {"graph": 8, "fused": 8, "seen_by": "kernel names in the plan"}
+    assert all(plan["own_weights"] for plan in flavour["plans"])
+    assert flavour["plans"][0]["attention"] == {"graph": 8, "fused": 8}
     lines = pie("inspect", folder).out.splitlines()
     for line in (
         "Engines of tensorrt-rtx 1.7.1.116",
@@ -110,7 +106,6 @@ def test_engines_that_load(pie: Any, make: MakeBundle) -> None:
         "  size                0.0 MB, built in 6.0 s",
         "    weights           fixed, the component's own",
         "    attention         8 of 8 fused (kernel names in the plan)",
-        "    layers            40: 30 kgen, 10 gemm; 5.0 MB of memory",
         "    profile 0         sample 2x4x8x8",
         "    profile 1         ids 1x77 to 5x77",
     ):
@@ -119,38 +114,20 @@ def test_engines_that_load(pie: Any, make: MakeBundle) -> None:
     assert max(len(line) for line in lines if str(folder) not in line) <= 100
 
 
-@pytest.mark.parametrize(("listed", "fused"), [(16, 8), (8, 8), (3, 3)])
-def test_tensorrt_is_asked_for_fused_layers(
-    pie: Any, make: MakeBundle, monkeypatch: pytest.MonkeyPatch, listed: int, fused: int
-) -> None:
-    """It may list them for each of two profiles."""
-    seen = {"layers": 40, "fused_attention_layers": listed, "kinds": {}, "device_memory_bytes": []}
-    monkeypatch.setattr(inspection, "inspect_plan", lambda flavour, plan, name: seen)
-    folder = make("tensorrt", gpu=A5000.name, capabilities=["8.6"], attention={"graph": 8, "fused": None})
-    found = inspect(pie, folder)
-    plan = found["engines"][0]["plans"][0]
-    assert plan["attention"] == {"graph": 8, "fused": fused, "seen_by": "engine inspector"}
-    assert any("of 8 attentions are not fused" in line for line in found["defects"]) == (fused < 8)
-
-
 def test_without_a_gpu(pie: Any, make: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch)
-    monkeypatch.setattr(inspection, "inspect_plan", lambda *given: pytest.fail("a plan was loaded without a GPU"))
     folder = make()
     found = inspect(pie, folder)
     (flavour,) = found["engines"]
     assert flavour["reason"] == "this machine shows no GPU (no NVIDIA driver)"
     assert flavour["remedy"].startswith("open it on a machine with a GPU (compute capability 8.6, 12.0)")
     assert flavour["rebuild"] == f"{BUILD} --backend tensorrt-rtx"
-    assert flavour["plans"][0]["attention"]["seen_by"] == "kernel names in the plan"
-    assert flavour["plans"][0]["inspector"] == {"error": "the engine inspector needs a GPU"}
     assert found["auto"]["backend"] == "onnxruntime" and "no GPU (no NVIDIA driver)" in found["auto"]["why"]
     outcome = pie("inspect", folder)
     assert outcome.err == ""  # what the selection warns of is in the report
     lines = outcome.out.splitlines()
     assert "  loads here          no: this machine shows no GPU (no NVIDIA driver)" in lines
     assert f"  rebuild             {BUILD} --backend tensorrt-rtx" in lines  # whole, so that it can be copied
-    assert lines.count("  layers              the engine inspector needs a GPU") == 1
     assert "    attention         8 of 8 fused (kernel names in the plan)" in lines
 
 
@@ -158,7 +135,7 @@ def refused(pie: Any, folder: Path) -> dict[str, Any]:
     """The one flavour, which does not load; what auto takes then."""
     found = inspect(pie, folder)
     (flavour,) = found["engines"]
-    assert flavour["loads_here"] is False and flavour["plans"][0]["layers"] is None
+    assert flavour["loads_here"] is False
     assert found["auto"]["backend"] == "onnxruntime"
     assert f"loads here          no: {flavour['reason']}"[:60] in pie("inspect", folder).out
     return flavour
@@ -231,12 +208,6 @@ def test_weights_of_another_checkpoint(pie: Any, make: MakeBundle) -> None:
     assert defects == ["unet (tensorrt-rtx): its weights are fixed and not those of unet; rebuild it"]
     assert "    weights           fixed, ANOTHER CHECKPOINT'S (ffffffffffff)\n" in pie("inspect", folder).out
 
-    folder = make(weights="stripped", weights_hash=None)
-    plan = inspect(pie, folder)["engines"][0]["plans"][0]
-    assert plan["own_weights"] is None
-    assert plan["inspector"] == {"error": "the engine inspector needs a plan with weights"}
-    assert "    weights           stripped: taken from the graph when it is loaded\n" in pie("inspect", folder).out
-
 
 @pytest.mark.parametrize(
     ("precision", "remedy"), [("fp32", "build with --precision fp16"), ("fp16", "report this checkpoint's head sizes")]
@@ -245,7 +216,7 @@ def test_attention_that_is_not_fused(
     pie: Any, make: MakeBundle, monkeypatch: pytest.MonkeyPatch, precision: str, remedy: str
 ) -> None:
     pretend(monkeypatch)
-    folder = make(precision=precision, attention={"graph": 8, "fused": 3, "seen_by": "kernel names in the plan"})
+    folder = make(precision=precision, attention={"graph": 8, "fused": 3})
     line = f"unet (tensorrt-rtx): 5 of 8 attentions are not fused, which is slow; {remedy}"
     assert inspect(pie, folder)["defects"] == [line]  # the VAE's one attention is no loss
     text = pie("inspect", folder).out
@@ -253,17 +224,11 @@ def test_attention_that_is_not_fused(
     assert f"\nDefects\n  - {line}\n" in text.replace("\n    head sizes", " head sizes")
 
 
-def test_attention_that_nobody_counted(pie: Any, make: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*given: Any) -> None:
-        raise BuildError("unet cannot be inspected: no reason given")
-
-    monkeypatch.setattr(inspection, "inspect_plan", refuse)
+def test_attention_that_nobody_counted(pie: Any, make: MakeBundle) -> None:
     folder = make("tensorrt", gpu=A5000.name, capabilities=["8.6"], attention={"graph": 8, "fused": None})
     found = inspect(pie, folder)
     assert found["defects"] == [] and found["auto"]["backend"] == "tensorrt"
-    text = pie("inspect", folder).out
-    assert "    attention         8 in the graph; how many are fused is not known\n" in text
-    assert "  layers              unet cannot be inspected: no reason given\n" in text
+    assert "    attention         8 in the graph; how many are fused is not known\n" in pie("inspect", folder).out
 
 
 def test_engines_of_some_components_only(pie: Any, make: MakeBundle) -> None:

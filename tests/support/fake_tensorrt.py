@@ -1,8 +1,7 @@
 """A TensorRT on the processor: plans name an ONNX graph and shapes, and contexts run it in ONNX Runtime on addresses.
 
-As strict as the real one: what that refuses, or would compute wrongly, fails here.
-
-Its classes have no public member that the recorded API lacks (`tests/support/tensorrt_api.py`); a test sees to that.
+As strict as the real one: what that refuses, or would compute wrongly, fails here. Its classes have no public member
+that `tensorrt_api.MEMBERS` lacks; a test sees to that.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import ctypes
 import enum
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +23,7 @@ import torch
 from pie_engine.backends.gpu import Gpu, Machine
 from pie_engine.backends.tensorrt import engine as engine_module
 from pie_engine.backends.tensorrt import fingerprint, library
+from pie_engine.backends.tensorrt.builder import Profile
 from pie_engine.bundling.engines import profiles
 from pie_engine.bundling.target import Target
 from pie_engine.config import COMPONENTS
@@ -84,14 +85,13 @@ class Runtime:
 
 
 class ICudaEngine:
-    def __init__(self, plan: dict[str, Any], logger: ILogger):
-        import onnxruntime
+    num_io_tensors = num_optimization_profiles = 0
 
+    def __init__(self, plan: dict[str, Any], logger: ILogger):
         self._plan, self._logger = plan, logger
-        graph = onnxruntime.InferenceSession(plan["onnx"], providers=["CPUExecutionProvider"])
-        self._nodes = {n.name: (n, TensorIOMode.INPUT) for n in graph.get_inputs()}
-        self._nodes |= {n.name: (n, TensorIOMode.OUTPUT) for n in graph.get_outputs()}
-        self._session = None if plan["weights"] == "stripped" else _open(plan["onnx"])
+        self._session = _open(plan["onnx"])
+        self._nodes = {n.name: (n, TensorIOMode.INPUT) for n in self._session.get_inputs()}
+        self._nodes |= {n.name: (n, TensorIOMode.OUTPUT) for n in self._session.get_outputs()}
         self.num_io_tensors = len(self._nodes)
         self.num_optimization_profiles = len(plan["profiles"])
 
@@ -162,8 +162,10 @@ class IExecutionContext:
         if name in self._shapes:
             return self._shapes[name]
         inputs = [n for n, (_, mode) in self._owner._nodes.items() if mode is TensorIOMode.INPUT]
-        assert set(inputs) == set(self._shapes), "an output's shape is known when all inputs' are"
-        return tuple(self._owner._plan["outputs"][json.dumps([self._shapes[n] for n in inputs])])
+        assert set(inputs) <= set(self._shapes), "an output's shape is known when all inputs' are"
+        zeros = {n: np.zeros(self._shapes[n], self._owner.get_tensor_dtype(n).value) for n in inputs}
+        self._shapes[name] = self._owner._session.run([name], zeros)[0].shape
+        return self._shapes[name]
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         assert address % 64 == 0, "TensorRT wants aligned addresses"
@@ -175,8 +177,8 @@ class IExecutionContext:
         owner, names = self._owner, list(self._owner._nodes)
         assert set(self._addresses) == set(names), "every tensor needs an address"
         assert self._memory is not None, "a context without memory needs some"
-        if owner._session is None:
-            owner._logger.log(Severity.ERROR, "the weights were stripped")
+        if owner._plan.get("broken"):
+            owner._logger.log(Severity.ERROR, "an illegal access")
             return False
         arrays = {name: self._view(name) for name in names}
         given = {n: a for n, a in arrays.items() if owner.get_tensor_mode(n) is TensorIOMode.INPUT}
@@ -213,8 +215,10 @@ class ParserError:
 
 
 class OnnxParserRefitter:
+    num_errors = 0
+
     def __init__(self, refitter: Refitter, logger: ILogger):
-        self._refitter, self.num_errors = refitter, 0
+        self._refitter = refitter
 
     def refit_from_file(self, path: str) -> bool:
         self._refitter._onnx = path
@@ -260,54 +264,35 @@ def install(monkeypatch: pytest.MonkeyPatch, flavour: str) -> Any:
     return module
 
 
+def target_of(flavour: str, **changes: Any) -> Target:
+    """What plans of this library are compiled for."""
+    target = Target(
+        flavour=flavour, version=VERSIONS[flavour], gpu=GPU.name, capabilities=(GPU.capability,), driver_floor="13.0",
+        resolutions=(64,), batches=(1, 2), weights="fixed", optimisation_level=None, workspace=None,
+    )  # fmt: skip
+    return replace(target, **changes)
+
+
+def write_plan(onnx: Path, plan: Path, shapes: list[Profile], target: Target, name: str = "") -> dict[str, Any]:
+    """As `builder.compile_plan`."""
+    plan.write_text(json.dumps({"onnx": str(onnx), "weights": target.weights, "profiles": shapes}))
+    return {"bytes": plan.stat().st_size, "seconds": 1.0, "host_memory_bytes": 1, "fused_attention_kernels": 0}
+
+
 def add_engines(
     source: Bundle, path: Path, flavour: str, *, batches: tuple[int, ...] = (1, 2), weights: str = "fixed"
 ) -> Bundle:
     """A copy of a bundle with plans of this library in it; the shapes are those that a real build would have."""
     shutil.copytree(source.path, path)
     manifest, info = json.loads((path / MANIFEST).read_text()), source.model
-    target = Target(
-        flavour=flavour, version=VERSIONS[flavour], gpu=GPU.name, capabilities=(GPU.capability,),
-        hardware_compatibility="none", driver_floor="13.0", resolutions=(info.default_resolution,), batches=batches,
-        weights=weights, optimisation_level=None, workspace=None, whole_attention=True,
-    )  # fmt: skip
-    facts = {name: value for name, value in vars(info).items() if name != "tokenizer"}
+    target = target_of(flavour, resolutions=(info.default_resolution,), batches=batches, weights=weights)
     (path / "engines" / flavour).mkdir(parents=True)
     manifest["engines"] = []
     for name in COMPONENTS:
-        shapes = profiles(name, target, facts)
-        plan = {"onnx": str(path / name / "model.onnx"), "weights": weights, "profiles": shapes}
+        shapes = profiles(name, target, vars(info))
         file = f"engines/{flavour}/{name}.plan"
-        (path / file).write_text(json.dumps(plan | {"outputs": _outputs(name, shapes, info)}))
-        fields = {key: value for key, value in target.to_dict().items() if key != "whole_attention"}
-        held = None if weights == "stripped" else source.weights_hash(name)
-        record: dict[str, Any] = {
-            "precision": "fp32",
-            "weights_hash": held,
-            "profiles": shapes,
-            "attention": {},
-            "bytes": 1,
-        }
-        manifest["engines"].append({"component": name, "file": file, **fields, **record})
+        write_plan(path / name / "model.onnx", path / file, shapes, target)
+        record = {"precision": "fp32", "weights_hash": source.weights_hash(name), "profiles": shapes, "attention": {}}
+        manifest["engines"].append({"component": name, "file": file, **target.to_dict(), **record})
     write_manifest(path, {key: value for key, value in manifest.items() if key != "files"})
     return open_bundle(path)
-
-
-def _outputs(name: str, shapes: list[Any], info: Any) -> dict[str, Shape]:
-    """The output's shape for each of the input shapes that the profiles take, as a compiler would infer it."""
-    found: dict[str, Shape] = {}
-    for profile in shapes:
-        first = next(iter(profile.values()))
-        for batch in range(first[0][0], first[2][0] + 1):
-            given = [(batch, *shape[1][1:]) for shape in profile.values()]
-            sides = [side // info.vae_scale for side in given[0][2:]]
-            if name == "text_encoder":
-                output: Shape = (*given[0], info.text_width)
-            elif name == "unet":
-                output, given = given[0], [given[0], (1,), given[1]]
-            elif name == "vae_encoder":
-                output = (batch, 2 * info.latent_channels, *sides)
-            else:
-                output = (batch, 3, *(side * info.vae_scale for side in given[0][2:]))
-            found[json.dumps(given)] = output
-    return found

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pie_engine.backends.protocol import UNetCall
+from pie_engine.backends.graph_backend import GraphBackend
 from pie_engine.backends.tensorrt.engine import BoundEngine, Engine, read_plan
 from pie_engine.backends.tensorrt.fingerprint import buckets, obstacle
 from pie_engine.config import COMPONENTS
 from pie_engine.errors import BundleError, ConfigError
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from pie_engine.model.bundle import Bundle
 
 
-class TensorRTBackend:
+class TensorRTBackend(GraphBackend):
     """The engines of one flavour ("tensorrt" or "tensorrt-rtx") in a bundle.
 
     Raises:
@@ -25,37 +23,14 @@ class TensorRTBackend:
         BackendError: the library refuses one of them.
     """
 
-    # Its work goes to the current stream and can be captured there.
-    stream: torch.cuda.Stream | None = None
-    capture_obstacle = ""
-
     def __init__(self, bundle: Bundle, flavour: str, *, device: str = "cuda:0"):
         import torch
 
-        self.name, self.model, self.device = flavour, bundle.model, torch.device(device)
-        self._bundle = bundle
-        self._entries = check_engines(bundle, flavour, self.device.index or 0)
-        self.precisions = {name: self._entries[name]["precision"] for name in COMPONENTS}
-        self._engines = {name: self._load(name) for name in COMPONENTS}
-        # Every shape that was used: captured rounds hold the addresses of their own.
-        self._bound: dict[str, dict[tuple[int, ...], BoundEngine]] = {name: {} for name in COMPONENTS}
-
-    def encode_text(self, ids: Tensor) -> Tensor:
-        return self._call("text_encoder", "ids", ids)
-
-    def encode_image(self, pixels: Tensor) -> Tensor:
-        return self._call("vae_encoder", "pixels", pixels)
-
-    def decode_latent(self, latent: Tensor) -> Tensor:
-        return self._call("vae_decoder", "latent", latent)
-
-    def bind_unet(self, batch: int, height: int, width: int) -> _BoundUNet:
-        info = self.model
-        shapes = {
-            "sample": (batch, info.latent_channels, height, width),
-            "context": (batch, info.max_tokens, info.text_width),
-        }
-        return _BoundUNet(self._engines["unet"].bind(shapes))
+        self.name, self._bundle = flavour, bundle
+        self._entries = check_engines(bundle, flavour, torch.device(device).index or 0)
+        # Every shape of the VAE that was used: captured rounds hold the addresses of their own.
+        self._kept: dict[tuple[Any, ...], BoundEngine] = {}
+        super().__init__(bundle, device, {name: self._entries[name]["precision"] for name in COMPONENTS})
 
     def batch_sizes(self, resolution: int) -> tuple[int, ...]:
         entry = self._entries["unet"]
@@ -72,29 +47,24 @@ class TensorRTBackend:
         return None  # another precision is another engine
 
     def release(self) -> None:
-        for kept in self._bound.values():
-            kept.clear()
+        super().release()
+        self._kept.clear()
 
-    def _load(self, name: str) -> Engine:
-        entry = self._entries[name]
-        data = read_plan(self._bundle.path / entry["file"], self._bundle.manifest["files"][entry["file"]]["sha256"])
-        engine = Engine(self.name, data, name, self.device)
-        if entry["weights_hash"] != self._bundle.weights_hash(name):
-            engine.refit(self._bundle.graph(name))
+    def _open(self, component: str) -> Engine:
+        entry, bundle = self._entries[component], self._bundle
+        data = read_plan(bundle.path / entry["file"], bundle.manifest["files"][entry["file"]]["sha256"])
+        engine = Engine(self.name, data, component, self.device)
+        if entry["weights_hash"] != bundle.weights_hash(component):
+            engine.refit(bundle.graph(component))
         return engine
 
-    def _call(self, component: str, name: str, value: Tensor) -> Tensor:
-        """Run an engine of one input and one output; the result is overwritten by the next call of that shape."""
-        kept, shape = self._bound[component], tuple(value.shape)
-        bound = kept.get(shape)
-        if bound is None:
-            bound = self._engines[component].bind({name: shape})
-            if component == "text_encoder":
-                kept.clear()  # as many shapes as there are numbers of prompts, and none is ever captured
-            kept[shape] = bound
-        bound.inputs[name].copy_(value)
-        bound()
-        return next(iter(bound.outputs.values()))
+    def _bind(self, graph: Engine, shapes: Mapping[str, tuple[int, ...]]) -> BoundEngine:
+        if not graph.name.startswith("vae"):
+            return BoundEngine(graph, shapes)
+        key = (graph.name, *shapes.values())
+        if key not in self._kept:
+            self._kept[key] = BoundEngine(graph, shapes)
+        return self._kept[key]
 
 
 def check_engines(bundle: Bundle, flavour: str, index: int = 0) -> dict[str, dict[str, Any]]:
@@ -118,15 +88,3 @@ def check_engines(bundle: Bundle, flavour: str, index: int = 0) -> dict[str, dic
                 f"rebuild it: {bundle.build_command(backend=flavour)}, or pass --backend onnxruntime"
             )
     return entries
-
-
-class _BoundUNet(UNetCall):
-    """The U-Net bound to its static buffers."""
-
-    def __init__(self, bound: BoundEngine):
-        self._bound = bound
-        self.sample, self.timestep, self.context = (bound.inputs[name] for name in ("sample", "timestep", "context"))
-        self.output = bound.outputs["prediction"]
-
-    def __call__(self) -> None:
-        self._bound()

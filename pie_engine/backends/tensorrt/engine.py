@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from pie_engine.backends.onnx_session import import_onnxruntime
 from pie_engine.backends.tensorrt.library import import_library, make_logger, require_gpu
 from pie_engine.errors import BackendError, BundleError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def read_plan(path: Path, sha256: str) -> bytes:
@@ -43,14 +47,15 @@ class Engine:
         import torch
 
         require_gpu(flavour, device.index or 0)
-        self.name, self._library, self._device = name, import_library(flavour), device
-        self._lines: list[tuple[str, str]] = []
-        self._logger = make_logger(self._library, self._lines)
+        self.name, self.device = name, device
+        self.library = import_library(flavour)
+        self._errors: list[str] = []
+        self._logger = make_logger(self.library, self._errors)
         with torch.cuda.device(device):
-            self._runtime = self._library.Runtime(self._logger)
-            self._engine = self._runtime.deserialize_cuda_engine(data)
-        if self._engine is None:
-            raise BackendError(f"{flavour} cannot load {name} ({self._reason()}); rebuild the bundle")
+            self._runtime = self.library.Runtime(self._logger)
+            self.plan = self._runtime.deserialize_cuda_engine(data)
+        if self.plan is None:
+            raise BackendError(f"{flavour} cannot load {name} ({self.reason()}); rebuild the bundle")
 
     def refit(self, onnx: Path) -> None:
         """Exchange the full set of weights for those of an ONNX graph: the one compiled, with other values.
@@ -60,87 +65,91 @@ class Engine:
         """
         import torch
 
-        with torch.cuda.device(self._device):
-            refitter = self._library.Refitter(self._engine, self._logger)
-            parser = self._library.OnnxParserRefitter(refitter, self._logger)
+        with torch.cuda.device(self.device):
+            refitter = self.library.Refitter(self.plan, self._logger)
+            parser = self.library.OnnxParserRefitter(refitter, self._logger)
             remedy = "build the bundle anew"
             if not parser.refit_from_file(str(onnx)):
-                said = [parser.get_error(i).desc() for i in range(parser.num_errors)] or [self._reason()]
+                said = [parser.get_error(i).desc() for i in range(parser.num_errors)] or [self.reason()]
                 raise BackendError(f"{self.name} does not take the weights of {onnx} ({'; '.join(said)}); {remedy}")
             missing = [name or "one without a name" for name in refitter.get_missing_weights()]
             if missing:
                 raise BackendError(f"{self.name} is left without {len(missing)} weights ({missing[0]}, ...); {remedy}")
             if not refitter.refit_cuda_engine():
-                raise BackendError(f"{self.name} cannot be refitted ({self._reason()}); {remedy}")
+                raise BackendError(f"{self.name} cannot be refitted ({self.reason()}); {remedy}")
 
-    def bind(self, shapes: Mapping[str, tuple[int, ...]]) -> BoundEngine:
-        """A context for these input shapes, with buffers of its own.
+    def deviation(self, onnx: Path, shapes: Shapes) -> float:
+        """||engine - graph|| / ||graph|| on the same random inputs, the graph in ONNX Runtime on the processor."""
+        import torch
 
-        Raises:
-            BackendError: no profile has these shapes, or memory ran out.
-        """
-        return BoundEngine(self, shapes)
+        from pie_engine.export.graph import relative_error
 
-    def profile_for(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-        """The profile that takes these input shapes, or None."""
-        engine = self._engine
-        dynamic = []  # profiles say nothing of the others
-        for name, shape in shapes.items():
-            compiled = tuple(engine.get_tensor_shape(name))
-            if -1 in compiled:
-                dynamic.append(name)
-            elif compiled != tuple(shape):
-                return None
-        for index in range(engine.num_optimization_profiles):
-            ranges = {name: engine.get_tensor_profile_shape(name, index) for name in dynamic}
-            if all(_within(shapes[name], low, high) for name, (low, _, high) in ranges.items()):
-                return index
-        return None
+        bound, feed, generator = BoundEngine(self, shapes), {}, np.random.default_rng(0)
+        for name, tensor in bound.inputs.items():
+            # Token ids that every vocabulary has; a timestep within the schedule; the rest about as large as latents.
+            low, high = {"ids": (0, 100), "timestep": (1, 1000)}.get(name, (-2, 2))
+            tensor.copy_(torch.from_numpy(generator.uniform(low, high, tuple(tensor.shape))))
+            feed[name] = tensor.cpu().numpy()
+        bound()
+        (output,) = bound.outputs.values()
+        session = import_onnxruntime().InferenceSession(onnx, providers=["CPUExecutionProvider"])
+        return relative_error(output.cpu().numpy(), session.run(None, feed)[0])
 
-    def _reason(self) -> str:
-        errors = [text for level, text in self._lines if level == "error"]
-        self._lines.clear()
-        return " ".join(errors[0].split())[:200] if errors else "no reason given"
+    def reason(self) -> str:
+        """The first error that the library named since this was asked last."""
+        found = " ".join(self._errors[0].split())[:200] if self._errors else "no reason given"
+        self._errors.clear()
+        return found
 
 
 class BoundEngine:
     """An execution context with its addresses bound once: each call reads and writes the same tensors, on whatever
     stream is current, so that it can be captured there.
 
+    Args:
+        shapes: of the inputs that vary; others are passed over.
+
     Attributes:
         inputs, outputs: name -> tensor, zero at first.
-        device: where they lie.
+
+    Raises:
+        BackendError: no profile has these shapes, or memory ran out.
     """
 
-    def __init__(self, owner: Engine, shapes: Mapping[str, tuple[int, ...]]):
+    def __init__(self, owner: Engine, shapes: Shapes):
         import torch
 
-        self._owner, engine, library = owner, owner._engine, owner._library
-        self.device = device = owner._device
-        given = {name: tuple(engine.get_tensor_shape(name)) for name in _names(engine)} | dict(shapes)
-        inputs = [name for name in given if engine.get_tensor_mode(name) == library.TensorIOMode.INPUT]
-        profile = owner.profile_for({name: given[name] for name in inputs})
+        self._owner, plan, library, device = owner, owner.plan, owner.library, owner.device
+        names = [plan.get_tensor_name(i) for i in range(plan.num_io_tensors)]
+        inputs = [name for name in names if plan.get_tensor_mode(name) == library.TensorIOMode.INPUT]
+        given = {name: tuple(shapes.get(name) or plan.get_tensor_shape(name)) for name in inputs}
+        profile = _profile_for(plan, given)
         if profile is None:
-            raise BackendError(f"{owner.name} was not compiled for {dict(shapes)}; build it for that shape")
+            raise BackendError(f"{owner.name} was not compiled for {given}; build it for that shape")
         with torch.cuda.device(device):
-            self._context = _make_context(engine, library)
-            if self._context is None:
-                raise BackendError(f"{owner.name} cannot be set up ({owner._reason()}); lower --resolution or batch")
-            context, stream = self._context, torch.cuda.current_stream(device)
+            self._context = context = _make_context(plan, library)
+            if context is None:
+                raise BackendError(f"{owner.name} cannot be set up ({owner.reason()}); lower --resolution or batch")
+            stream = torch.cuda.current_stream(device)
             done = context.set_optimization_profile_async(profile, stream.cuda_stream)
-            if not done or not all(context.set_input_shape(name, given[name]) for name in inputs):
-                raise BackendError(f"{owner.name} does not take {dict(shapes)} ({owner._reason()}); rebuild the bundle")
+            if not done or not all(context.set_input_shape(name, shape) for name, shape in given.items()):
+                raise BackendError(f"{owner.name} does not take {given} ({owner.reason()}); rebuild the bundle")
             # Scratch memory comes from torch's allocator, as all else: it counts once, and is free again when unused.
             size = max(
-                context.update_device_memory_size_for_shapes(), engine.get_device_memory_size_for_profile_v2(profile), 1
+                context.update_device_memory_size_for_shapes(), plan.get_device_memory_size_for_profile_v2(profile), 1
             )
             self._scratch = torch.empty(size, dtype=torch.uint8, device=device)
             context.set_device_memory(self._scratch.data_ptr(), size)
-            tensors: dict[str, Tensor] = {}
-            for name in given:
-                shape = tuple(context.get_tensor_shape(name))
-                tensors[name] = torch.zeros(shape, dtype=_dtype(engine.get_tensor_dtype(name), library), device=device)
-                context.set_tensor_address(name, tensors[name].data_ptr())
+            kinds = library.DataType
+            types = {kinds.FLOAT: torch.float32, kinds.HALF: torch.float16, kinds.INT64: torch.int64}
+            tensors = {
+                name: torch.zeros(
+                    tuple(context.get_tensor_shape(name)), dtype=types[plan.get_tensor_dtype(name)], device=device
+                )
+                for name in names
+            }
+            for name, tensor in tensors.items():
+                context.set_tensor_address(name, tensor.data_ptr())
             self.inputs = {name: tensors[name] for name in inputs}
             self.outputs = {name: tensor for name, tensor in tensors.items() if name not in self.inputs}
             self()  # what happens at a first run alone, such as loading kernels, must not happen in a capture
@@ -149,35 +158,30 @@ class BoundEngine:
     def __call__(self) -> None:
         import torch
 
-        stream = torch.cuda.current_stream(self.device).cuda_stream
+        stream = torch.cuda.current_stream(self._owner.device).cuda_stream
         if not self._context.execute_async_v3(stream):
-            raise BackendError(f"{self._owner.name} failed on the GPU ({self._owner._reason()})")
+            raise BackendError(f"{self._owner.name} failed on the GPU ({self._owner.reason()})")
 
 
-def _make_context(engine: Any, library: Any) -> Any:
+def _make_context(plan: Any, library: Any) -> Any:
     """An execution context without memory, whose kernels are final from the first run on, as a captured graph needs."""
     managed = library.ExecutionContextAllocationStrategy.USER_MANAGED
     strategies = getattr(library, "DynamicShapesKernelSpecializationStrategy", None)
     if strategies is None:
-        return engine.create_execution_context(managed)
+        return plan.create_execution_context(managed)
     # TensorRT-RTX compiles kernels on the GPU; by default it runs general ones until special ones are ready, and a
     # graph captured before that would replay the general ones for ever.
-    config = engine.create_runtime_config()
+    config = plan.create_runtime_config()
     config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
     config.set_execution_context_allocation_strategy(managed)
-    return engine.create_execution_context(config)
+    return plan.create_execution_context(config)
 
 
-def _names(engine: Any) -> list[str]:
-    return [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-
-
-def _within(shape: tuple[int, ...], low: Iterable[int], high: Iterable[int]) -> bool:
-    return all(a <= size <= b for size, a, b in zip(shape, low, high, strict=True))
-
-
-def _dtype(found: Any, library: Any) -> torch.dtype:
-    import torch
-
-    kinds = library.DataType
-    return {kinds.FLOAT: torch.float32, kinds.HALF: torch.float16, kinds.INT64: torch.int64}[found]
+def _profile_for(plan: Any, shapes: Shapes) -> int | None:
+    """The profile that takes inputs of these shapes, or None."""
+    dynamic = [name for name in shapes if -1 in plan.get_tensor_shape(name)]  # profiles say nothing of the others
+    for index in range(plan.num_optimization_profiles):
+        ranges = [zip(shapes[name], *plan.get_tensor_profile_shape(name, index), strict=True) for name in dynamic]
+        if all(low <= size <= high for sizes in ranges for size, low, _, high in sizes):
+            return index
+    return None

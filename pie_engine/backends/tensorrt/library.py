@@ -1,6 +1,6 @@
 """One shim over `tensorrt` and `tensorrt_rtx`: installed or not, which version, imported only when it is needed.
 
-Written to TensorRT 11 (strongly typed networks: precision lies in the ONNX graph); 10.9 and later are accepted.
+Written to TensorRT 11 (strongly typed networks: precision lies in the ONNX graph); 10.16 and later are accepted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pie_engine.backends.gpu import Gpu, numbers, probe
 from pie_engine.errors import BackendError
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-_OLDEST = {"tensorrt": (10, 9), "tensorrt-rtx": (1, 4)}
+_OLDEST = {"tensorrt": (10, 16), "tensorrt-rtx": (1, 4)}
 # What tensorrt-rtx 1.7 builds for; its enumeration holds more names than these on some platforms.
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
@@ -47,17 +47,12 @@ def import_library(flavour: str) -> Any:
         raise BackendError(
             f"backend '{flavour}' {reason}; {install_command(flavour)}, or pass --backend onnxruntime"
         ) from None
-    if not at_least(library.__version__, _OLDEST[flavour]):
+    if numbers(library.__version__)[:2] < _OLDEST[flavour]:
         oldest = ".".join(map(str, _OLDEST[flavour]))
         raise BackendError(
             f"{flavour} {library.__version__} is too old ({oldest} or later needed); {install_command(flavour)}"
         )
     return library
-
-
-def at_least(version: str, oldest: tuple[int, int]) -> bool:
-    """Whether a version such as "10.14.1.48.post1" is `oldest` or later."""
-    return numbers(version)[:2] >= oldest
 
 
 def require_gpu(flavour: str, index: int = 0) -> Gpu:
@@ -88,20 +83,16 @@ def driver_floor(flavour: str) -> str | None:
     return f"{max(map(int, majors))}.0" if majors else None
 
 
-def make_logger(library: Any, lines: list[tuple[str, str]]) -> Any:
-    """A logger that collects ("error" | "warning" | "info", text); it must outlive what is made with it.
-
-    What is said beyond that is thousands of lines for each component, and left out.
-    """
+def make_logger(library: Any, errors: list[str]) -> Any:
+    """A logger that collects errors; it must outlive what is made with it."""
 
     class Collector(library.ILogger):
         def __init__(self) -> None:
             library.ILogger.__init__(self)
 
         def log(self, severity: Any, text: str) -> None:
-            names = {"INTERNAL_ERROR": "error", "ERROR": "error", "WARNING": "warning", "INFO": "info"}
-            if severity.name in names:
-                lines.append((names[severity.name], text))
+            if severity.name in ("INTERNAL_ERROR", "ERROR"):
+                errors.append(text)
 
     return Collector()
 

@@ -129,7 +129,7 @@ def _whole(seconds: float, own: dict[str, Any], found: dict[str, Any], rounds: i
 
 
 def _profile(engine: PieEngine) -> None:
-    loop = list(engine._loops.values())[-1]
+    loop = list(engine.simulator.loops.values())[-1]
     stages = loop.stages
     contexts: dict[str, Callable[[], Any]] = {"step": loop._timeline.main, "decoding": loop._timeline.decoding}
     for name, context in contexts.items():

@@ -124,12 +124,12 @@ def batch(size: Size) -> list[Rung]:
 def _batch(size: Size, count: int) -> None:
     config, items = size.config(3), size.items(count)
     engine = make_engine(size, {})
-    engine.run_batch(items, config)
+    engine.run(items, config)
     for name, own in (("overlap on", engine), ("overlap off", without_overlap(engine))):
         if own is not engine:
-            engine._loops.clear()  # its graphs' memory
-            own.run_batch(items, config)
-        result = own.run_batch(items, config)[0]
+            engine.simulator.loops.clear()  # its graphs' memory
+            own.run(items, config)
+        result = own.run(items, config)[0]
         found = measure_engine(own, size, config, count)
         # The first round waits for what came before it: the later ones are the pace of a long progression.
         later = result.provenance["seconds"]["rounds"][1:]

@@ -162,7 +162,7 @@ def measure_engine(engine: PieEngine, size: Size, config: RunConfig, batch: int 
 
 def _measure_stages(engine: PieEngine, size: Size, config: RunConfig) -> dict[str, Any]:
     """The step is timed over a round: entry, which is timed alone too and taken off, and then each of its steps."""
-    loop = list(engine._loops.values())[-1]
+    loop = list(engine.simulator.loops.values())[-1]
     stages, timeline, steps = loop.stages, loop._timeline, config.denoising_steps
     entry, step, decoding = (stages[name] for name in ("entry", "step", "decoding"))
 

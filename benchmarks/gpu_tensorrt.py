@@ -95,7 +95,7 @@ def _run_batches(bundle: Bundle, flavour: str, device: str, case: Case, describe
     engine = PieEngine.load(bundle.path, backend=flavour if device == "cuda" else "onnxruntime", device=device)
     items = [replace(case.item, item_id=str(number)) for number in range(3)]
     config = replace(case.config, steps=3)
-    runs = [[result.latents for result in engine.run_batch(items, config)] for _ in range(3)]
+    runs = [[result.latents for result in engine.run(items, config)] for _ in range(3)]
     ok = all(np.array_equal(a, b) for again in runs[1:] for a, b in zip(runs[0], again, strict=True))
     emit(**described, step="three items three times", ok=ok)
     return ok

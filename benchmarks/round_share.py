@@ -61,9 +61,9 @@ class Rounds:
         self._engines = {}
         for name in available("cpu"):
             engine = PieEngine(backend, runtime=RuntimeConfig(fused_step=name))
-            kernels = engine._kernels
+            kernels = engine.simulator.kernels
             step, noising = (timed("step", part) for part in (kernels.denoise_step, kernels.noising))
-            engine._kernels = replace(kernels, denoise_step=step, noising=noising)
+            engine.simulator.kernels = replace(kernels, denoise_step=step, noising=noising)
             self._engines[name] = engine
         self.facts = {"implementations": list(self._engines), "chosen": select("cpu").name}
 
@@ -80,7 +80,7 @@ class Rounds:
     def run(self, implementation: str) -> dict[str, Any]:
         for seconds in self._seconds.values():
             seconds.clear()
-        result = self._engines[implementation].run_batch(self._items, self._config)[0]
+        result = self._engines[implementation].run(self._items, self._config)[0]
         # The first decoding is that of the original, before the rounds, for the leakage that is measured against it.
         del self._seconds["decode"][0]
         spent = {part: sum(seconds) for part, seconds in self._seconds.items()}

@@ -124,7 +124,7 @@ class Engine:
         size = batch or self._batch
         for number in range(len(self._items), size):  # at the first run, which does not count
             self._items.append(make_item(self._config.resolution or 0, str(number)))
-        result = self._engine.run_batch(self._items[:size], self._config)[0]
+        result = self._engine.run(self._items[:size], self._config)[0]
         seconds, runtime = result.provenance["seconds"], result.provenance["runtime"]
         return {
             "frame": _encode(result.frames[-1]),

@@ -14,7 +14,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pie_engine.config import BuildConfig, OutputConfig, RoundSchedule, RunConfig, RuntimeConfig, Stretch
+    from pie_engine.config import (
+        BuildConfig,
+        MethodConfig,
+        OutputConfig,
+        RoundSchedule,
+        RunConfig,
+        RuntimeConfig,
+        Stretch,
+    )
     from pie_engine.engine import PieEngine
     from pie_engine.errors import PieError
     from pie_engine.imaging import Box, Ellipse, Polygon, Reading, Region
@@ -27,6 +35,7 @@ __all__ = [
     "BuildConfig",
     "Ellipse",
     "Item",
+    "MethodConfig",
     "OutputConfig",
     "PieEngine",
     "PieError",
@@ -43,6 +52,7 @@ __all__ = [
 
 _HOME = {
     "BuildConfig": "config",
+    "MethodConfig": "config",
     "OutputConfig": "config",
     "RoundSchedule": "config",
     "Stretch": "config",

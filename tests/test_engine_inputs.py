@@ -48,7 +48,7 @@ def test_the_same_picture_in_any_form_is_the_same_run(engine: PieEngine, greys: 
         (greys.astype(np.uint16) * 257).astype(">u2"),
         Image.fromarray(greys.astype(np.uint16) * 257),
     ]
-    results = engine.run_batch([Item(form, "heart") for form in forms], CONFIG)
+    results = engine.run([Item(form, "heart") for form in forms], CONFIG)
     for result in results:
         assert (result.frames[0] == results[0].frames[0]).all()
     assert results[0].frames.shape == (2, 32, 32, 3)
@@ -109,18 +109,18 @@ def test_masks_as_arrays(engine: PieEngine, greys: np.ndarray) -> None:
 
 
 def test_empty_and_mixed_batches(engine: PieEngine, greys: np.ndarray) -> None:
-    assert engine.run_batch([], CONFIG) == []
+    assert engine.run([], CONFIG) == []
     region = np.ones(greys.shape, bool)
     steps: list[tuple[int, int]] = []
     items = [Item(greys, "a", item_id="0"), Item(greys, "b", region, "1"), Item(greys, "c", item_id="2")]
-    results = engine.run_batch(items, CONFIG, on_progress=lambda done, total: steps.append((done, total)))
+    results = engine.run(items, CONFIG, on_progress=lambda done, total: steps.append((done, total)))
     assert [result.provenance["item_id"] for result in results] == ["0", "1", "2"]
     assert [result.mask is None for result in results] == [True, False, True]
     assert steps == [(1, 2), (2, 2)]
     # One item that cannot be used stops the batch before anything runs.
     steps.clear()
     with pytest.raises(InputError, match=r"nowhere\.png"):
-        engine.run_batch([*items, Item("nowhere.png", "d")], CONFIG, on_progress=lambda *step: steps.append(step))
+        engine.run([*items, Item("nowhere.png", "d")], CONFIG, on_progress=lambda *step: steps.append(step))
     assert not steps
 
 

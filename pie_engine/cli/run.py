@@ -243,11 +243,10 @@ def engine_from(arguments: argparse.Namespace) -> PieEngine:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from pie_engine.baselines import check_findings, simulate
     from pie_engine.cli.progress import Progress
     from pie_engine.files import check_folder
     from pie_engine.imaging import read_stored
-    from pie_engine.imaging.item import check_item
+    from pie_engine.imaging.item import check_findings, check_item
     from pie_engine.outputs import check_outputs, check_source
 
     # Everything that can be refused cheaply is refused before a model is loaded.
@@ -263,7 +262,7 @@ def main(arguments: argparse.Namespace) -> int:
         check_source(read_stored(item.image, reading=item.reading), config, outputs)
     engine = engine_from(arguments)
     progress = Progress(config.steps, quiet=arguments.quiet)
-    result = simulate(engine, [item], config, method, on_progress=progress, interpolate=arguments.interpolate)[0]
+    result = engine.run(item, config, method=method, on_progress=progress, interpolate=arguments.interpolate)
     written = result.save(arguments.output, outputs)
     if arguments.json:
         sys.stdout.write(json.dumps({**written, "change": result.change.to_dict()}) + "\n")

@@ -29,7 +29,7 @@ class MethodConfig:
             healthy prompt.
         start_prompt: where a walk's embeddings begin; None means the empty prompt.
         total_strength: share of the schedule that a walk, or the last edit of one-shot, noises the input by. None means
-            1 for a walk, and for one-shot what N rounds amount to, see `pie_engine.baselines.matched_steps`.
+            1 for a walk, and for one-shot what N rounds amount to, see `pie_engine.rounds.methods.matched_steps`.
         healthy_prompt: what a control moves towards; needed by it.
 
     Raises:

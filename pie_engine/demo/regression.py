@@ -132,7 +132,7 @@ def evaluate_regression(
         ]
         found: list[Regression] = []
         for name, config in settings.items():
-            results = engine.run_batch(items, config)
+            results = engine.run(items, config)
             if not found:
                 rows = [[*one.frames, render(twin)] for one, twin in zip(results[:4], twins, strict=False)]
                 picture = np.concatenate([np.concatenate(row, axis=1) for row in rows])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pie_engine.config import RunConfig
+from pie_engine.config import MethodConfig, RunConfig
 from pie_engine.errors import ConfigError, InputError
 from pie_engine.imaging import (
     Grid,
@@ -202,30 +203,6 @@ def _check_official(item: Item, regions: tuple[Region, ...], keep: tuple[Region,
             raise ConfigError(f"{name} is not what the published code computes; pass --semantics engine")
 
 
-def composite(
-    decoded: np.ndarray,
-    original: np.ndarray,
-    mask: Mask | None,
-    inside: tuple[int, int, int, int] | None = None,
-) -> np.ndarray:
-    """w decoded + (1 - w) input: [N, H, W, 3] uint8, bit for bit the input where w is 0.
-
-    Without a mask decoded frames stay as they are, but for the padding outside of `inside`.
-    """
-    if mask is None and inside is None:
-        return decoded
-    if mask is None:
-        left, top, right, bottom = inside or (0, 0, 0, 0)
-        kept = np.broadcast_to(original, decoded.shape).copy()
-        kept[:, top:bottom, left:right] = decoded[:, top:bottom, left:right]
-        return kept
-    weight = mask.weight[..., None]
-    frames = np.empty_like(decoded)
-    for target, frame in zip(frames, decoded, strict=True):  # all at once would need 8 times their memory
-        target[...] = np.round(weight * frame + (1 - weight) * original)
-    return frames
-
-
 def check_text(name: str, text: object) -> None:
     """Refuse what is not text, or not UTF-8, naming the option. Raises InputError."""
     if not isinstance(text, str):
@@ -236,40 +213,8 @@ def check_text(name: str, text: object) -> None:
         raise InputError(f"{name} {text!a} is not UTF-8; pass it in that encoding") from None
 
 
-def sizes_for(sizes: tuple[int, ...] | None, findings: int, config: RunConfig) -> tuple[int, ...] | None:
-    """The numbers of items that can run at once with so many findings each.
-
-    Args:
-        sizes: those with one finding, as `Backend.batch_sizes` has them; their U-Nets take each and twice each.
-
-    Raises:
-        ConfigError: none of them can.
-    """
-    if sizes is None or findings == 1:
-        return sizes
-    taken = {count for size in sizes for count in (size, 2 * size)}
-    each = sorted({findings + own.kind.guided for own in config.rounds})
-    fitting = tuple(size for size in sizes if taken.issuperset(size * count for count in each))
-    if not fitting:
-        build = ",".join(map(str, sorted({1, *(count // 2 if count % 2 == 0 else count for count in each)})))
-        raise ConfigError(
-            f"{findings} findings ask the U-Net about {' and '.join(map(str, each))} latents at once, and the engines "
-            f"take {', '.join(map(str, sorted(taken)))}; build them with --batch {build}, or pass --backend onnxruntime"
-        )
-    return fitting
-
-
-def split_group(group: list[int], sizes: tuple[int, ...] | None) -> list[list[int]]:
-    """Cut a group into parts of the sizes that a backend runs, largest first; None leaves it whole.
-
-    A rest smaller than every size is filled up by repeating its last member, whose result is then the same twice.
-    """
-    if sizes is None or not group:
-        return [group] if group else []
-    parts, rest = [], group
-    while rest:
-        fitting = [size for size in sizes if size <= len(rest)]
-        size = max(fitting) if fitting else min(sizes)
-        parts.append((rest + [rest[-1]] * size)[:size])
-        rest = rest[size:]
-    return parts
+def check_findings(items: Sequence[Item], method: MethodConfig) -> None:
+    """Refuse findings with regions of their own where a method does not run PIE's guidance. Raises ConfigError."""
+    own = any(region.prompt is not None for item in items for region in as_regions(item.mask))
+    if own and method.name != "pie":
+        raise ConfigError(f"method {method.name!r} has one prompt for all regions; pass --prompt, leave out --finding")

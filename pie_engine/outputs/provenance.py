@@ -10,10 +10,9 @@ from pie_engine import __version__
 from pie_engine.outputs.frames import STATEMENT
 
 if TYPE_CHECKING:
-    from pie_engine.config import RunConfig, RuntimeConfig
+    from pie_engine.config import RunConfig
     from pie_engine.imaging.item import PreparedItem
     from pie_engine.model.info import ModelInfo
-    from pie_engine.rounds.loop import Loop
 
 _RECORDED = (
     "torch", "diffusers", "transformers", "onnxruntime", "openvino", "numpy", "pillow", "safetensors", "pydicom",
@@ -21,12 +20,16 @@ _RECORDED = (
 )  # fmt: skip
 
 
-def describe_run(config: RunConfig) -> dict[str, Any]:
-    """The part of a provenance that is the same for every item: statement, settings, versions, machine."""
+def describe_run(config: RunConfig, what: str) -> dict[str, Any]:
+    """The part of a provenance that is the same for every item: statement, settings, versions, machine.
+
+    Args:
+        what: the run in words.
+    """
     return {
         "statement": STATEMENT,
         "synthetic": True,
-        "what": f"{config.steps} rounds of progression from one image towards the prompt",
+        "what": what,
         "settings": config.to_dict(),
         "versions": {"pie-engine": __version__, "python": platform.python_version(), **_versions()},
         "machine": {"system": platform.system(), "architecture": platform.machine()},
@@ -69,48 +72,6 @@ def describe_simulated(item: PreparedItem, config: RunConfig, model: ModelInfo) 
         for number, (text, own) in enumerate(zip(prompts, config.rounds, strict=True), start=1)
     ]
     return simulated | {"rounds": rounds}
-
-
-def describe_computation(
-    loop: Loop, runtime: RuntimeConfig, *, source: dict[str, Any], chosen: str | None, evaluations: int
-) -> dict[str, Any]:
-    """The part of a provenance that the items of a batch share: how their rounds were computed.
-
-    Args:
-        source: of the model.
-        chosen: why its backend was taken.
-        evaluations: U-Net calls of the batch.
-    """
-    plan, backend, kernels = loop.plan, loop.plan.backend, loop.plan.kernels
-    timesteps = plan.timesteps
-    return {
-        "schedule": {
-            "class": plan.sampler.schedule.name,
-            # A list, or one for each number of denoising steps that rounds have.
-            "timesteps": next(iter(timesteps.values())) if len(timesteps) == 1 else timesteps,
-            "unet_evaluations": evaluations,
-        },
-        "model": {"hashes": backend.model.hashes, "source": source},
-        "backend": {
-            "name": backend.name,
-            "chosen": chosen,
-            "precision": backend.precisions["unet"],
-            "precisions": dict(backend.precisions),
-            "device": str(backend.device),
-            "batch": plan.shape.batch,
-        },
-        "runtime": {
-            "fused_step": kernels.name,
-            "fused_step_note": kernels.note or None,
-            "fused_blocks": getattr(backend, "blocks", "") or None,
-            "autotune": runtime.autotune and backend.device.type == "cuda",
-            "cuda_graph": loop.captured,
-            "cuda_graph_note": loop.note or None,
-            "overlap": loop.overlapping,
-            "compile": runtime.compile,
-        },
-        "reruns": list(loop.reruns),
-    }
 
 
 def _versions() -> dict[str, str | None]:

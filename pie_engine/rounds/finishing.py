@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pie_engine.imaging.item import composite
+from pie_engine.imaging.compositing import composite
 from pie_engine.metrics import ChangeMeter
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class Frames:
         composited: whether pixels outside the region are taken from the input.
         original_latent: [4, h, w].
         decoded_original: [H, W, 3] uint8, or None without a mask.
+        untouched: frames are the input's own pixels, which have not been through the autoencoder.
     """
 
     def __init__(
@@ -34,8 +35,11 @@ class Frames:
         composited: bool,
         original_latent: np.ndarray,
         decoded_original: np.ndarray | None,
+        *,
+        untouched: bool = False,
     ):
-        self._item, self._composited = item, composited
+        self.item, self._composited = item, composited
+        self._untouched, self._decoded_original = untouched, decoded_original
         self._input = np.asarray(item.image)
         mask = item.mask
         latent_mask, pixels = (None, None) if mask is None else (mask.latent, mask.pixels)
@@ -45,7 +49,9 @@ class Frames:
 
     def add(self, latent: np.ndarray, decoded: np.ndarray) -> None:
         """The next round's latent [4, h, w] and its frame [H, W, 3] uint8, as decoded."""
-        frame = self.finish(decoded[None])[0]
+        frame = self._input if self._untouched else self.finish(decoded[None])[0]
+        if self._untouched and self._decoded_original is not None:
+            decoded = self._decoded_original  # nothing leaked
         self._meter.add(latent, decoded, frame)
         self._frames.append(frame)
         self._latents.append(latent)
@@ -54,7 +60,7 @@ class Frames:
         """Frames [..., H, W, 3] uint8 as they are written."""
         if not self._composited:
             return decoded
-        return composite(decoded, self._input, self._item.mask, self._item.inside)
+        return composite(decoded, self._input, self.item.mask, self.item.inside)
 
     @property
     def frames(self) -> np.ndarray:

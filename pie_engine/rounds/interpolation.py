@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pie_engine.rounds.loop import Loop
 
 
-def decode_between(loop: Loop, original: np.ndarray, latents: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+def decode_between(loop: Loop, latents: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
     """Decode `count` pictures between each round's latents and those before, in order.
 
     On straight lines, z = (1 - s) z(n-1) + s z(n) with s = 1/(count+1) ... count/(count+1), and not on arcs: PIE's own
@@ -21,8 +21,7 @@ def decode_between(loop: Loop, original: np.ndarray, latents: Sequence[np.ndarra
 
     Args:
         loop: with the batch loaded, its rounds done.
-        original: [B, 4, h, w], the inputs' latents, where the first round starts.
-        latents: of the N rounds, each [B, 4, h, w].
+        latents: the inputs', where the first round starts, and those of the N rounds, each [B, 4, h, w].
         count: 0 decodes nothing.
 
     Returns:
@@ -32,7 +31,7 @@ def decode_between(loop: Loop, original: np.ndarray, latents: Sequence[np.ndarra
         BackendError: values are not finite in the highest precision either.
     """
     found = []
-    for number, (before, after) in enumerate(pairwise([original, *latents]), 1):
+    for number, (before, after) in enumerate(pairwise(latents), 1):
         for place in range(1, count + 1):
             share = np.float32(place / (count + 1))
             found.append(_decode(loop, number, before + share * (after - before)))

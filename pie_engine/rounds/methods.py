@@ -25,9 +25,9 @@ from pie_engine.rounds.schedule import build_schedule, make_scheduler
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pie_engine.config import RunConfig
+    from pie_engine.config import MethodConfig, RunConfig
     from pie_engine.rounds.equations import OnStep, Part
-    from pie_engine.rounds.loop import Loop
+    from pie_engine.rounds.loop import Loop, Method
     from pie_engine.rounds.plan import Batch, Plan
 
 # Vectors whose cosine is beyond this are interpolated linearly, as is usual: the angle between them is too small.
@@ -160,6 +160,63 @@ class Previous:
         frames = ((batch.pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
         same = Round(loop.plan.original_latent.cpu(), frames)
         yield from [same] * config.steps
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a method's settings come to.
+
+    Attributes:
+        frames: what gives the frames; None for PIE's rounds.
+        config: the settings that the plan is made with.
+        what: the run in words.
+        facts: what provenance says of the method beside its settings.
+    """
+
+    frames: Method | None
+    config: RunConfig
+    what: str
+    facts: dict[str, Any]
+
+
+_WHAT = {
+    "pie": "{n} rounds of progression from one image towards the prompt",
+    "walk": "{n} frames of a Stable Diffusion walk from the input towards the prompt",
+    "one-shot": "{n} image-to-image edits of the input, of rising strength, towards the prompt",
+    "previous": "the input {n} times",
+    "vae": "{n} round trips of the input through the autoencoder",
+    "control": "{n} rounds of progression from one image towards the healthy prompt",
+}
+
+
+def describe_method(name: str, frames: int) -> str:
+    """A run of a method, in words."""
+    return _WHAT[name].format(n=frames)
+
+
+def choose_method(method: MethodConfig, config: RunConfig, scheduler_config: Mapping[str, Any]) -> Chosen:
+    """A method made ready for settings that it has checked (`MethodConfig.check`).
+
+    Args:
+        scheduler_config: the checkpoint's.
+    """
+    what = describe_method(method.name, config.steps)
+    if method.name == "walk":
+        total = 1.0 if method.total_strength is None else method.total_strength
+        start = method.start_prompt or ""
+        own = replace(config, strength=total, inversion="ddim")
+        return Chosen(Walk(start), own, what, {"start_prompt": start, "total_strength": total})
+    if method.name == "one-shot":
+        most = config.num_inference_steps
+        if method.total_strength is None:
+            steps = matched_steps(scheduler_config, config)
+        else:
+            steps = int(most * method.total_strength)
+        each = rising_steps(steps, config.steps)
+        own = replace(config, schedule=rising_schedule(each, most))
+        return Chosen(OneShot(), own, what, {"total_strength": steps / most, "denoising_steps": list(each)})
+    frames: dict[str, Method] = {"previous": Previous(), "vae": RoundTrips()}
+    return Chosen(frames.get(method.name), config, what, {})
 
 
 def matched_steps(scheduler_config: Mapping[str, Any], config: RunConfig) -> int:

@@ -102,7 +102,7 @@ def test_items_run_in_the_batches_that_were_compiled(opens: Opens, expected: Pie
     wanted = [expected.run(item, RUN).latents for item in items]
     # A rest is filled up where no smaller size was compiled, and gives each item its own result.
     for compiled, count, batches in (((1, 2), 5, [2, 2, 1, 2, 2]), ((2,), 3, [2, 2, 2])):
-        results = PieEngine(opens(batches=compiled)).run_batch(items[:count], RUN)
+        results = PieEngine(opens(batches=compiled)).run(items[:count], RUN)
         assert [result.provenance["backend"]["batch"] for result in results] == batches
         for result, latents in zip(results, wanted, strict=False):
             assert relative_error(result.latents, latents) < TOLERANCE["fp32"]
@@ -114,7 +114,7 @@ def test_rounds_can_be_captured(opens: Opens, expected: PieEngine) -> None:
     assert backend.stream is None and backend.capture_obstacle == ""
     engine = PieEngine(backend)
     timeline = EmulatedTimeline(graph=lambda function: function)  # kernels of another library: not torch's to record
-    engine._timeline = timeline
+    engine.simulator.timeline = timeline
     result = engine.run(ITEM, config)
     np.testing.assert_array_equal(result.latents, expected.run(ITEM, config).latents)
     assert result.provenance["runtime"]["cuda_graph"] and timeline.captures == 3

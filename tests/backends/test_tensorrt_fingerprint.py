@@ -21,9 +21,9 @@ from pie_engine.backends.tensorrt.backend import TensorRTBackend, check_engines
 from pie_engine.backends.tensorrt.fingerprint import buckets, obstacle
 from pie_engine.config import COMPONENTS, FLAVOURS
 from pie_engine.errors import BackendError, BundleError, ConfigError
-from pie_engine.imaging.item import split_group
 from pie_engine.machine.selection import choose_for_bundle, choose_for_checkpoint
 from pie_engine.model.bundle import Bundle, open_bundle, write_manifest
+from pie_engine.rounds.batches import split_group
 
 VERSION = "1.7.1.116"
 TWIN = Gpu(0, "NVIDIA RTX A4000", "8.6", 16_000_000_000)  # of the A5000's capability, with fewer cores

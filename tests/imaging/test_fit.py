@@ -12,7 +12,7 @@ from PIL import Image
 from pie_engine.config import RunConfig
 from pie_engine.errors import ConfigError, InputError
 from pie_engine.imaging import Reading, fit, inside_box, prepare_mask, read_image
-from pie_engine.imaging.item import composite
+from pie_engine.imaging.compositing import composite
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (64, 64), (1000, 3)])

@@ -17,14 +17,14 @@ from PIL import Image
 from pie_engine import Box, Item, OutputConfig, PieEngine, Region, RunConfig
 from pie_engine.backends.onnx_backend import OnnxBackend
 from pie_engine.backends.torch_backend import TorchBackend
-from pie_engine.baselines import MethodConfig, matched_steps, simulate, slerp
 from pie_engine.bundling import model_info
 from pie_engine.checkpoint import Checkpoint
-from pie_engine.config import RoundSchedule, Stretch
+from pie_engine.config import MethodConfig, RoundSchedule, Stretch
 from pie_engine.errors import BackendError, ConfigError
 from pie_engine.imaging import fit, open_image
 from pie_engine.model.bundle import Bundle
 from pie_engine.outputs.frames import contact_sheet
+from pie_engine.rounds.methods import matched_steps, slerp
 from pie_engine.rounds.noise import item_noise
 
 IMAGE, PROMPT = GOLDEN / "image.png", "the heart lung"
@@ -136,7 +136,8 @@ def test_walk(
     masked: bool,
 ) -> None:
     config = replace(SHORT, **settings)
-    result = simulate(engine, [Item(IMAGE, PROMPT, ROI if masked else None)], config, MethodConfig("walk", **method))[0]
+    item = Item(IMAGE, PROMPT, ROI if masked else None)
+    result = engine.run(item, config, method=MethodConfig("walk", **method))
     hand = ByHand(ddim_checkpoint, config, masked=masked)
     inverted = hand.invert(steps)
     start, end = hand.embed(method.get("start_prompt", "")), hand.embed(PROMPT)
@@ -159,8 +160,8 @@ def test_walk(
 
 def test_a_walk_ends_at_the_strongest_edit(engine: PieEngine) -> None:
     item, config = Item(IMAGE, PROMPT, ROI), replace(SHORT, steps=2)
-    walk = simulate(engine, [item], config, "walk")[0]
-    edit = simulate(engine, [item], replace(config, steps=1), MethodConfig("one-shot", total_strength=1.0))[0]
+    walk = engine.run([item], config, method="walk")[0]
+    edit = engine.run([item], replace(config, steps=1), method=MethodConfig("one-shot", total_strength=1.0))[0]
     assert distance(walk.latents[-1], torch.from_numpy(edit.latents)) < TOLERANCE
     assert distance(walk.latents[0], torch.from_numpy(edit.latents)) > 100 * TOLERANCE
 
@@ -182,7 +183,7 @@ def test_one_shot_is_diffusers_img2img(
     pipeline.set_progress_bar_config(disable=True)
     monkeypatch.setattr(module, "randn_tensor", lambda shape, **_: item_noise((4, 8, 8), 5, "0")[None])
     hand = ByHand(c, SHORT, masked=False)
-    result = simulate(engine, [Item(IMAGE, PROMPT)], SHORT, MethodConfig("one-shot", total_strength=0.8))[0]
+    result = engine.run([Item(IMAGE, PROMPT)], SHORT, method=MethodConfig("one-shot", total_strength=0.8))[0]
     # int(8 * 0.8) = 6 steps in all, so 2, 4 and 6 of them.
     assert result.provenance["method"] == {"name": "one-shot", "total_strength": 0.75, "denoising_steps": [2, 4, 6]}
     assert result.provenance["schedule"]["unet_evaluations"] == 12
@@ -201,7 +202,7 @@ def test_one_shot_with_a_mask(engine: PieEngine, ddim_checkpoint: Checkpoint, se
     config = replace(SHORT, steps=4, **settings)
     method = MethodConfig("one-shot", total_strength=0.25)  # two steps at most: frames 1 to 3 share one strength
     # A beta of its own is PIE's, and changes nothing here.
-    result = simulate(engine, [Item(IMAGE, PROMPT, Region(ROI, 0.2))], config, method)[0]
+    result = engine.run([Item(IMAGE, PROMPT, Region(ROI, 0.2))], config, method=method)[0]
     hand = ByHand(ddim_checkpoint, config, masked=True)
     for index, steps in enumerate((1, 1, 1, 2)):
         eps = hand.eps if config.noise == "shared" else item_noise((4, 8, 8), 5, "0", index)[None]
@@ -217,7 +218,7 @@ def test_one_shot_with_a_mask(engine: PieEngine, ddim_checkpoint: Checkpoint, se
 @torch.inference_mode()
 def test_vae_is_repeated_round_trips_of_8_bit_frames(engine: PieEngine, ddim_checkpoint: Checkpoint) -> None:
     hand = ByHand(ddim_checkpoint, SHORT, masked=False)
-    bare, masked = simulate(engine, [Item(IMAGE, ""), Item(IMAGE, "", ROI)], SHORT, "vae")
+    bare, masked = engine.run([Item(IMAGE, ""), Item(IMAGE, "", ROI)], SHORT, method="vae")
     pixels = hand.pixels
     for n in (1, 2, 3):
         latent = hand.encode(pixels)
@@ -236,7 +237,7 @@ def test_vae_is_repeated_round_trips_of_8_bit_frames(engine: PieEngine, ddim_che
 def test_a_baseline_has_frames_and_no_rounds(engine: PieEngine, tmp_path: Path) -> None:
     for method, noun, note in (("previous", "frame", "(method: previous)"), ("pie", "round", "")):
         config = replace(SHORT, steps=1, num_inference_steps=2)
-        result = simulate(engine, [Item(IMAGE, PROMPT, ROI)], config, method)[0]
+        result = engine.run([Item(IMAGE, PROMPT, ROI)], config, method=method)[0]
         written = result.save(tmp_path / method, OutputConfig(report=False))
         expected = contact_sheet(result.frames, ["input", f"{noun} 1"], result.mask, note=note)
         with Image.open(written["sheet"]) as sheet:
@@ -244,7 +245,7 @@ def test_a_baseline_has_frames_and_no_rounds(engine: PieEngine, tmp_path: Path) 
 
 
 def test_previous_is_the_input(engine: PieEngine) -> None:
-    for result in simulate(engine, [Item(IMAGE, PROMPT), Item(IMAGE, PROMPT, ROI)], SHORT, "previous"):
+    for result in engine.run([Item(IMAGE, PROMPT), Item(IMAGE, PROMPT, ROI)], SHORT, method="previous"):
         np.testing.assert_array_equal(result.frames, [np.asarray(fit(open_image(IMAGE), 64))] * 4)
         np.testing.assert_array_equal(result.latents, [result.original_latent] * 3)
         changes = result.change.to_dict()
@@ -256,10 +257,10 @@ def test_previous_is_the_input(engine: PieEngine) -> None:
 def test_pie_and_control_are_pie(engine: PieEngine) -> None:
     item = Item(IMAGE, PROMPT, ROI)
     plain = engine.run(item, SHORT)
-    pie = simulate(engine, [item], SHORT)[0]
+    pie = engine.run([item], SHORT)[0]
     np.testing.assert_array_equal(pie.latents, plain.latents)
     assert pie.provenance["method"] == {"name": "pie"}
-    control = simulate(engine, [item], SHORT, MethodConfig("control", healthy_prompt="lung"))[0]
+    control = engine.run([item], SHORT, method=MethodConfig("control", healthy_prompt="lung"))[0]
     np.testing.assert_array_equal(control.latents, engine.run(replace(item, prompt="lung"), SHORT).latents)
     assert control.provenance["simulated"]["prompt"] == "lung"
     assert control.provenance["method"] == {"name": "control", "healthy_prompt": "lung", "instead_of": PROMPT}
@@ -272,12 +273,12 @@ def test_batches_and_backends_agree(engine: PieEngine, bundle: Bundle, name: str
     config = replace(SHORT, steps=2, num_inference_steps=4)
     items = [Item(IMAGE, PROMPT, ROI, "a"), Item(IMAGE, "lung", Box(100, 60, 200, 200), "b"), Item(IMAGE, PROMPT)]
     said: list[tuple[int, int]] = []
-    together = simulate(engine, items, config, name, on_progress=lambda done, total: said.append((done, total)))
+    together = engine.run(items, config, method=name, on_progress=lambda done, total: said.append((done, total)))
     engine.run(items[0], config)
     onnx = PieEngine(OnnxBackend(bundle, threads=1))
     for item, result in zip(items, together, strict=True):
         for other in (engine, onnx):
-            alone = simulate(other, [item], config, name)[0]
+            alone = other.run([item], config, method=name)[0]
             # A grey level that is rounded the other way is encoded again.
             np.testing.assert_allclose(result.latents, alone.latents, atol=0.02 if name == "vae" else TOLERANCE)
     evaluations = together[0].provenance["schedule"]["unet_evaluations"]
@@ -324,16 +325,16 @@ def test_an_overflow_is_computed_again(
     )  # fmt: skip
     backend.component, backend.bad = component, bad
     config = replace(SHORT, num_inference_steps=4)
-    result = simulate(PieEngine(backend), [Item(IMAGE, PROMPT)], config, name)[0]
+    result = PieEngine(backend).run([Item(IMAGE, PROMPT)], config, method=name)[0]
     (rerun,) = result.provenance["reruns"]
     assert (rerun["round"], rerun["component"], rerun["to"]) == (frame, component, "fp32")
     assert np.isfinite(result.latents).all()
-    exact = simulate(engine, [Item(IMAGE, PROMPT)], config, name)[0]
+    exact = engine.run([Item(IMAGE, PROMPT)], config, method=name)[0]
     assert np.abs(result.frames.astype(int) - exact.frames).mean() < 10
     backend.precisions["vae_decoder"], backend.component = "fp32", "vae_decoder"
     backend._spoil = lambda component, values: values * float("nan")  # type: ignore[method-assign]
     with pytest.raises(BackendError, match="not finite in fp32"):
-        simulate(PieEngine(backend), [Item(IMAGE, PROMPT)], config, name)
+        PieEngine(backend).run([Item(IMAGE, PROMPT)], config, method=name)
 
 
 def test_matched_steps_by_hand(ddim_checkpoint: Checkpoint) -> None:
@@ -403,5 +404,5 @@ def test_refusals(engine: PieEngine, method: dict[str, Any], settings: dict[str,
     else:
         config = replace(SHORT, **settings)
     with pytest.raises(ConfigError, match=line) as caught:
-        simulate(engine, [Item(IMAGE, PROMPT)], config, MethodConfig(**method))
+        engine.run([Item(IMAGE, PROMPT)], config, method=MethodConfig(**method))
     assert "\n" not in str(caught.value)

@@ -19,9 +19,10 @@ from pie_engine.bundling import model_info
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.errors import ConfigError, InputError
 from pie_engine.imaging import fit, open_image
-from pie_engine.imaging.item import prepare_item, sizes_for
+from pie_engine.imaging.item import prepare_item
 from pie_engine.model.bundle import Bundle
 from pie_engine.reference import progress_engine
+from pie_engine.rounds.batches import sizes_for
 from pie_engine.rounds.findings import RegionalUNet
 
 IMAGE = GOLDEN / "image.png"
@@ -146,7 +147,7 @@ def test_items_with_other_numbers_of_findings_run_in_one_batch(torch_engine: Pie
         Item(PICTURE, "lung", [HEART, Region(LUNG, prompt="severe")], "c"),
         Item(PICTURE, "lung", None, "d"),
     ]
-    for item, result in zip(items, torch_engine.run_batch(items, SHORT), strict=True):
+    for item, result in zip(items, torch_engine.run(items, SHORT), strict=True):
         assert np.abs(result.latents - torch_engine.run(item, SHORT).latents).max() < TOLERANCE
         assert result.provenance["item_id"] == item.item_id
         assert result.provenance["backend"]["batch"] == (2 if item.item_id in "ac" else 1)

@@ -38,9 +38,9 @@ def items() -> list[Item]:
 
 
 def test_the_run_is_the_same_and_the_middle_is_the_mean_latent_decoded(engine: PieEngine, items: list[Item]) -> None:
-    plain = engine.run_batch(items, CONFIG)
-    smooth = engine.run_batch(items, CONFIG, interpolate=3)
-    again = engine.run_batch(items, CONFIG)  # the loop is kept, and no picture in it
+    plain = engine.run(items, CONFIG)
+    smooth = engine.run(items, CONFIG, interpolate=3)
+    again = engine.run(items, CONFIG)  # the loop is kept, and no picture in it
     vae = load_checkpoint(CHECKPOINT).vae.eval()
     for before, result, after, item in zip(plain, smooth, again, items, strict=True):
         assert before.between is None and after.between is None
@@ -126,10 +126,9 @@ def test_the_video_takes_as_long(tmp_path: Path) -> None:
 
 
 def test_refusals(engine: PieEngine, items: list[Item]) -> None:
-    from pie_engine.baselines import simulate
 
     for count in (-1, MOST_BETWEEN + 1):
         with pytest.raises(ConfigError, match=rf"interpolate {count} is outside \[0, 14\]"):
             engine.run(items[0], CONFIG, interpolate=count)
     with pytest.raises(ConfigError, match="between rounds, which this method has not"):
-        simulate(engine, items[:1], CONFIG, "previous", interpolate=2)
+        engine.run(items[:1], CONFIG, method="previous", interpolate=2)

@@ -141,12 +141,12 @@ def test_a_dropped_loop_frees_its_memory_at_once(
     """Without the garbage collector, which nothing on a GPU triggers."""
     engine = PieEngine(backend_of(ddim_checkpoint))
     engine.run(ITEM, replace(SHORT, steps=3))
-    (loop,) = engine._loops.values()
+    (loop,) = engine.simulator.loops.values()
     watched = [weakref.ref(loop), weakref.ref(loop.plan), weakref.ref(loop.plan.buffers.x)]
     del loop
     gc.disable()
     try:
-        engine._loops.clear()
+        engine.simulator.loops.clear()
         assert [reference() for reference in watched] == [None, None, None]
     finally:
         gc.enable()
@@ -162,7 +162,7 @@ def test_an_error_leaves_no_loop_behind(ddim_checkpoint: Checkpoint, timelines: 
 
     with pytest.raises(KeyboardInterrupt):
         engine.run(ITEM, SHORT, on_progress=stop)
-    assert not engine._loops
+    assert not engine.simulator.loops
     assert np.array_equal(engine.run(ITEM, SHORT).latents, expected.latents)
 
 
@@ -196,7 +196,7 @@ def test_a_failed_run_that_raised_a_precision_leaves_no_stale_loop(ddim_checkpoi
     with pytest.raises(KeyboardInterrupt):
         engine.run(ITEM, SHORT, on_progress=stop)
     result = engine.run(bare, SHORT)
-    assert next(iter(engine._loops.values())).plan.sampler.unet.sample.dtype == torch.float32
+    assert next(iter(engine.simulator.loops.values())).plan.sampler.unet.sample.dtype == torch.float32
     assert result.provenance["reruns"] == []
 
 
@@ -330,7 +330,7 @@ def test_only_the_bad_item_is_named(ddim_checkpoint: Checkpoint) -> None:
     engine = PieEngine(Broken(copy.deepcopy(ddim_checkpoint), model_info(ddim_checkpoint)))
     items = [Item(IMAGE, PROMPT, None, name) for name in ("a", "b", "c")]
     with pytest.raises(BackendError, match="round 1 gave values that are not finite in fp32 for item b "):
-        engine.run_batch(items, SHORT)
+        engine.run(items, SHORT)
 
 
 def test_a_bad_prompt_names_every_item(ddim_checkpoint: Checkpoint) -> None:
@@ -345,7 +345,7 @@ def test_a_bad_prompt_names_every_item(ddim_checkpoint: Checkpoint) -> None:
     engine = PieEngine(Broken(copy.deepcopy(ddim_checkpoint), model_info(ddim_checkpoint)))
     items = [Item(IMAGE, PROMPT, None, name) for name in ("a", "b")]
     with pytest.raises(BackendError, match=r"preparation gave values .* in fp32 for item a, b \(text_encoder\)"):
-        engine.run_batch(items, SHORT)
+        engine.run(items, SHORT)
 
 
 def test_a_lack_of_memory_is_one_line(ddim_checkpoint: Checkpoint) -> None:
@@ -417,7 +417,7 @@ def test_a_round_never_waits_for_the_host(ddim_checkpoint: Checkpoint, config: R
     engine = PieEngine(backend)
     result = engine.run(ITEM, config)
     assert result.provenance["runtime"]["cuda_graph"], result.provenance["runtime"]["cuda_graph_note"]
-    (loop,) = engine._loops.values()
+    (loop,) = engine.simulator.loops.values()
     with torch.inference_mode(), loop._timeline.main():
         try:
             torch.cuda.set_sync_debug_mode("error")

@@ -114,7 +114,7 @@ def test_regions_with_betas_of_their_own(torch_engine: PieEngine, pndm_checkpoin
     alone = [torch_engine.run(item, config).latents for item in items]
     assert distance(alone[0], expected) < TOLERANCE
     assert distance(alone[0], alone[1]) > 100 * TOLERANCE
-    for result, latents in zip(torch_engine.run_batch(items, config), alone, strict=True):
+    for result, latents in zip(torch_engine.run(items, config), alone, strict=True):
         assert distance(result.latents, latents) < TOLERANCE
 
 
@@ -165,7 +165,7 @@ def test_batch_equals_one_at_a_time(engine_name: str, request: pytest.FixtureReq
         Item(other, "heart", np.pad(np.full((80, 80), 255, np.uint8), 40), "c"),
         Item(IMAGE, "lung", None, "a"),
     ]
-    together = engine.run_batch(items, config)
+    together = engine.run(items, config)
     for item, result in zip(items, together, strict=True):
         alone = engine.run(item, config)
         assert np.abs(result.latents - alone.latents).max() < TOLERANCE
@@ -314,7 +314,7 @@ def test_nothing_is_encoded_that_is_not_read(pndm_checkpoint: Checkpoint) -> Non
 
     engine = PieEngine(Counting(pndm_checkpoint, model_info(pndm_checkpoint)))
     items = [Item(IMAGE, PROMPT, MASK, str(i)) for i in range(3)]
-    engine.run_batch(items, replace(SHORT, steps=3))
+    engine.run(items, replace(SHORT, steps=3))
     assert calls == ["text 2", "image"]  # the empty prompt and the shared one, for the whole progression
     calls.clear()
     engine.run(items[0], RunConfig(semantics="official", steps=3, num_inference_steps=4, resolution=128))

@@ -226,14 +226,14 @@ def test_a_constant_schedule_changes_no_bit(engine_name: str, guidance: float, r
     results = [engine.run(item, config) for config in (plain, scheduled(entries, plain))]
     assert np.array_equal(results[0].latents, results[1].latents)
     assert np.array_equal(results[0].frames, results[1].frames)
-    assert len(engine._loops) <= 2
+    assert len(engine.simulator.loops) <= 2
     assert results[0].provenance["schedule"] == results[1].provenance["schedule"]
 
 
 def test_batches_share_the_schedule_and_keep_their_own_prompts(torch_engine: PieEngine) -> None:
     config = scheduled(RAMPED)
     items = [Item(IMAGE, PROMPT, MASK, "a"), Item(IMAGE, "heart", MASK, "b")]
-    for item, result in zip(items, torch_engine.run_batch(items, config), strict=True):
+    for item, result in zip(items, torch_engine.run(items, config), strict=True):
         assert distance(result.latents, torch_engine.run(item, config).latents) < TOLERANCE
         prompts = [one["prompt"] for one in result.provenance["simulated"]["rounds"]]
         assert prompts == [item.prompt] * 3 + ["lung"] * 2

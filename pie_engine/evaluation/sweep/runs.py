@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pie_engine.baselines import simulate as simulate_method
 from pie_engine.config import OutputConfig
 from pie_engine.evaluation.sweep.design import PlannedRun, cost, longest
-from pie_engine.imaging.item import PreparedItem, split_group
+from pie_engine.imaging.item import PreparedItem
 from pie_engine.metrics import Change
 from pie_engine.metrics.change import grey_levels_apart
 from pie_engine.outputs.provenance import describe_run
+from pie_engine.rounds.batches import split_group
+from pie_engine.rounds.methods import describe_method
 
 if TYPE_CHECKING:
     from pie_engine.config import RunConfig
@@ -85,7 +86,7 @@ def simulate(
             clock.tell(_cost(chunk) * done / total)
 
         items = [job.runs[0].item for job in chunk]
-        results = simulate_method(engine, items, config, chunk[0].longest.method, on_progress=report)
+        results = engine.run(items, config, method=chunk[0].longest.method, on_progress=report)
         leakage = _leakage(engine, results, [prepared(job.runs[0]) for job in chunk])
         for job, result, own in zip(chunk, results, leakage, strict=True):
             for run in job.runs:
@@ -116,7 +117,7 @@ def first_rounds(result: Result, steps: int) -> Result:
     schedule = {**own["schedule"], "unet_evaluations": own["schedule"]["unet_evaluations"] * steps // all_steps}
     seconds = {**own["seconds"], "rounds": own["seconds"]["rounds"][:steps]}
     reruns = [one for one in own["reruns"] if one["round"] <= steps]
-    provenance = own | describe_run(config)
+    provenance = own | describe_run(config, describe_method(own["method"]["name"], steps))
     provenance |= {"schedule": schedule, "seconds": seconds, "reruns": reruns, "change": change.to_dict()}
     frames, latents = result.frames[: steps + 1], result.latents[:steps]
     return replace(result, frames=frames, latents=latents, change=change, config=config, provenance=provenance)

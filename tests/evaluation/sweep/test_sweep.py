@@ -17,8 +17,8 @@ from golden import GOLDEN
 from PIL import Image
 
 from pie_engine import Item, PieEngine, Result, RunConfig
-from pie_engine.baselines import MethodConfig, simulate
 from pie_engine.checkpoint import Checkpoint
+from pie_engine.config import MethodConfig
 from pie_engine.errors import ConfigError, InputError, OutputError
 from pie_engine.evaluation import compare, evaluate
 from pie_engine.evaluation.converge import check_run
@@ -60,13 +60,13 @@ def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, list[Item]]]:
     """What the engine is asked to simulate."""
     asked: list[tuple[RunConfig, list[Item]]] = []
-    original = PieEngine.run_batch
+    original = PieEngine.run
 
-    def run_batch(self: PieEngine, items: list[Item], config: RunConfig, **rest: Any) -> list[Result]:
+    def run(self: PieEngine, items: list[Item], config: RunConfig, **rest: Any) -> list[Result]:
         asked.append((config, list(items)))
         return original(self, items, config, **rest)
 
-    monkeypatch.setattr(PieEngine, "run_batch", run_batch)
+    monkeypatch.setattr(PieEngine, "run", run)
     return asked
 
 
@@ -225,7 +225,7 @@ def test_plans_are_made_once(
         made.append(self)
         original(self, *rest, **named)
 
-    engine._loops.clear()
+    engine.simulator.loops.clear()
     monkeypatch.setattr(Plan, "__init__", make)
     grid = {"guidance-scale": (3.0, 7.5), "scheduler": ("ddim", "euler"), "mask": ("on", "off")}
     summary = run_sweep(grid, items=patients[:1], batch=2)
@@ -362,8 +362,8 @@ def test_methods_are_swept_resumed_and_compared(
     summary = run_sweep(grid, options=options)
     assert [cell["cell"] for cell in summary["cells"]] == ["method=pie", "method=control", "method=previous"]
     folders = {cell["cell"]: tmp_path / "out" / "runs" / cell["cell"] / "a_seed=0" for cell in summary["cells"]}
-    own = simulate(engine, patients[:1], BASE, "pie")[0]
-    other = simulate(engine, patients[:1], BASE, MethodConfig("control", healthy_prompt="the lung"))[0]
+    own = engine.run(patients[:1], BASE, method="pie")[0]
+    other = engine.run(patients[:1], BASE, method=MethodConfig("control", healthy_prompt="the lung"))[0]
     assert (frames_of(folders["method=pie"]) == own.frames).all()
     assert (frames_of(folders["method=control"]) == other.frames).all() and (own.frames[-1] != other.frames[-1]).any()
     assert (frames_of(folders["method=previous"]) == own.frames[0]).all()

@@ -1,0 +1,183 @@
+"""From prepared items to their frames, on one backend: batches, loops that are kept, and what memory allows."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pie_engine.errors import BackendError
+from pie_engine.kernels.dispatch import select
+from pie_engine.rounds import loop as loops
+from pie_engine.rounds.batches import make_batch
+from pie_engine.rounds.buffers import Shape
+from pie_engine.rounds.describe import describe_computation
+from pie_engine.rounds.finishing import Frames, finishing
+from pie_engine.rounds.interpolation import decode_between
+from pie_engine.rounds.loop import Loop
+from pie_engine.rounds.memory import explain, release
+from pie_engine.rounds.methods import Previous
+from pie_engine.rounds.plan import Batch, Plan
+
+if TYPE_CHECKING:
+    from pie_engine.backends import Backend
+    from pie_engine.config import RunConfig, RuntimeConfig
+    from pie_engine.imaging.item import PreparedItem
+    from pie_engine.rounds.methods import Chosen
+    from pie_engine.rounds.timeline import Timeline
+
+# Called with (evaluations done, evaluations in all) after each U-Net evaluation; on a GPU, after each round of them.
+OnProgress = Callable[[int, int], None]
+KEPT_LOOPS = 2
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What the rounds of one item gave.
+
+    Attributes:
+        frames: composited and measured.
+        original_latent: [4, h, w] float32.
+        between: [N, K, H, W, 3] uint8, or None for K = 0.
+        computed: how; the items of a batch share it.
+    """
+
+    frames: Frames
+    original_latent: np.ndarray
+    between: np.ndarray | None
+    computed: dict[str, Any]
+
+
+class Simulator:
+    """Runs batches on one backend.
+
+    Buffers and captured steps of the last two kinds of run (batch size, resolution, settings) are kept, so that a
+    cohort pays for them once.
+
+    Raises:
+        BackendError: the implementation of the fused step that `runtime` names does not run here.
+    """
+
+    def __init__(self, backend: Backend, runtime: RuntimeConfig):
+        self.backend, self.runtime = backend, runtime
+        self.kernels = select(backend.device, runtime.fused_step)
+        self.loops: dict[object, Loop] = {}
+        self.timeline: Timeline | None = None
+        self._bound_precisions = dict(backend.precisions)  # of the weights that the kept loops are bound to
+
+    def simulate(
+        self, items: Sequence[PreparedItem], chosen: Chosen, report: OnProgress, between: int
+    ) -> list[Simulated]:
+        """The rounds of one batch (`group_items`).
+
+        Args:
+            chosen: the method, and its settings with the resolution filled in.
+            between: K pictures between two frames.
+
+        Raises:
+            BackendError: the model gave values that are not finite, or memory ran out.
+        """
+        with torch.inference_mode(), self._explaining_memory(len(items), chosen.config):
+            return self._simulate(items, chosen, report, between)
+
+    def _simulate(
+        self, items: Sequence[PreparedItem], chosen: Chosen, report: OnProgress, between: int
+    ) -> list[Simulated]:
+        start = time.monotonic()
+        batch, config, method = make_batch(items), chosen.config, chosen.frames
+        loop = self._take_loop(batch, config)
+        loop.load(batch, config)
+        original = loop.plan.original_latent.cpu().numpy()
+        # Leakage outside a mask is measured against it; without a mask nothing is outside.
+        decoded_original = [None] * len(items) if batch.mask is None else loop.decode_original().numpy()
+        seconds: dict[str, Any] = {"prepare": round(time.monotonic() - start, 4), "rounds": []}
+        total = loop.plan.total_evaluations if method is None else method.evaluations(loop.plan, config)
+        step = 0
+
+        def on_step() -> None:
+            nonlocal step
+            step = min(step + 1, total)  # a round may be run again
+            report(step, total)
+
+        frames = [
+            Frames(item, bool(config.composite), latent, before, untouched=isinstance(method, Previous))
+            for item, latent, before in zip(items, original, decoded_original, strict=True)
+        ]
+        last = time.monotonic()
+        with finishing(frames) as host:
+            for result in loop.rounds(on_step) if method is None else method.rounds(loop, batch, config, on_step):
+                host.add(result)
+                seconds["rounds"].append(round(time.monotonic() - last, 4))
+                last = time.monotonic()
+        latents = [original, *np.stack([own.latents for own in frames], axis=1)]  # N + 1 of [B, 4, h, w]
+        pictures = decode_between(loop, latents, between)
+        self._keep_loop(loop, config)
+        computed = describe_computation(loop, self.runtime, evaluations=total, rounds=method is None)
+        computed["seconds"] = seconds
+        return [
+            Simulated(own, original[i], _between(own, [stack[i] for stack in pictures], between), computed)
+            for i, own in enumerate(frames)
+        ]
+
+    def _take_loop(self, batch: Batch, config: RunConfig) -> Loop:
+        """The loop for this kind of run, with its buffers and captured steps, if it is kept; else a new one."""
+        model, (height, width) = self.backend.model, batch.pixels.shape[2:]
+        shape = Shape(
+            batch=len(batch.item_ids),
+            latent=(model.latent_channels, height // model.vae_scale, width // model.vae_scale),
+            scale=model.vae_scale,
+            mask_channels=None if batch.mask is None else batch.mask.shape[1],
+            findings=len(batch.prompts) // len(batch.item_ids),
+        )
+        self._drop_stale_loops()
+        # Taken out while it runs: one that is stopped by an error is not used again.
+        kept = self.loops.pop(Plan.key(shape, config), None)
+        if kept is not None:
+            return kept
+        while len(self.loops) >= KEPT_LOOPS:
+            del self.loops[next(iter(self.loops))]
+        if self.timeline is None:
+            self.timeline = loops.make_timeline(self.backend, self.runtime)
+        return Loop(Plan(self.backend, shape, config, self.kernels), self.runtime, self.timeline)
+
+    def _keep_loop(self, loop: Loop, config: RunConfig) -> None:
+        self._drop_stale_loops()  # this one was bound anew when a precision was raised, the others were not
+        self.loops[loop.plan.key(loop.plan.shape, config)] = loop
+
+    def _drop_stale_loops(self) -> None:
+        """Drop loops that are bound to weights in an earlier precision, also if the run that raised it failed later."""
+        if self._bound_precisions != self.backend.precisions:
+            self.loops.clear()
+            self._bound_precisions = dict(self.backend.precisions)
+
+    @contextlib.contextmanager
+    def _explaining_memory(self, batch: int, config: RunConfig) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # allocators share no other base
+            precision = self.backend.precisions["unet"]
+            message = explain(
+                error, self.backend.device, batch=batch, resolution=config.resolution or 0, precision=precision
+            )
+            if message is None:
+                raise
+            # A smaller run needs the memory that this one holds: the caller may try one while handling the error.
+            self.loops.clear()
+            self.backend.release()
+            traceback.clear_frames(error.__traceback__)
+            release(self.backend.device)
+            raise BackendError(message) from error
+
+
+def _between(frames: Frames, pictures: list[np.ndarray], count: int) -> np.ndarray | None:
+    """[N, K, H, W, 3] as they are written, of N K decoded ones in order; None for K = 0."""
+    if not count:
+        return None
+    finished = frames.finish(np.stack(pictures))
+    return finished.reshape(-1, count, *finished.shape[1:])

@@ -34,11 +34,18 @@ from pie_engine.cli import (
     sweep,
     view,
 )
+from pie_engine.cli.spelling import as_option
+from pie_engine.config import RunConfig
+from pie_engine.config.settings import declared
 from pie_engine.errors import ConfigError, PieError
 
-# The published script's spellings. Underscores are accepted in every option.
+# The published script's spellings, beside those that settings declare. Underscores are accepted in every option.
 _ALIASES = {
-    "--step": "--steps",
+    **{
+        f"--{spelling}": f"--{as_option(own.called or name, None)}"
+        for name, own in declared(RunConfig)
+        for spelling in own.published
+    },
     "--image-path": "--image",
     "--mask-path": "--mask",
     "--output-dir": "--output",
@@ -85,7 +92,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     """One line and an exit code: 2 for what the user can mend, 1 for a bug."""
     first = (str(error).splitlines() or [""])[0]
     if isinstance(error, PieError):
-        return str(error), 2
+        return error.told(as_option), 2
     # PyTorch's own out-of-memory errors are RuntimeErrors, told apart by name (GPU) or text (CPU).
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in first:
         return "out of memory; lower --resolution or close other programs", 2

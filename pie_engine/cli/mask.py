@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pie_engine.cli.options import settings_from
 from pie_engine.cli.patient import (
     add_patient_options,
     add_region_options,
@@ -55,7 +56,7 @@ def main(arguments: argparse.Namespace) -> int:
     from pie_engine.files import check_file, write_file
     from pie_engine.imaging import Grid, fit, fit_roi, read_image, read_roi
 
-    config = RunConfig(resolution=arguments.resolution, fit=arguments.fit, feather=arguments.feather)
+    config = settings_from(arguments, RunConfig)
     check_resolution(arguments.resolution, _SCALE)
     check_file(arguments.output, suffix=".png")
     regions, reading = regions_from(arguments.mask, "mask"), reading_from(arguments)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pie_engine.config import FITS
+from pie_engine.cli.options import add_settings
+from pie_engine.config import RunConfig
 from pie_engine.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def add_patient_options(group: Any, *, required: bool = True) -> None:
     group.add_argument("--axis", type=int, metavar="A", help="NIfTI: 0 sagittal, 1 coronal, 2 axial (2)")
     group.add_argument("--window-center", type=float, metavar="C", help="value that becomes middle grey")
     group.add_argument("--window-width", type=float, metavar="W", help="values between black and white")
-    group.add_argument("--fit", choices=FITS, default="crop", help="how the image becomes a square (crop)")
+    add_settings(group, RunConfig, only=("fit",))
 
 
 def add_region_options(group: Any) -> None:
@@ -56,10 +57,7 @@ def add_region_options(group: Any) -> None:
     group.add_argument(
         "--mask-components", type=int, metavar="N", help="refuse a region of more than N connected parts"
     )
-    group.add_argument(
-        "--feather", type=int, metavar="PIXELS",
-        help="pixels over which a frame fades in, inward from the region's edge (8)",
-    )  # fmt: skip
+    add_settings(group, RunConfig, only=("feather",))
 
 
 def add_finding_option(group: Any) -> None:

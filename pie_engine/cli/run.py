@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pie_engine.cli.method import add_method_options, method_from
+from pie_engine.cli.options import add_settings, settings_from
 from pie_engine.cli.outputs import add_output_options, outputs_from
 from pie_engine.cli.patient import (
     add_finding_option,
@@ -18,17 +19,7 @@ from pie_engine.cli.patient import (
     regions_from,
 )
 from pie_engine.cli.shared import add_checkpoint_options
-from pie_engine.config import (
-    DTYPES,
-    INVERSIONS,
-    NOISES,
-    SEMANTICS,
-    STEP_KERNELS,
-    RoundSchedule,
-    RunConfig,
-    RuntimeConfig,
-    check_interpolation,
-)
+from pie_engine.config import DTYPES, RunConfig, RuntimeConfig, check_interpolation
 from pie_engine.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -84,103 +75,29 @@ def add_model_options(model: Any) -> None:
     model.add_argument("--threads", type=int, help="processor threads (default: the backend's choice)")
 
 
-def add_progression_options(settings: Any) -> None:
+# Those that stand among the options of the image and its region.
+PATIENT_SETTINGS = ("fit", "feather")
+
+
+def add_progression_options(group: Any) -> None:
     """The options of `RunConfig`, but for those of the image and its region."""
-    default = RunConfig()
-    settings.add_argument("--steps", type=int, default=default.steps, help=f"N, rounds ({default.steps})")
-    settings.add_argument(
-        "--strength",
-        type=float,
-        default=default.strength,
-        help=f"gamma, share of the schedule per round ({default.strength})",
-    )
-    settings.add_argument(
-        "--num-inference-steps", type=int, default=default.num_inference_steps, metavar="T",
-        help=f"denoising steps of a full schedule ({default.num_inference_steps})",
-    )  # fmt: skip
-    settings.add_argument(
-        "--guidance-scale", type=float, default=default.guidance_scale, metavar="G",
-        help=f"classifier-free guidance; off at 1 and below ({default.guidance_scale})",
-    )  # fmt: skip
-    settings.add_argument(
-        "--negative-prompt", default="", metavar="TEXT", help="what guidance steers away from (empty)"
-    )
-    settings.add_argument(
-        "--beta1", type=float, default=default.beta1, help=f"blend outside the region ({default.beta1})"
-    )
-    settings.add_argument(
-        "--beta2", type=float, default=default.beta2, help=f"blend inside the region ({default.beta2})"
-    )
-    settings.add_argument(
-        "--scheduler", metavar="NAME", help="ddim, pndm, euler, dpm++, unipc or a diffusers class "
-        "(engine: ddim; official: the checkpoint's own)",
-    )  # fmt: skip
-    settings.add_argument(
-        "--inversion", choices=INVERSIONS, default="noise", help="how a round enters the noise (noise)"
-    )
-    settings.add_argument("--noise", choices=NOISES, help="one noise for all rounds, or a fresh one for each (shared)")
-    settings.add_argument(
-        "--schedule", metavar="FILE", help="JSON: prompt, strength and guidance of single rounds (docs/usage.md)"
-    )
-    settings.add_argument("--no-composite", action="store_true", help="write decoded frames as they are")
-    settings.add_argument(
-        "--semantics", choices=SEMANTICS, default="engine", help="engine, or what the published code computes (engine)"
-    )
-    settings.add_argument("--seed", type=int, default=0, help="(0)")
-    settings.add_argument("--resolution", type=int, metavar="PIXELS", help="side of the square (default: the model's)")
+    add_settings(group, RunConfig, but=PATIENT_SETTINGS)
 
 
 def add_runtime_options(group: Any) -> None:
     """The options of `RuntimeConfig`."""
-    group.add_argument(
-        "--fused-step", choices=STEP_KERNELS, default="auto", help="what runs between U-Net evaluations (auto)"
-    )
+    add_settings(group, RuntimeConfig)
     group.add_argument("--no-fused-step", dest="fused_step", action="store_const", const="eager", help="eager PyTorch")
-    group.add_argument(
-        "--no-fused-blocks", action="store_true", help="PyTorch's own norms in half precision on a GPU (torch backend)"
-    )
-    group.add_argument("--no-autotune", action="store_true", help="cuDNN's first guess of an algorithm (torch backend)")
-    group.add_argument("--no-cuda-graph", action="store_true", help="launch every step anew instead of replaying it")
-    group.add_argument("--no-overlap", action="store_true", help="decode each frame before the next round begins")
-    group.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=False,
-        help="compile the U-Net with torch.compile, which takes minutes at full size (torch backend; off)",
-    )  # fmt: skip
 
 
 def runtime_from(arguments: argparse.Namespace) -> RuntimeConfig:
     """The optimisations that the options leave on."""
-    return RuntimeConfig(
-        fused_step=arguments.fused_step,
-        fused_blocks=not arguments.no_fused_blocks,
-        autotune=not arguments.no_autotune,
-        cuda_graph=not arguments.no_cuda_graph,
-        overlap=not arguments.no_overlap,
-        compile=arguments.compile,
-    )
+    return settings_from(arguments, RuntimeConfig)
 
 
 def config_from(arguments: argparse.Namespace) -> RunConfig:
     """The settings that the options ask for, validated."""
-    return RunConfig(
-        steps=arguments.steps,
-        strength=arguments.strength,
-        num_inference_steps=arguments.num_inference_steps,
-        guidance_scale=arguments.guidance_scale,
-        negative_prompt=arguments.negative_prompt,
-        beta1=arguments.beta1,
-        beta2=arguments.beta2,
-        scheduler=arguments.scheduler,
-        inversion=arguments.inversion,
-        noise=arguments.noise,
-        composite=False if arguments.no_composite else None,
-        semantics=arguments.semantics,
-        seed=arguments.seed,
-        resolution=arguments.resolution,
-        fit=arguments.fit,
-        feather=arguments.feather,
-        schedule=None if arguments.schedule is None else RoundSchedule.read(arguments.schedule),
-    )
+    return settings_from(arguments, RunConfig)
 
 
 def _prompt_from(arguments: argparse.Namespace, config: RunConfig, regions: list[Region]) -> str:

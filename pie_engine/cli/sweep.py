@@ -20,6 +20,7 @@ from pie_engine.cli.run import (
     engine_from,
     item_from,
 )
+from pie_engine.config.axes import AXES
 from pie_engine.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,11 +45,10 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     grid = parser.add_argument_group("grid")
+    axes = "; ".join(f"{name}: {axis.what}" for name, axis in AXES.items())
     grid.add_argument(
         "--grid", action="append", default=[], metavar="AXIS=VALUE,VALUE...",
-        help="strength, steps, guidance-scale, beta1, beta2, num-inference-steps, inversion, noise, scheduler, seed, "
-        "mask (on,off), dilate (pixels), shift (DX:DY pixels) or method (docs/baselines.md) with its values; "
-        "may be given several times",
+        help=f"an axis and its values; may be given several times. {axes}",
     )  # fmt: skip
     grid.add_argument("--seeds", metavar="SEED,SEED...", help="repeat every cell; the same as --grid seed=")
     grid.add_argument(

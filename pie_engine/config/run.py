@@ -7,12 +7,13 @@ beta1 and beta2 = blend outside and inside the region of interest (ROI).
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-from pie_engine.config.checks import MAX_RESOLUTION, integer, number, one_of
+from pie_engine.config.checks import MAX_RESOLUTION
 from pie_engine.config.rounds import RoundSchedule, RoundSettings
-from pie_engine.errors import ConfigError
+from pie_engine.config.settings import setting, settings
+from pie_engine.errors import ConfigError, mention, use
 
 SEMANTICS = ("engine", "official")
 INVERSIONS = ("noise", "ddim")
@@ -24,7 +25,7 @@ STEP_KERNELS = ("auto", "eager", "triton", "cpp")
 FEATHER = 8
 
 
-@dataclass(frozen=True)
+@settings
 class RunConfig:
     """How one progression is simulated. The same for every item of a batch.
 
@@ -35,26 +36,79 @@ class RunConfig:
         ConfigError: a value is out of range, or contradicts the semantics.
     """
 
-    steps: int = 10
-    strength: float = 0.5
-    num_inference_steps: int = 50
-    guidance_scale: float = 7.5
-    negative_prompt: str = ""
-    beta1: float = 0.01
-    beta2: float = 0.75
-    scheduler: str | None = None
-    inversion: str = "noise"
-    noise: str | None = None
-    composite: bool | None = None
-    semantics: str = "engine"
-    seed: int = 0
-    resolution: int | None = None
-    fit: str = "crop"
-    feather: int | None = None
-    schedule: RoundSchedule | None = None
+    steps: int = setting(
+        "progression rounds, one frame each", default=10, low=1, high=10_000, symbol="N", label="Rounds (N)",
+        vary="whole numbers", published=("step",), metavar="N",
+    )  # fmt: skip
+    strength: float = setting(
+        "share of the schedule per round: it runs int(T gamma) denoising steps", default=0.5, low=0.0, high=1.0,
+        open_low=True, symbol="gamma", label="Strength (gamma, share of the schedule per round)", vary="numbers",
+        metavar="GAMMA",
+    )  # fmt: skip
+    num_inference_steps: int = setting(
+        "denoising steps of a full schedule", default=50, low=1, high=1000, symbol="T", vary="whole numbers",
+        metavar="T", label="Denoising steps of a full schedule (T)",
+    )  # fmt: skip
+    guidance_scale: float = setting(
+        "classifier-free guidance; off at 1 and below", default=7.5, low=0.0, high=100.0, symbol="g",
+        label="Guidance scale", vary="numbers", metavar="G",
+    )  # fmt: skip
+    negative_prompt: str = setting(
+        "what guidance steers away from", default="", label="Negative prompt", metavar="TEXT", example='""',
+    )  # fmt: skip
+    beta1: float = setting(
+        "blend outside the region", default=0.01, low=0.0, high=1.0, symbol="beta1", vary="numbers", metavar="B",
+        label="beta1 (blend outside the region)",
+    )  # fmt: skip
+    beta2: float = setting(
+        "blend inside the region", default=0.75, low=0.0, high=1.0, symbol="beta2", vary="numbers", metavar="B",
+        label="beta2 (blend inside the region)",
+    )  # fmt: skip
+    scheduler: str | None = setting(
+        "ddim, pndm, euler, dpm++, unipc or any deterministic diffusers class", default=None, label="Scheduler",
+        open="ddim; in official semantics the checkpoint's own", vary="names", on_a_line=False, example="ddim",
+        metavar="NAME",
+    )  # fmt: skip
+    inversion: str = setting(
+        "how a round enters the noise: by drawing it, or by DDIM inversion with the empty prompt", default="noise",
+        choices=INVERSIONS, label="Inversion", vary=" and ".join(INVERSIONS), on_a_line=False,
+    )  # fmt: skip
+    noise: str | None = setting(
+        "one noise for all rounds, or a fresh one for each", default=None, choices=NOISES, label="Noise",
+        on_a_line=False, open="shared; in official semantics fresh", vary=" and ".join(NOISES),
+    )  # fmt: skip
+    composite: bool | None = setting(
+        "take pixels outside the region from the input, bit for bit", default=None, example=True,
+        open="on; in official semantics off", label="Outside the region: the input's own pixels",
+    )  # fmt: skip
+    semantics: str = setting(
+        "the engine's own, or what the published code computes, draw for draw", default="engine", choices=SEMANTICS,
+        label="Semantics",
+    )  # fmt: skip
+    seed: int = setting(
+        "of the noise, together with each item's id", default=0, low=0, high=2**63 - 1, label="Seed",
+        vary="whole numbers", on_a_line=False, metavar="N",
+    )  # fmt: skip
+    resolution: int | None = setting(
+        "side of the square; a multiple of 8 * 2^(U-Net levels - 1), 64 for SD v1", default=None, low=8,
+        high=MAX_RESOLUTION, unit="pixels", open="the model's", label="Resolution (pixels)", example=512,
+        metavar="PIXELS",
+    )  # fmt: skip
+    fit: str = setting(
+        "how the image becomes a square: its centre, padded with black, stretched", default="crop", choices=FITS,
+        label="Fit to a square",
+    )  # fmt: skip
+    feather: int | None = setting(
+        "pixels over which a frame fades in, inward from the region's edge", default=None, low=0, high=256,
+        unit="pixels", open=f"{FEATHER}; in official semantics 0", example=FEATHER, metavar="PIXELS",
+        label="Feather inward from the edge of the region (pixels)",
+    )  # fmt: skip
+    schedule: RoundSchedule | None = setting(
+        "prompt, strength and guidance of single rounds, a JSON file (docs/usage.md)", default=None, open="none",
+        example="RoundSchedule.read(FILE)", metavar="FILE", parse=RoundSchedule.read,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
-        one_of("semantics", self.semantics, SEMANTICS)
         official = self.semantics == "official"
         if self.noise is None:
             object.__setattr__(self, "noise", "fresh" if official else "shared")
@@ -62,33 +116,18 @@ class RunConfig:
             object.__setattr__(self, "composite", not official)
         if self.feather is None:
             object.__setattr__(self, "feather", 0 if official else FEATHER)
-        integer("steps", self.steps, 1, 10_000, "pass --steps 10")
-        integer("num-inference-steps", self.num_inference_steps, 1, 1000, "pass --num-inference-steps 50")
-        number("strength", self.strength, 0.0, 1.0, "pass --strength 0.5", open_low=True)
-        number("guidance-scale", self.guidance_scale, 0.0, 100.0, "pass --guidance-scale 7.5")
-        number("beta1", self.beta1, 0.0, 1.0, "pass --beta1 0.01")
-        number("beta2", self.beta2, 0.0, 1.0, "pass --beta2 0.75")
-        integer("feather", self.feather, 0, 256, "pass --feather 8")
-        integer("seed", self.seed, 0, 2**63 - 1, "pass --seed 0")
-        if self.resolution is not None:
-            integer("resolution", self.resolution, 8, MAX_RESOLUTION, "pass --resolution 512")
-        if not isinstance(self.negative_prompt, str):
-            raise ConfigError(f"negative-prompt {self.negative_prompt!r} is not text; pass a string")
-        if self.scheduler is not None and (not isinstance(self.scheduler, str) or not self.scheduler):
-            raise ConfigError(f"scheduler {self.scheduler!r} is no name; pass --scheduler ddim, or leave it out")
-        one_of("inversion", self.inversion, INVERSIONS)
-        one_of("noise", self.noise, NOISES)
+        if self.scheduler == "":
+            raise ConfigError(f"{mention('scheduler')} '' is no name; pass {use('scheduler', 'ddim')}, or leave it out")
         if self.inversion == "ddim" and self.noise == "fresh" and not official:
             raise ConfigError("noise 'fresh' means nothing where a round inverts (inversion \"ddim\"); leave it out")
-        one_of("fit", self.fit, FITS)
-        if self.schedule is not None and not isinstance(self.schedule, RoundSchedule):
-            raise ConfigError(f"schedule of type {type(self.schedule).__name__} is none; pass RoundSchedule.read(FILE)")
         for index, own in enumerate(self.rounds, start=1):
             if own.kind.denoising_steps < 1:
                 self._refuse_strength(index, own)
         if official:
             if self.schedule is not None:
-                raise ConfigError("a schedule is not what the published code computes; pass --semantics engine")
+                raise ConfigError(
+                    f"a schedule is not what the published code computes; pass {use('semantics', 'engine')}"
+                )
             for name, value, prescribed in (
                 ("inversion", self.inversion, "noise"),
                 ("noise", self.noise, "fresh"),
@@ -98,8 +137,8 @@ class RunConfig:
             ):
                 if value != prescribed:
                     raise ConfigError(
-                        f"{name} {value!r} is not what the published code computes ({prescribed!r}); "
-                        "pass --semantics engine"
+                        f"{mention(name)} {value!r} is not what the published code computes ({prescribed!r}); "
+                        f"pass {use('semantics', 'engine')}"
                     )
 
     @property
@@ -124,9 +163,13 @@ class RunConfig:
         least = math.ceil(100 / self.num_inference_steps) / 100  # rounded up: the remedy has to work when copied
         scheduled = own.strength != self.strength
         raise ConfigError(
-            f"strength {own.strength:g}{f' in round {index} of the schedule' if scheduled else ''} of "
+            f"{mention('strength')} {own.strength:g}{f' in round {index} of the schedule' if scheduled else ''} of "
             f"{self.num_inference_steps} steps runs no denoising step (at least {least:g} needed); "
-            f"{'write' if scheduled else 'pass --strength'} {least:g} or more --num-inference-steps"
+            f"{f'write {least:g}' if scheduled else 'pass ' + use('strength', f'{least:g}')} or more "
+            f"{mention('num_inference_steps')}",
+            field="strength",
+            value=own.strength,
+            limit=f"at least {least:g}",
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,34 +179,32 @@ class RunConfig:
         return settings if self.schedule is None else settings | {"schedule": self.schedule.to_list()}
 
 
-@dataclass(frozen=True)
+@settings
 class RuntimeConfig:
     """How a progression is computed. Each switch turns one optimisation off; results agree up to rounding.
-
-    Attributes:
-        fused_step: implementation of what runs between two U-Net evaluations: "triton" (GPU), "cpp" (C++, processor),
-            "eager" (PyTorch, one operation after the other), or "auto": the first of these that works here.
-        fused_blocks: U-Net and VAE in half precision with norms, additions and activations fused in Triton (torch
-            backend on a GPU).
-        autotune: let cuDNN try its algorithms for every convolution, and keep the fastest (torch backend on a GPU).
-        cuda_graph: capture a step once and replay it (GPU only).
-        overlap: decode a frame on a second stream while the next round runs (GPU only).
-        compile: compile the U-Net with torch.compile (torch backend only). Off by default: compiling a full-size U-Net
-            takes longer than a progression.
 
     Raises:
         ConfigError: an unknown implementation.
     """
 
-    fused_step: str = "auto"
-    fused_blocks: bool = True
-    autotune: bool = True
-    cuda_graph: bool = True
-    overlap: bool = True
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        one_of("fused-step", self.fused_step, STEP_KERNELS)
+    fused_step: str = setting(
+        "what runs between two U-Net evaluations: triton (GPU), cpp (processor), eager (PyTorch); auto takes "
+        "" "the first that works here",
+        default="auto", choices=STEP_KERNELS,
+    )  # fmt: skip
+    fused_blocks: bool = setting(
+        "norms, additions and activations of U-Net and VAE fused in Triton, in half precision on a GPU (torch)",
+        default=True,
+    )  # fmt: skip
+    autotune: bool = setting(
+        "let cuDNN try its algorithms for every convolution, and keep the fastest (torch, GPU)", default=True,
+    )  # fmt: skip
+    cuda_graph: bool = setting("capture a step once and replay it (GPU)", default=True)
+    overlap: bool = setting("decode a frame on a second stream while the next round runs (GPU)", default=True)
+    compile: bool = setting(
+        "compile the U-Net with torch.compile, which takes longer than a progression at full size (torch)",
+        default=False,
+    )  # fmt: skip
 
 
 def check_resolution(resolution: int, multiple: int) -> None:
@@ -175,6 +216,9 @@ def check_resolution(resolution: int, multiple: int) -> None:
     if resolution < multiple or resolution % multiple:
         nearest = max(multiple, round(resolution / multiple) * multiple)
         raise ConfigError(
-            f"resolution {resolution} does not fit this U-Net (multiple of {multiple} expected); "
-            f"pass --resolution {nearest}"
+            f"{mention('resolution')} {resolution} does not fit this U-Net (multiple of {multiple} expected); "
+            f"pass {use('resolution', nearest)}",
+            field="resolution",
+            value=resolution,
+            limit=f"a multiple of {multiple}",
         )

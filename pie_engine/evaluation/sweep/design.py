@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pie_engine.config import METHOD_OPTIONS, MethodConfig, RunConfig
+from pie_engine.config.axes import AXES, MASK, METHOD, ON, SEED, STEPS
 from pie_engine.errors import ConfigError, InputError
-from pie_engine.evaluation.sweep.grid import AXES, MASK, METHOD, ON, SEED, STEPS, Cell, Grid, make_cells
+from pie_engine.evaluation.sweep.grid import Cell, Grid, make_cells
 from pie_engine.evaluation.sweep.patients import check_id
 from pie_engine.imaging.item import Item, check_item
 

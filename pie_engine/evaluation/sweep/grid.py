@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from pie_engine.config import INVERSIONS, METHOD_OPTIONS, METHODS, NOISES, MethodConfig
+from pie_engine.config import METHOD_OPTIONS, METHODS, MethodConfig
+from pie_engine.config.axes import AXES, MASK, METHOD, OFF, ON, SEED, Axis, Value, show
 from pie_engine.config.checks import one_of
 from pie_engine.errors import ConfigError
 from pie_engine.imaging.item import Item
@@ -15,65 +16,7 @@ from pie_engine.imaging.item import Item
 if TYPE_CHECKING:
     from pie_engine.config import RunConfig
 
-# What one axis takes: a number, a name, or (dx, dy).
-Value = float | int | str | tuple[int, int]
 Grid = Mapping[str, Sequence[Value]]
-ON, OFF = "on", "off"
-SEED, STEPS, MASK, METHOD = "seed", "steps", "mask", "method"
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One setting that a sweep varies.
-
-    Attributes:
-        field: of `RunConfig`; of `Item` where `region` is set; of `MethodConfig` for METHOD.
-        parse: from the command line's text; raises ValueError.
-        what: such values, in words.
-        example: one of them.
-        ordered: whether values lie on a line, so that a stretch of them means something.
-        region: whether it changes the region of interest and not the settings.
-    """
-
-    field: str
-    parse: Callable[[str], Value]
-    what: str
-    example: str
-    ordered: bool = True
-    region: bool = False
-
-
-def _pair(text: str) -> tuple[int, int]:
-    dx, dy = (int(part) for part in text.split(":"))
-    return dx, dy
-
-
-def _one_of(*names: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in names:
-            raise ValueError
-        return text
-
-    return parse
-
-
-# In the order in which cells are named; the first ordered axis of a sweep is the one that its plots run along.
-AXES = {
-    "strength": Axis("strength", float, "numbers", "0.1"),
-    STEPS: Axis("steps", int, "whole numbers", "10"),
-    "guidance-scale": Axis("guidance_scale", float, "numbers", "7.5"),
-    "beta1": Axis("beta1", float, "numbers", "0.01"),
-    "beta2": Axis("beta2", float, "numbers", "0.75"),
-    "num-inference-steps": Axis("num_inference_steps", int, "whole numbers", "50"),
-    "dilate": Axis("dilate", int, "whole numbers of pixels", "4", region=True),
-    "shift": Axis("shift", _pair, "pixels right and down, DX:DY", "4:0", ordered=False, region=True),
-    MASK: Axis("mask", _one_of(ON, OFF), "on and off", ON, ordered=False, region=True),
-    "inversion": Axis("inversion", _one_of(*INVERSIONS), " and ".join(INVERSIONS), INVERSIONS[0], ordered=False),
-    "noise": Axis("noise", _one_of(*NOISES), " and ".join(NOISES), NOISES[0], ordered=False),
-    "scheduler": Axis("scheduler", str, "names", "ddim", ordered=False),
-    METHOD: Axis("name", _one_of(*METHODS), ", ".join(METHODS), METHODS[0], ordered=False),
-    SEED: Axis("seed", int, "whole numbers", "0", ordered=False),
-}
 
 
 def parse_axis(text: str) -> tuple[str, tuple[Value, ...]]:
@@ -112,16 +55,6 @@ def parse_grid(texts: Sequence[str], seeds: str | None = None) -> dict[str, tupl
             raise ConfigError(f"grid {name} is given twice; list all of its values in one")
         grid[name] = values
     return grid
-
-
-def show(value: Value) -> str:
-    """A value as the command line takes it."""
-    if isinstance(value, tuple):
-        return ":".join(map(str, value))
-    if isinstance(value, float):
-        short = f"{value:g}"
-        return short if float(short) == value else repr(value)
-    return str(value)
 
 
 @dataclass(frozen=True)

@@ -7,26 +7,10 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
+from pie_engine.config import RunConfig
+from pie_engine.config.settings import declared
 from pie_engine.outputs.report.charts import Series
 
-_SETTINGS = {
-    "steps": "Rounds (N)",
-    "strength": "Strength (gamma, share of the schedule per round)",
-    "num_inference_steps": "Denoising steps of a full schedule (T)",
-    "guidance_scale": "Guidance scale",
-    "negative_prompt": "Negative prompt",
-    "beta1": "beta1 (blend outside the region)",
-    "beta2": "beta2 (blend inside the region)",
-    "scheduler": "Scheduler",
-    "inversion": "Inversion",
-    "noise": "Noise",
-    "composite": "Outside the region: the input's own pixels",
-    "semantics": "Semantics",
-    "seed": "Seed",
-    "resolution": "Resolution (pixels)",
-    "fit": "Fit to a square",
-    "feather": "Feather inward from the edge of the region (pixels)",
-}
 _ROUND = {
     "prompt": "Towards", "strength": "Strength", "guidance_scale": "Guidance", "denoising_steps": "Denoising steps",
 }  # fmt: skip
@@ -37,8 +21,9 @@ _SHOWN = {"settings", "change", "confidence", "similarity", "statement", "synthe
 def settings_table(provenance: Mapping[str, Any]) -> str:
     """The run's settings, by their names in words."""
     settings = provenance["settings"]
+    labels = {name: own.label for name, own in declared(RunConfig) if own.label}
     return rounds_table(provenance["simulated"].get("rounds", [])) + facts_table(
-        (_SETTINGS.get(name, name), "default" if value is None else _plain(value))
+        (labels.get(name, name), "default" if value is None else _plain(value))
         for name, value in settings.items()
         if name != "schedule"  # as `rounds_table`
     )

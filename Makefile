@@ -1,21 +1,43 @@
 # make demo   set up, then simulate a progression on the embedded demo checkpoint
+# make check  set up as the demo does, then see in two minutes that it computes what it should
 # make test   set up, then run the tests
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+comma := ,
 OUTPUT ?= demo-output
+# Which torch pip is asked for, and, where that is not PyPI, of which index; the constraints choose its version.
+TORCH ?= torch
+TORCH_INDEX ?=
 BUILT_FROM := pyproject.toml constraints.txt setup.py cpp_ext/build.py $(wildcard cpp_ext/*.cpp cpp_ext/*.h)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test coverage lint format bench bench-report evaluation engine-build gpu-check gpu-wheels clean
+.PHONY: demo check test smoke test-matrix coverage lint format bench bench-report evaluation engine-build gpu-check gpu-wheels clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pie-engine demo --output $(OUTPUT)
+
+check: $(VENV)/.demo
+	$(BIN)/python tests/check.py
 
 TESTS := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.dev
 	$(BIN)/python $(TESTS)
+
+# What another Python or another torch would break first, in less than five minutes; .ci/run has the newest Python run it.
+SMOKE := tests/test_equality.py tests/test_packages.py tests/test_engine_inputs.py tests/rounds/test_rounds.py tests/test_golden.py \
+  tests/cli/test_cli_options.py tests/cli/test_cli_outputs.py tests/cli/test_doctor_packages.py \
+  tests/evaluation/sweep/test_design.py tests/imaging/test_imaging.py tests/kernels/test_cpp.py tests/kernels/test_cpp_build.py
+
+smoke: $(VENV)/.smoke
+	$(BIN)/python $(TESTS) $(SMOKE)
+
+# Fresh environments for every Python that is found, with both builds of torch: about a quarter of an hour each. May be
+# narrowed: PYTHONS=3.12,3.13 BUILDS=cpu,cuda QUICK=1 (the smoke set). TORCH_INDEX is where the CPU build comes from.
+test-matrix:
+	$(PYTHON) tests/matrix.py $(if $(PYTHONS),--pythons $(PYTHONS)) $(if $(BUILDS),--builds $(BUILDS)) \
+	  $(if $(QUICK),--quick) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
 # Apart from the tests, as tracing every line makes them a fifth slower.
 coverage: $(VENV)/.dev
@@ -67,25 +89,50 @@ $(BIN)/python:
 	  { echo "pie-engine needs Python 3.11 or later; pass PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
+# Said before a long download, with sizes on the disk; once torch is there, the rest is small.
+# $(call ABOUT,with a CPU build of torch,with a CUDA build,what the one saves,what else comes)
+define ABOUT
+@if ! ls -d $(VENV)/lib/python3*/site-packages/torch >/dev/null 2>&1; then \
+  echo "Installs into $(VENV): torch, diffusers, transformers, ONNX Runtime and what they need$(4);" \
+    "$(1) GB with a CPU build of torch, $(2) GB with a CUDA build."; \
+  if [ -z "$(TORCH_INDEX)" ] && [ ! -e /proc/driver/nvidia/version ] && ! command -v nvidia-smi >/dev/null; then \
+    echo "No NVIDIA driver is found. PyPI's torch for Linux is a CUDA build; to take a CPU build and save $(3) GB:"; \
+    echo "  make $(or $(firstword $(MAKECMDGOALS)),demo) TORCH_INDEX=https://download.pytorch.org/whl/cpu"; \
+  fi; \
+fi
+endef
+
 # Editable, so that the sources are used as they are; onnxruntime is the engine on a machine without a GPU.
-# torch comes first: setup.py compiles the C++ step against its headers, or leaves the step out and says why.
-INSTALL = $(PIP) torch 'setuptools>=77' && $(PIP) --no-build-isolation --editable
+# torch comes before: setup.py compiles the C++ step against its headers, or leaves the step out and says why. What torch
+# needs is not taken from TORCH_INDEX: the last line brings it.
+INSTALL = $(PIP) 'setuptools>=77' && \
+  $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX) --no-deps) '$(TORCH)' && \
+  $(PIP) --no-build-isolation --editable
 OPERATIONS = @test -e cpp_ext/_ops.so || $(BIN)/python -m pie_engine.cpp_ext || echo "going on without them"
 
 $(VENV)/.demo: $(BUILT_FROM) | $(BIN)/python
+	$(call ABOUT,1.6,5.6,4)
 	$(INSTALL) '.[cpu]'
 	$(OPERATIONS)
 	@touch $@
 
+$(VENV)/.smoke: $(BUILT_FROM) | $(BIN)/python
+	$(call ABOUT,1.6,5.6,4)
+	$(INSTALL) '.[cpu]' pytest pytest-xdist
+	$(OPERATIONS)
+	@touch $@ $(VENV)/.demo
+
 $(VENV)/.bench: $(BUILT_FROM) | $(BIN)/python
+	$(call ABOUT,1.6,5.6,4)
 	$(INSTALL) '.[cpu,bench]'
 	$(OPERATIONS)
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.dev: $(BUILT_FROM) | $(BIN)/python
+	$(call ABOUT,3.2,6.4,3,$(comma) and what the tests compare it with (OpenVINO$(comma) TensorRT-RTX$(comma) pydicom ...))
 	$(INSTALL) '.[cpu,test,test-bindings,lint]'
 	$(OPERATIONS)
-	@touch $@ $(VENV)/.demo $(VENV)/.bench
+	@touch $@ $(VENV)/.demo $(VENV)/.smoke $(VENV)/.bench
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .coverage demo-output cpp_ext/_ops.so

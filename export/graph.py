@@ -28,7 +28,7 @@ EXTERNAL_BYTES = 1 << 30
 TOLERANCE = {"fp32": 6.4e-5, "fp16": 1.6e-2}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Component:
     """What to export: a module over plain tensors, an example of its inputs, and which sizes may vary.
 

@@ -73,11 +73,21 @@ def check_folder(path: Path, *, replaceable: str) -> None:
 
 
 def _resolve(path: Path) -> Path:
-    # Through links, so that a result lands on the disk that a link points to.
+    # Through links, so that a result lands on the disk that a link points to. What Python says of a loop, and whether
+    # it says anything, depends on its version: the system is asked.
     try:
-        return path.resolve()
-    except (ValueError, RuntimeError) as error:  # a null byte; links in a circle
-        raise OutputError(f"{str(path)!r} is not a folder's name ({error}); choose another folder") from None
+        real = Path(os.path.realpath(path))
+        with contextlib.suppress(FileNotFoundError):
+            real.stat()
+    except ValueError:
+        reason = "it holds a null byte"
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            return real  # whoever writes there is told
+        reason = "its links lead in a circle"
+    else:
+        return real
+    raise OutputError(f"{str(path)!r} is not a folder's name ({reason}); choose another folder")
 
 
 def _check_replaceable(path: Path, marker: str) -> None:

@@ -9,7 +9,6 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from pie_engine.config import BuildConfig
 from pie_engine.errors import BuildError
 from pie_engine.files import cache_root, locked, new_folder, sha256_file
 from pie_engine.model.bundle import FORMAT, WEIGHTS, describe_files
+from pie_engine.packages import installed
 
 if TYPE_CHECKING:
     from pie_engine.checkpoint import Checkpoint
@@ -31,13 +31,7 @@ _EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscri
 
 def exporter_versions() -> dict[str, str]:
     """Versions of the packages that shape the exported graphs."""
-    versions = {}
-    for package in _EXPORTERS:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "absent"
-    return versions
+    return {package: installed(package) or "absent" for package in _EXPORTERS}
 
 
 def cache_folder(config: BuildConfig) -> Path:

@@ -37,7 +37,7 @@ _UNET_FOREIGN = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
     """One component before it is built: its config, its tensors (memory-mapped) and where they came from."""
 

@@ -42,7 +42,7 @@ _OTHER_METHODS = {
 _PEFT_PREFIX = "base_model.model."
 
 
-@dataclass
+@dataclass(eq=False)
 class _Layer:
     """What a file says about one layer: down [rank, in, ...], up [out, rank, ...], alpha."""
 

@@ -105,6 +105,9 @@ def _simulate(arguments: argparse.Namespace) -> int:
         on_component=(lambda line: None) if arguments.quiet else (lambda line: say(f"  {line}")),
         on_progress=Progress(steps, quiet=arguments.quiet),
     )
+    passed_over = demo.result.provenance["runtime"]["fused_step_note"]
+    if passed_over and not arguments.quiet:
+        say(f"going on without a faster step ({passed_over})")
     written = demo.save(output)
     if arguments.json:
         facts = {"confidence": demo.confidence, domain.measured.replace(" ", "_"): demo.measured}

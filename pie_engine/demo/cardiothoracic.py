@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, gaussian_filter1d, median_filter
 
+from pie_engine.equality import ByContent
 from pie_engine.errors import InputError
 
 FLAT = 0.15  # pixels: a border that moves less than this over a few rows runs straight down
@@ -27,8 +28,8 @@ class Cardiothoracic:
         return self.heart / self.thorax
 
 
-@dataclass(frozen=True)
-class _Side:
+@dataclass(frozen=True, eq=False)
+class _Side(ByContent):
     """One lung, seen from the midline: distances in pixels per row, and where the lung is in the picture."""
 
     wall: NDArray[np.float64]  # [rows]

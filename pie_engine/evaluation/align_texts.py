@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pie_engine.equality import ByContent
 from pie_engine.errors import InputError
 from pie_engine.evaluation.runs import Run
 from pie_engine.metrics.controls import negate, shuffle_words
@@ -21,8 +22,8 @@ OWN, OTHER, LINE, SHUFFLED, NEGATED, EMPTY = "own", "other", "line", "shuffled",
 _MOST_BYTES = 1_000_000
 
 
-@dataclass(frozen=True)
-class Line:
+@dataclass(frozen=True, eq=False)
+class Line(ByContent):
     """One text's similarity to the frames of one run.
 
     Attributes:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pie_engine.equality import ByContent
 from pie_engine.errors import InputError
 from pie_engine.files import new_folder
 from pie_engine.outputs.colours import colourise
@@ -25,8 +26,8 @@ _LIMITS = (1, 2, 5, 10, 15, 20, 30, 40, 50, 60, 80, 100, 128)
 _WITHIN = 99.5
 
 
-@dataclass(frozen=True)
-class Ensemble:
+@dataclass(frozen=True, eq=False)
+class Ensemble(ByContent):
     """Several runs of one patient.
 
     Attributes:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pie_engine.config import MethodConfig, RunConfig
+from pie_engine.equality import ByContent
 from pie_engine.errors import ConfigError, InputError
 from pie_engine.imaging import (
     Grid,
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from pie_engine.imaging.regions.region import Regions
 
 
-@dataclass(frozen=True)
-class Item:
+@dataclass(frozen=True, eq=False)
+class Item(ByContent):
     """One patient's image and what to simulate in it.
 
     Attributes:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pie_engine.equality import ByContent
 from pie_engine.imaging.window import apply_window
 
 # A sigmoid reaches neither black nor white: half a grey level before them is as far as it is followed back.
@@ -36,8 +37,8 @@ class Rescale:
         return self.slope != 0
 
 
-@dataclass(frozen=True)
-class Lookup:
+@dataclass(frozen=True, eq=False)
+class Lookup(ByContent):
     """A lookup table (PS3.3 C.11.1.1 and C.11.2.1.1): whole numbers from `first` on -> `entries`.
 
     Attributes:
@@ -66,7 +67,7 @@ class Lookup:
         return bool(((steps >= 0).all() or (steps <= 0).all()) and steps.any())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VoiLookup(Lookup):
     """A lookup table whose entries are grey: 0 is black, 2**bits - 1 is white."""
 

@@ -28,7 +28,7 @@ class ImageSource:
         sha256: of the file's bytes, or of the array; see `content_hash`.
     """
 
-    image: str | Path | Image | np.ndarray = field(repr=False)
+    image: str | Path | Image | np.ndarray = field(repr=False, compare=False)  # the hash stands for it
     reading: Reading
     sha256: str
 

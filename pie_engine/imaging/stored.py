@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pie_engine.equality import ByContent
 from pie_engine.imaging.mapping import Mapping
 from pie_engine.imaging.window import to_bytes
 
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-@dataclass(frozen=True)
-class Stored:
+@dataclass(frozen=True, eq=False)
+class Stored(ByContent):
     """Stored values, upright, before they become 8 bits.
 
     Attributes:

@@ -8,7 +8,7 @@ import platform
 import re
 import shutil
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 from typing import Any
 
 from pie_engine import __version__
@@ -17,6 +17,7 @@ from pie_engine.backends.tensorrt import library
 from pie_engine.backends.tensorrt.library import first_line
 from pie_engine.config import FLAVOURS
 from pie_engine.files import cache_root
+from pie_engine.packages import installed
 
 # They all install the module `onnxruntime`.
 ONNXRUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
@@ -50,14 +51,6 @@ def versions() -> dict[str, str | None]:
     found["cuda-python"] = installed("cuda-python") or installed("cuda-bindings")
     found["triton"] = installed("triton") or installed("triton-windows")
     return found
-
-
-def installed(package: str) -> str | None:
-    """The version of a package, or None."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def onnxruntime_packages() -> list[str]:

@@ -153,11 +153,12 @@ def _own_hash(manifest: dict[str, Any]) -> str:
 
 
 def _verify(path: Path, files: dict[str, dict[str, Any]], rebuild: str) -> None:
-    root = path.resolve()
+    root = os.path.realpath(path)
     for name, entry in files.items():
         file = path / name
-        # A manifest from elsewhere must not make the engine read outside the bundle.
-        if not file.resolve().is_relative_to(root):
+        # A manifest from elsewhere must not make the engine read outside the bundle. (Path.resolve raises at a link
+        # to itself before Python 3.13.)
+        if not Path(os.path.realpath(file)).is_relative_to(root):
             raise BundleError(f"bundle {path} names a file outside itself ({name}); {rebuild}")
         if not file.is_file():
             raise BundleError(f"bundle {path} lacks {name}; {rebuild}")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pie_engine.equality import ByContent
 from pie_engine.errors import ConfigError, InputError
 from pie_engine.imaging import Stored, kept, unfit
 from pie_engine.imaging.stored import within
@@ -63,8 +64,8 @@ def _is_nifti(stored: Stored) -> bool:
     return str(stored.facts["format"]).startswith("NIfTI")
 
 
-@dataclass(frozen=True)
-class NativeFrame:
+@dataclass(frozen=True, eq=False)
+class NativeFrame(ByContent):
     """One frame at the source's geometry.
 
     Attributes:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from pie_engine import __version__
 from pie_engine.outputs.frames import STATEMENT
+from pie_engine.packages import installed
 
 if TYPE_CHECKING:
     from pie_engine.config import RunConfig
@@ -31,7 +31,11 @@ def describe_run(config: RunConfig, what: str) -> dict[str, Any]:
         "synthetic": True,
         "what": what,
         "settings": config.to_dict(),
-        "versions": {"pie-engine": __version__, "python": platform.python_version(), **_versions()},
+        "versions": {
+            "pie-engine": __version__,
+            "python": platform.python_version(),
+            **{name: installed(name) for name in _RECORDED},
+        },
         "machine": {"system": platform.system(), "architecture": platform.machine()},
     }
 
@@ -74,11 +78,3 @@ def describe_simulated(item: PreparedItem, config: RunConfig, model: ModelInfo) 
     return simulated | {"rounds": rounds}
 
 
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for package in _RECORDED:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found

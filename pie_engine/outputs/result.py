@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pie_engine.config import OutputConfig
+from pie_engine.equality import ByContent
 from pie_engine.files import new_folder
 from pie_engine.metrics import Change
 from pie_engine.outputs.write import PROVENANCE, Confidence, check_confidence, check_outputs, write_result
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from pie_engine.imaging import ImageSource
 
 
-@dataclass(frozen=True)
-class Result:
+@dataclass(frozen=True, eq=False)
+class Result(ByContent):
     """One item's simulated progression of N rounds.
 
     Attributes:

@@ -34,7 +34,7 @@ class Shape:
     findings: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Buffers:
     """Owner of the static tensors of one progression; latents, masks and weights are float32.
 
@@ -119,7 +119,7 @@ class Buffers:
         )
 
 
-@dataclass
+@dataclass(eq=False)
 class Slot:
     """Host memory that one round's results arrive in: `Buffers.x`, `frames` and `decoding_flags`.
 

@@ -51,7 +51,7 @@ STAGES: dict[Part, str] = {
 UNGUIDED = " without guidance"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Round:
     """What one round yields: final latents [B, 4, h, w] float32 and decoded frames [B, H, W, 3] uint8, on the host."""
 

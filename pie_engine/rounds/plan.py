@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pie_engine.rounds.schedule import Schedule
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """The items of one progression, stacked.
 

@@ -46,7 +46,7 @@ def pack(schedule: Schedule, history: int | None = None) -> tuple[np.ndarray, np
     return np.array(entry, np.float32), table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Region:
     """What keeps the outside of the region of interest: tensors of `Buffers`, which documents them."""
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pie_engine.equality import ByContent
 from pie_engine.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ SCHEDULERS = {
 _RANK_TOLERANCE = 1e-5
 
 
-@dataclass(frozen=True)
-class Schedule:
+@dataclass(frozen=True, eq=False)
+class Schedule(ByContent):
     """The k steps of one round as numbers, float64. See the module's equations.
 
     Shapes: timesteps, input_scale, a, b, signal, noise [k]; c, p, q [k, K]; P [k, K, K].

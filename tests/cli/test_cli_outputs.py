@@ -34,14 +34,16 @@ def test_folders_that_are_not_ours(refuse: Any, tmp_path: Path, checkpoint: Path
     (tmp_path / "file").write_text("x")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "keep.txt").write_text("keep")
-    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "loop").symlink_to(tmp_path / "circle")
+    (tmp_path / "circle").symlink_to(tmp_path / "loop")
     for output, line in (
         ("file", "a file of that name is in the way"),
         ("file/below/it", "a file of that name is in the way"),
         ("foreign", "is not empty and holds no provenance.json of an earlier result"),
-        ("loop", "is not a folder's name (Symlink loop"),
+        ("loop", "is not a folder's name (its links lead in a circle); choose another folder"),
+        ("loop/below", "is not a folder's name (its links lead in a circle)"),
         ("x" * 300, "its name is too long"),
-        ("a\0b", "is not a folder's name (embedded null byte)"),
+        ("a\0b", "is not a folder's name (it holds a null byte)"),
     ):
         assert line in refuse("--output", f"{tmp_path}/{output}")
     for output, line in (("file", "a file of that name"), ("foreign", "holds no manifest.json of an earlier result")):

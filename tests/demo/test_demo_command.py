@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pie_engine import Item, PieEngine
+from pie_engine import Item, PieEngine, cpp_ext
 from pie_engine.checkpoint import load_checkpoint
 from pie_engine.cli.main import main
 from pie_engine.demo.assets import CHECKPOINT, load_defaults
@@ -63,6 +63,21 @@ def test_demo_prints_one_object_and_writes_everything(tmp_path: Path, capsys: py
     assert "confidence of an enlarged heart" in printed.out
     assert f"look at: {tmp_path / 'demo' / 'report.html'}" in printed.out
     assert "run --checkpoint" in printed.out
+
+
+def test_what_was_left_out_is_told_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where pip found no compiler, and said so to nobody."""
+    monkeypatch.setattr(cpp_ext, "LIBRARY", tmp_path / "_ops.so")
+    monkeypatch.setattr(cpp_ext, "_load", cpp_ext._load.__wrapped__)  # not what another test has loaded
+    arguments = ["demo", "--output", str(tmp_path / "demo"), "--steps", "1", "--backend", "torch"]
+    reason = "cpp: the C++ operations are not built (_ops.so); run python -m pie_engine.cpp_ext"
+    line = f"going on without a faster step ({reason})"
+    assert main(arguments) == 0
+    assert capsys.readouterr().err.splitlines().count(line) == 1
+    assert main([*arguments, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from transformers.models.clip.tokenization_clip import CLIPTokenizer
 from pie_engine.demo.training.unet import Denoiser, UnetTraining, build_scheduler
 from pie_engine.errors import ConfigError, PieError
 from pie_engine.files import write_file, writing
+from pie_engine.packages import installed
 
 
 def run_stages(output: Path, config: Any, stages: Sequence[Callable[[Path, Any], dict]]) -> dict:
@@ -94,7 +94,7 @@ def save_denoiser(model: Denoiser, checkpoint: Path) -> None:
     build_scheduler().save_pretrained(checkpoint / "scheduler")
     index = {
         "_class_name": "StableDiffusionPipeline",
-        "_diffusers_version": version("diffusers"),
+        "_diffusers_version": installed("diffusers"),
         "feature_extractor": [None, None],
         "requires_safety_checker": False,
         "safety_checker": [None, None],
@@ -159,7 +159,7 @@ def _hardware() -> dict:
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "diffusers", "transformers", "numpy")},
+        **{name: installed(name) for name in ("torch", "diffusers", "transformers", "numpy")},
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pie_engine.equality import ByContent
 from pie_engine.errors import InputError
 from pie_engine.imaging.formats.dicom import check_pixels, decode_frame, open_dicom
 from pie_engine.imaging.formats.dicom_geometry import corners
@@ -24,8 +25,8 @@ CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 _SHOWN = 12
 
 
-@dataclass(frozen=True)
-class _Subject:
+@dataclass(frozen=True, eq=False)
+class _Subject(ByContent):
     """What a segmentation may say of the image that it was drawn on.
 
     Attributes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pie_engine.config.run import FEATHER
+from pie_engine.equality import ByContent
 from pie_engine.errors import InputError
 from pie_engine.imaging.fitting import fit, kept
 from pie_engine.imaging.regions.roi import HALF, Roi, align
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Mask:
+@dataclass(frozen=True, eq=False)
+class Mask(ByContent):
     """One ROI in the forms that the engine needs.
 
     Attributes:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pie_engine.config.checks import integer, number
+from pie_engine.equality import ByContent
 from pie_engine.errors import ConfigError
 from pie_engine.files import sha256_file
 from pie_engine.imaging.regions.shapes import Shape
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     Source = str | Path | Image | np.ndarray | Shape
 
 
-@dataclass(frozen=True)
-class Region:
+@dataclass(frozen=True, eq=False)
+class Region(ByContent):
     """One region of an image.
 
     Attributes:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pie_engine.config.checks import integer
+from pie_engine.equality import ByContent
 from pie_engine.errors import ConfigError, InputError
 from pie_engine.imaging.grid import Grid
 from pie_engine.imaging.regions.mask_files import read_mask
@@ -34,8 +35,8 @@ _SPECKLE = 0.001
 _LISTED = 20
 
 
-@dataclass(frozen=True)
-class Roi:
+@dataclass(frozen=True, eq=False)
+class Roi(ByContent):
     """The region of interest in the source image's pixels.
 
     Attributes:

@@ -35,7 +35,7 @@ class Quick:
     """What is compared, and on which progression.
 
     Attributes:
-        engine: a bundle. It holds no PyTorch model: no eager baseline runs, and no arithmetic is counted.
+        engine: a bundle. Eager PyTorch runs checkpoints: no such baseline runs, and no arithmetic is counted.
         checkpoint, unet, lora: a checkpoint, as `PieEngine.load` takes it, but LoRA as text ("FILE:SCALE"). Without
             any of these four the embedded demo checkpoint.
         backends: None for all that run here and need no compiling.

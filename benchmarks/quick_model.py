@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pie_engine.benchmarks.harness import BenchmarkError
+from pie_engine.bundling.restore import check_restorable
 from pie_engine.config import FLAVOURS, BuildConfig, EngineConfig, check_resolution
-from pie_engine.errors import BackendError
+from pie_engine.errors import BackendError, BundleError
 from pie_engine.machine.selection import BACKENDS as _WITH_AUTO
 
 if TYPE_CHECKING:
@@ -89,13 +90,15 @@ def _open_bundle(config: Quick, on_line: Callable[[str], None]) -> Model:
     chosen = choose(config, dtype, bundle)
     shared = {"engine": str(config.engine), "device": config.device, "threads": config.threads}
     sources = {
-        f"engine, {name} {dtype}": {**shared, "backend": name, "dtype": dtype if dtype == "bf16" else None}
+        f"engine, {name} {dtype}": {
+            **shared, "backend": name, "dtype": dtype if name == "torch" or dtype == "bf16" else None,
+        }
         for name in chosen
-    }
+    }  # fmt: skip
     notes = []
     if config.compare is None:
         notes.append(
-            "a bundle holds no PyTorch model: backends are compared with one another; pass --checkpoint for eager"
+            "eager PyTorch runs checkpoints, so backends are compared with one another; pass --checkpoint for it"
         )
     return Model(str(config.engine), dtype, resolution, None, sources, notes=notes)
 
@@ -160,6 +163,8 @@ def choose(config: Quick, dtype: str, bundle: Bundle | None) -> list[str]:
             raise BenchmarkError(obstacle)
         return list(obstacles)
     chosen = [name for name, obstacle in obstacles.items() if obstacle is None]
+    if bundle is not None and config.device == "cpu":
+        chosen = [name for name in chosen if name != "torch"] or chosen  # slower there than what runs the graphs
     if bundle is None:
         chosen = [name for name in chosen if name not in FLAVOURS]  # nothing is compiled unasked
         if dtype == "fp16":  # OpenVINO would compute in fp32 from rounded weights
@@ -177,7 +182,10 @@ def _obstacle(
     """Why a backend cannot run this here, in one line."""
     on_gpu = config.device != "cpu"
     if name == "torch" and bundle is not None:
-        return "backend torch runs checkpoints, not bundles; pass --checkpoint"
+        try:
+            check_restorable(bundle)
+        except BundleError as error:
+            return str(error)
     if name in FLAVOURS and not on_gpu:
         return f"backend {name} runs on an NVIDIA GPU, not on cpu; leave it out"
     if name == "openvino" and on_gpu:

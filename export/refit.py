@@ -1,4 +1,4 @@
-"""Other weights in an exported graph, without exporting again: which initialiser holds which parameter.
+"""Which initialiser of an exported graph holds which parameter: other weights in it, or its weights in the module.
 
 Most initialisers are named after their parameter. The exporter renames those that it transposes (the weights of linear
 layers) or gives axes of length 1 (group norms taken apart): these are told by the module that their node came from.
@@ -103,9 +103,7 @@ def replace_weights(path: Path, module: nn.Module, folder: Path, *, precision: s
     import onnx
     import onnx_ir as ir
 
-    proto = onnx.load(path, load_external_data=False)
-    model = ir.from_proto(proto)
-    map_weights(model, proto, path.parent)
+    proto, model = _open(path)
     sources = weight_map(model, module)
     parameters = dict(module.named_parameters())
     kind = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}[precision]
@@ -133,6 +131,43 @@ def replace_weights(path: Path, module: nn.Module, folder: Path, *, precision: s
                 tensor.raw_data = content
     target.write_bytes(proto.SerializeToString())
     return target
+
+
+def take_weights(path: Path, module: nn.Module) -> None:
+    """Give a module the weights that a graph holds, in the precision that the graph has them in: the way back.
+
+    Args:
+        path: a graph written by `export_component`.
+        module: the component's module, as `component` gives it; its parameters may be on the meta device.
+
+    Raises:
+        BuildError: as `weight_map`. The module is then unchanged.
+    """
+    import torch
+
+    _, model = _open(path)
+    shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
+    for name, source in weight_map(model, module).items():
+        array = _tensor(model.graph.initializers[name]).numpy()
+        array = (array.T if source.transposed else array).reshape(shapes[source.parameter])
+        owner, _, leaf = source.parameter.rpartition(".")
+        # Copied even when nothing is turned: a mapped file that is overwritten while we run would change the model.
+        own = torch.nn.Parameter(torch.from_numpy(array.copy(order="C")), requires_grad=False)
+        setattr(module.get_submodule(owner), leaf, own)
+
+
+def _open(path: Path) -> tuple[Any, ir.Model]:
+    """A graph as its file has it, and with its weights at hand: mapped, not read, where they lie beside it."""
+    import onnx
+    import onnx_ir as ir
+
+    try:
+        proto = onnx.load(path, load_external_data=False)
+        model = ir.from_proto(proto)
+    except Exception as error:  # protobuf's exceptions share no other base
+        raise BuildError(f"{path} is no ONNX graph ({str(error).partition(chr(10))[0]}); {_REMEDY}") from None
+    map_weights(model, proto, path.parent)
+    return proto, model
 
 
 def _content(parameter: nn.Parameter, source: Source, dtype: np.dtype) -> bytes:

@@ -76,10 +76,12 @@ class PieEngine:
 
         Args:
             backend: "tensorrt" and "tensorrt-rtx" run a bundle's engines, "openvino" and "onnxruntime" its graphs; for
-                a checkpoint they build a bundle in the cache first. "torch" runs a checkpoint as it is. "auto" takes
-                the first of tensorrt, tensorrt-rtx, torch on a GPU, openvino, onnxruntime that can run what was given.
+                a checkpoint they build a bundle in the cache first. "torch" runs the models of either. "auto" takes
+                the first of tensorrt, tensorrt-rtx, torch on a GPU, openvino, onnxruntime that can run what was given,
+                and the processor only where torch sees no GPU or `device` says so.
             device: "cpu", "cuda", "cuda:1", ...; None takes a GPU if the backend finds one.
-            dtype: "fp32", "fp16" or "bf16" (torch, openvino); None: fp32, or a bundle's own precision.
+            dtype: "fp32", "fp16" or "bf16" (torch, openvino); None: fp16 for torch on a GPU, where what is not finite
+                is run again in fp32, else fp32 or a bundle's own precision.
             threads: processor threads of the model; None leaves it to the backend.
             runtime: which optimisations run; None means all that work here.
             on_component: called with one line of progress per component that is built.

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from pie_engine import environment
 from pie_engine.bundling.components import exporter_versions
 from pie_engine.config import RunConfig
+from pie_engine.machine import environment
 from pie_engine.outputs.provenance import describe_run
 from pie_engine.packages import installed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pie_engine.backends.protocol import UNetCall
@@ -41,6 +41,7 @@ class TorchBackend:
 
     Args:
         runtime: which optimisations run: `compile`, `fused_blocks`, `autotune`.
+        in_fp32: components that stay in fp32 whatever the precision: those that a bundle in fp16 keeps in it.
         reload: reads the checkpoint again, for a component that has to run in fp32 after all: its rounded weights would
             do worse, and those beyond fp16's range not at all. None makes do with the rounded ones.
 
@@ -61,6 +62,7 @@ class TorchBackend:
         precision: str = "fp32",
         runtime: RuntimeConfig | None = None,
         reload: Callable[[], Checkpoint] | None = None,
+        in_fp32: Collection[str] = (),
     ):
         import torch
 
@@ -74,9 +76,10 @@ class TorchBackend:
         for model_ in (self._unet, self._vae):
             self._fuse(model_, self._kernels)
         for component in COMPONENTS:
+            own = "fp32" if component in in_fp32 else precision
             for module in self._parts(component).values():
-                self._place(module, precision)
-            self.precisions[component] = precision
+                self._place(module, own)
+            self.precisions[component] = own
         self.blocks = self._kernels.name if self._kernels and is_fused(self._unet) else ""
 
     def encode_text(self, ids: Tensor) -> Tensor:

@@ -2,5 +2,8 @@
 
 from pie_engine.bundling.assemble import build_bundle, cached_bundle, model_info
 from pie_engine.bundling.components import exporter_versions
+from pie_engine.bundling.restore import check_restorable, restore_checkpoint
 
-__all__ = ["build_bundle", "cached_bundle", "exporter_versions", "model_info"]
+__all__ = [
+    "build_bundle", "cached_bundle", "check_restorable", "exporter_versions", "model_info", "restore_checkpoint",
+]  # fmt: skip

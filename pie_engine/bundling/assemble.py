@@ -72,7 +72,7 @@ def build_bundle(
                 "precision": config.precision,
                 "opset": config.opset,
                 "model": facts,
-                "architecture": {"unet": unet_architecture(checkpoint)},
+                "architecture": architecture(checkpoint),
                 "hashes": checkpoint.hashes,
                 "sources": checkpoint.sources,
                 "components": components,
@@ -160,6 +160,25 @@ def model_info(checkpoint: Checkpoint) -> Any:
     return ModelInfo(**model_facts(checkpoint), hashes=checkpoint.hashes, tokenizer=checkpoint.tokenizer)
 
 
-def unet_architecture(checkpoint: Checkpoint) -> dict[str, Any]:
+def unet_architecture(unet: Any) -> dict[str, Any]:
     """The U-Net's config without a library's bookkeeping: what another checkpoint must share to be refitted."""
-    return {key: value for key, value in dict(checkpoint.unet.config).items() if not key.startswith("_")}
+    return _plain(dict(unet.config))
+
+
+def architecture(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The models' configs without their libraries' bookkeeping: what PyTorch needs to run a bundle."""
+    return {
+        "unet": unet_architecture(checkpoint.unet),
+        "vae": _plain(dict(checkpoint.vae.config)),
+        "text_encoder": _plain(checkpoint.text_encoder.config.to_dict()),
+    }
+
+
+# Of a config, what says who wrote it and in what dtype its file was.
+_BOOKKEEPING = {"transformers_version", "dtype", "torch_dtype"}
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """What JSON can hold; names that begin with an underscore hold paths and classes."""
+    kept = {key: value for key, value in config.items() if not key.startswith("_") and key not in _BOOKKEEPING}
+    return json.loads(json.dumps(kept, default=str))

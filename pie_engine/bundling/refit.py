@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pie_engine.bundling.assemble import link_files, model_facts, unet_architecture
+from pie_engine.bundling.assemble import architecture, link_files, model_facts, unet_architecture
 from pie_engine.bundling.components import OnComponent, exporter_versions
 from pie_engine.bundling.refit_engines import EngineRefit
 from pie_engine.config import COMPONENTS
@@ -96,6 +96,8 @@ def refit_bundle(
             else:
                 link_files(bundle.path / name, folder / name)
         manifest["model"] = facts
+        if not isinstance(weights, UNetWeights):
+            manifest["architecture"] = architecture(weights)
         job = EngineRefit(bundle, folder, manifest, changed, hashes, cache_dir or cache_root(), on_component)
         engines = [job.place(entry) for entry in bundle.engines()]
         if weights.tokenizer is None:
@@ -161,7 +163,7 @@ def _check_architecture(bundle: Bundle, weights: Checkpoint | UNetWeights) -> No
     known = bundle.manifest.get("architecture", {}).get("unet")
     if known is None:
         raise ConfigError(f"bundle {bundle.path} was written before refitting was possible; build it again")
-    found = json.loads(json.dumps(unet_architecture(weights), default=str))  # type: ignore[arg-type]
+    found = unet_architecture(weights.unet)
     for key in sorted((known.keys() | found.keys()) - _IGNORED):
         if known.get(key) != found.get(key):
             raise ConfigError(

@@ -65,44 +65,58 @@ def read_part(folder: Path, source: str) -> Part:
     return Part(read_json(folder / "config.json"), read_tensors(*weight_files(folder, _STEMS)), source)
 
 
+def empty_unet(config: Mapping[str, Any], source: str) -> UNet2DConditionModel:
+    """The U-Net of a config, without weights. Raises CheckpointError."""
+    return _make(lambda: UNet2DConditionModel.from_config(dict(config)), source)
+
+
 def build_unet(part: Part) -> UNet2DConditionModel:
     """The U-Net: [B, 4, h, w] latents, [B] timesteps, [B, 77, D] text states -> [B, 4, h, w].
 
     Raises CheckpointError.
     """
-    return _fill(lambda: UNet2DConditionModel.from_config(dict(part.config)), part.tensors, part.source)
+    return _fill(empty_unet(part.config, part.source), part.tensors, part.source)
+
+
+def empty_vae(config: Mapping[str, Any], source: str) -> AutoencoderKL:
+    """The VAE of a config, without weights. Raises CheckpointError."""
+    # Configs written before diffusers 0.8 have no scaling factor; all of them are Stable Diffusion v1.
+    complete = {**config, "scaling_factor": config.get("scaling_factor") or 0.18215}
+    return _make(lambda: AutoencoderKL.from_config(complete), source)
 
 
 def build_vae(part: Part) -> AutoencoderKL:
     """The VAE: [B, 3, H, W] in -1..1 <-> [B, 4, h, w]. Raises CheckpointError."""
-    # Configs written before diffusers 0.8 have no scaling factor; all of them are Stable Diffusion v1.
-    config = {**part.config, "scaling_factor": part.config.get("scaling_factor") or 0.18215}
     tensors = {_modern_vae_name(name): tensor for name, tensor in part.tensors.items()}
-    return _fill(lambda: AutoencoderKL.from_config(config), tensors, part.source)
+    return _fill(empty_vae(part.config, part.source), tensors, part.source)
+
+
+def empty_text_encoder(config: Mapping[str, Any], source: str) -> CLIPTextModel:
+    """The CLIP text model of a config, without weights. Raises CheckpointError."""
+
+    def make() -> CLIPTextModel:
+        own = CLIPTextConfig.from_dict(dict(config))
+        own.dtype = torch.float32
+        return CLIPTextModel(own)
+
+    model = _make(make, source)
+    embeddings = (model.text_model if _is_nested(model) else model).embeddings
+    # The one buffer that no file holds: 0..76.
+    embeddings.position_ids = torch.arange(model.config.max_position_embeddings).unsqueeze(0)  # [1, 77]
+    return model
 
 
 def build_text_encoder(part: Part) -> CLIPTextModel:
     """The CLIP text model: [B, 77] ids -> [B, 77, D] states. Raises CheckpointError."""
-
-    def make() -> CLIPTextModel:
-        config = CLIPTextConfig.from_dict(dict(part.config))
-        config.dtype = torch.float32
-        return CLIPTextModel(config)
-
     # transformers 5 dropped the "text_model." level and keeps position_ids out of the state dict; older files have
     # both. A projection is no part of what the U-Net reads.
     dropped = ("embeddings.position_ids", "text_projection.weight", "logit_scale")
     tensors = {name.removeprefix("text_model."): tensor for name, tensor in part.tensors.items()}
     tensors = {name: tensor for name, tensor in tensors.items() if name not in dropped}
-    with torch.device("meta"):
-        nested = any(name.startswith("text_model.") for name in _config_errors(make, part.source).state_dict())
-    if nested:
+    model = empty_text_encoder(part.config, part.source)
+    if _is_nested(model):
         tensors = {f"text_model.{name}": tensor for name, tensor in tensors.items()}
-    model = _fill(make, tensors, part.source)
-    embeddings = (model.text_model if nested else model).embeddings
-    # The one buffer that no file holds: 0..76.
-    embeddings.position_ids = torch.arange(model.config.max_position_embeddings).unsqueeze(0)  # [1, 77]
-    return model
+    return _fill(model, tensors, part.source)
 
 
 def load_tokenizer(folder: Path, text_encoder: CLIPTextModel) -> CLIPTokenizer:
@@ -199,14 +213,23 @@ def _config_errors(make: Callable[[], Any], source: str) -> Any:
         ) from error
 
 
-def _fill(make: Callable[[], Any], tensors: Mapping[str, Tensor], source: str) -> Any:
-    """Build on meta, check every name and shape, give it float32 copies of the tensors."""
+def _is_nested(text_encoder: CLIPTextModel) -> bool:
+    return any(name.startswith("text_model.") for name in text_encoder.state_dict())
+
+
+def _make(make: Callable[[], Any], source: str) -> Any:
+    """Build on meta, to run and not to train."""
     with torch.device("meta"):
         model: nn.Module = _config_errors(make, source)
+    return model.requires_grad_(False).eval()
+
+
+def _fill(model: Any, tensors: Mapping[str, Tensor], source: str) -> Any:
+    """Check every name and shape, give the model float32 copies of the tensors."""
     check_names({name: tuple(value.shape) for name, value in model.state_dict().items()}, tensors, source)
     weights = {name: to_float32(name, tensor, source) for name, tensor in tensors.items()}
     model.load_state_dict(weights, strict=True, assign=True)
-    return model.requires_grad_(False).eval()
+    return model
 
 
 def check_names(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor], source: str) -> None:

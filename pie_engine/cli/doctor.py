@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import logging
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 WIDTH = 100
@@ -27,9 +29,22 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> int:
     from pie_engine.machine.doctor import diagnose
 
-    found = diagnose()
+    with quiet():
+        found = diagnose()
     sys.stdout.write((json.dumps(found) if arguments.json else plain("\n".join(_report(found)))) + "\n")
     return 0 if any(backend["runs"] for backend in found["backends"]) else 2
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings of the selection, which the report repeats."""
+    log = logging.getLogger("pie_engine.machine.selection")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def fields(rows: Iterable[tuple[str, object]], *, indent: int = 2, column: int = 22) -> list[str]:
@@ -76,7 +91,10 @@ def _report(found: dict[str, Any]) -> list[str]:
     lines += ["", "Backends", *_backends(found["backends"]), ""]
     if found["fused_steps"]:
         lines += ["Fused step", *fields(_step(step) for step in found["fused_steps"]), ""]
-    lines += ["Chosen by --backend auto, for a checkpoint", *fields([(auto["backend"] or "none", auto["why"])])]
+    lines += [
+        "Chosen by --backend auto, for a checkpoint or a bundle without engines",
+        *fields([(auto["backend"] or "none", auto["why"])]),
+    ]
     if found["problems"]:
         lines += ["", "Problems"]
         for problem in found["problems"]:

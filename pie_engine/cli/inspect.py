@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import logging
 import sys
-from collections.abc import Iterator
 from typing import Any
 
-from pie_engine.cli.doctor import fields, plain, size
+from pie_engine.cli.doctor import fields, plain, quiet, size
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -29,22 +26,10 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> int:
     from pie_engine.machine.inspection import inspect_bundle
 
-    with _quiet():
+    with quiet():
         found = inspect_bundle(arguments.bundle)
     sys.stdout.write((json.dumps(found) if arguments.json else plain("\n".join(_report(found)))) + "\n")
     return 0
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings of the selection, which the report repeats."""
-    log = logging.getLogger("pie_engine.machine.selection")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def _report(found: dict[str, Any]) -> list[str]:
@@ -73,12 +58,14 @@ def _report(found: dict[str, Any]) -> list[str]:
             f"  {name:<20} {part['precision'] or '-':<10} {size(part['bytes']):>10}   {error + most:<25} "
             f"{part['nodes']:>6} {part['attentions']:>12}"
         )
+    torch = found["torch"]
+    lines += ["", *fields([("in PyTorch", "runs, with the graphs' weights" if torch["runs"] else torch["reason"])])]
     if not found["engines"]:
-        lines += ["", "Engines", "  none; ONNX Runtime runs the graphs"]
+        lines += ["", "Engines", "  none; PyTorch runs the models, OpenVINO and ONNX Runtime the graphs"]
     for flavour in found["engines"]:
         lines += ["", *_engines(flavour)]
     auto = found["auto"]
-    lines += ["", "Chosen by --backend auto, here", *fields([(auto["backend"], auto["why"])])]
+    lines += ["", "Chosen by --backend auto, here", *fields([(auto["backend"] or "none", auto["why"])])]
     if found["defects"]:
         lines += ["", "Defects", *(line for text in found["defects"] for line in fields([("-", text)], column=4))]
     return lines

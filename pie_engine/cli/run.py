@@ -71,7 +71,9 @@ def add_model_options(model: Any) -> None:
         help="auto, tensorrt, tensorrt-rtx, torch, openvino or onnxruntime (auto)",
     )  # fmt: skip
     model.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if it can be used)")
-    model.add_argument("--dtype", choices=DTYPES, help="precision (default: fp32, or the bundle's own)")
+    model.add_argument(
+        "--dtype", choices=DTYPES, help="precision (default: fp16 for torch on a GPU, else fp32 or the bundle's own)"
+    )
     model.add_argument("--threads", type=int, help="processor threads (default: the backend's choice)")
 
 

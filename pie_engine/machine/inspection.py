@@ -8,8 +8,9 @@ from typing import Any
 from pie_engine.backends.gpu import probe
 from pie_engine.backends.tensorrt import library
 from pie_engine.backends.tensorrt.fingerprint import buckets, describe_target, obstacle
+from pie_engine.bundling import check_restorable
 from pie_engine.config import COMPONENTS, FLAVOURS
-from pie_engine.errors import BundleError
+from pie_engine.errors import BackendError, BundleError
 from pie_engine.machine.selection import choose_for_bundle
 from pie_engine.model.bundle import WEIGHTS, Bundle, open_bundle
 
@@ -19,7 +20,8 @@ def inspect_bundle(path: str | Path) -> dict[str, Any]:
 
     Returns:
         What JSON can hold: facts of the manifest, "components", "engines" (one entry per flavour, with "loads_here",
-        "reason", "remedy" and "rebuild"), "auto" (what `--backend auto` takes here), and "defects".
+        "reason", "remedy" and "rebuild"), "torch" (whether PyTorch can run it: "runs" and "reason"), "auto" (what
+        `--backend auto` takes here; None with the reason where nothing does), and "defects".
 
     Raises:
         BundleError: there is no such bundle, or it does not match its manifest.
@@ -27,7 +29,6 @@ def inspect_bundle(path: str | Path) -> dict[str, Any]:
     bundle = open_bundle(path)
     manifest = bundle.manifest
     engines = [_describe_flavour(bundle, flavour) for flavour in FLAVOURS if bundle.engines(flavour)]
-    choice = choose_for_bundle(bundle, None)
     return {
         "bundle": str(bundle.path),
         "format": manifest["format"],
@@ -40,9 +41,26 @@ def inspect_bundle(path: str | Path) -> dict[str, Any]:
         "hashes": manifest["hashes"],
         "components": {name: _describe_component(bundle, name) for name in COMPONENTS},
         "engines": engines,
-        "auto": {"backend": choice.name, "why": choice.why},
+        "torch": _describe_torch(bundle),
+        "auto": _auto(bundle),
         "defects": [line for flavour in engines for line in _defects(flavour)],
     }
+
+
+def _describe_torch(bundle: Bundle) -> dict[str, Any]:
+    try:
+        check_restorable(bundle)
+    except BundleError as error:
+        return {"runs": False, "reason": str(error)}
+    return {"runs": True, "reason": None}
+
+
+def _auto(bundle: Bundle) -> dict[str, Any]:
+    try:
+        choice = choose_for_bundle(bundle)
+    except BackendError as error:
+        return {"backend": None, "why": str(error)}
+    return {"backend": choice.name, "why": choice.why}
 
 
 def _describe_component(bundle: Bundle, name: str) -> dict[str, Any]:
@@ -85,7 +103,7 @@ def _describe_flavour(bundle: Bundle, flavour: str) -> dict[str, Any]:
         "seconds": round(sum(plan["seconds"] or 0.0 for plan in plans), 2),
         "loads_here": reason is None,
         "reason": reason,
-        "remedy": None if reason is None else _remedy(flavour, first),
+        "remedy": None if reason is None else _remedy(bundle, flavour, first),
         "rebuild": None if reason is None else _rebuild(bundle, flavour),
         "plans": plans,
     }
@@ -110,18 +128,19 @@ def _reason(entries: dict[str, dict[str, Any]]) -> str | None:
     return found
 
 
-def _remedy(flavour: str, entry: dict[str, Any]) -> str:
+def _remedy(bundle: Bundle, flavour: str, entry: dict[str, Any]) -> str:
     """What helps, if it is not to compile anew."""
     if library.installed_version(flavour) is None:
         return library.install_command(flavour)
     machine, floor = probe(), entry.get("driver_floor")
+    other = "onnxruntime" if bundle.unknown_models else "torch"
     if not machine.gpus:
         return (
             f"open it on a machine with a GPU ({describe_target(entry)}); here, --backend onnxruntime runs the graphs"
         )
     if not machine.serves(floor):
-        return "update NVIDIA's driver, or pass --backend onnxruntime"
-    return "rebuild it on this machine, or pass --backend onnxruntime"
+        return f"update NVIDIA's driver, or pass --backend {other}"
+    return f"rebuild it on this machine, or pass --backend {other}"
 
 
 def _rebuild(bundle: Bundle, flavour: str) -> str:

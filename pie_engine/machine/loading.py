@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pie_engine.config import DTYPES, FLAVOURS, BuildConfig, EngineConfig
+from pie_engine.config import COMPONENTS, DTYPES, FLAVOURS, BuildConfig, EngineConfig
 from pie_engine.config.checks import one_of
-from pie_engine.errors import BackendError, ConfigError
-from pie_engine.machine.selection import BACKENDS, Choice, choose_for_bundle, choose_for_checkpoint, device_index
+from pie_engine.errors import BackendError, BundleError, ConfigError
+from pie_engine.machine.selection import (
+    BACKENDS,
+    Choice,
+    choose_for_bundle,
+    choose_for_checkpoint,
+    device_index,
+    take,
+    wants_gpu,
+)
 
 if TYPE_CHECKING:
     from pie_engine.backends import Backend
     from pie_engine.checkpoint import Checkpoint, LoraSpec
     from pie_engine.config import RuntimeConfig
     from pie_engine.model.bundle import Bundle
+    from pie_engine.model.info import ModelInfo
 
 
 @dataclass(frozen=True)
@@ -62,48 +71,68 @@ def open_backend(
     if (source.engine is None) != given:
         found = "both" if given else "neither"
         raise ConfigError(f"one of a bundle and a checkpoint is needed ({found} given); pass --engine or --checkpoint")
+    if runtime.compile and backend not in ("auto", "torch"):
+        raise ConfigError("--compile compiles PyTorch modules; pass --backend torch, or leave it out")
     if source.engine is None:
-        choice = choose_for_checkpoint(device, dtype, runtime.compile) if backend == "auto" else _asked(backend)
+        choice = (
+            choose_for_checkpoint(device, dtype, runtime.compile) if backend == "auto" else take(backend, device, dtype)
+        )
         if choice.name == "torch":
-            return _open_checkpoint(source, device, dtype or "fp32", threads, runtime, choice)
-        _refuse_compile(runtime.compile)
+            return _open_checkpoint(source, device, threads, runtime, choice)
         return _build_checkpoint(source, device, dtype, threads, choice, on_component)
     if source.lora:
         raise ConfigError(
             "a LoRA cannot be fused into a bundle as it runs; make one: pie-engine refit BUNDLE --unet X --lora FILE"
         )
-    if backend == "torch":
-        raise ConfigError(
-            "backend torch runs checkpoints, not bundles; pass --checkpoint, or --backend openvino or onnxruntime"
-        )
-    _refuse_compile(runtime.compile)
-    return _open_bundle(source.engine, device, dtype, threads, backend)
+    return _open_bundle(source.engine, device, dtype, threads, runtime, backend)
 
 
-def _asked(backend: str) -> Choice:
-    return Choice(backend, f"{backend}, as asked")
-
-
-def _open_bundle(path: str | Path, device: str | None, dtype: str | None, threads: int | None, backend: str) -> Opened:
+def _open_bundle(
+    path: str | Path, device: str | None, dtype: str | None, threads: int | None, runtime: RuntimeConfig, backend: str
+) -> Opened:
     from pie_engine.model.bundle import open_bundle
 
     bundle = open_bundle(path)
-    # OpenVINO computes in bf16 from weights in fp32: no bundle is built for it.
-    lower = dtype == "bf16" and bundle.precision == "fp32"
-    if dtype not in (None, bundle.precision) and not (lower and backend in ("auto", "openvino")):
-        raise ConfigError(_other_dtype(dtype, bundle.precision))
-    choice = choose_for_bundle(bundle, device) if backend == "auto" else _asked(backend)
-    if lower and choice.name != "openvino":
-        raise ConfigError(_other_dtype(dtype, bundle.precision))
+    own = bundle.precision
+    if backend == "auto":
+        choice = choose_for_bundle(bundle, device, dtype, runtime.compile)
+    else:
+        choice = take(backend, device, dtype, own)
     sources = {"bundle": str(path), **bundle.manifest["sources"]}
+    if choice.name == "torch":
+        return Opened(_run_in_torch(bundle, device, threads, runtime, choice), sources, choice.why)
+    # OpenVINO computes in bf16 from weights in fp32: no bundle is built for it.
+    if dtype not in (None, own) and (choice.name, dtype, own) != ("openvino", "bf16", "fp32"):
+        raise ConfigError(_other_dtype(dtype, own))
     return Opened(_run_bundle(bundle, choice.name, device, dtype, threads), sources, choice.why)
 
 
 def _other_dtype(dtype: str | None, own: str) -> str:
-    remedy = f"build one: pie-engine build --precision {dtype}"
+    remedy = f"build one: pie-engine build --precision {dtype}, or pass --backend torch"
     if dtype == "bf16":
-        remedy = "pass --backend openvino --device cpu" if own == "fp32" else "pass --checkpoint"
+        remedy = "pass --backend torch" + (", or --backend openvino --device cpu" if own == "fp32" else "")
     return f"dtype {dtype} is not this bundle's ({own}); {remedy}"
+
+
+def _run_in_torch(
+    bundle: Bundle, device: str | None, threads: int | None, runtime: RuntimeConfig, choice: Choice
+) -> Backend:
+    """A bundle's models in PyTorch, with the weights of its graphs."""
+    from pie_engine.bundling import check_restorable, restore_checkpoint
+    from pie_engine.model.bundle import open_bundle
+
+    check_restorable(bundle)
+    device = _torch_device(device, choice, threads)  # before gigabytes are read
+
+    def reload() -> Checkpoint:
+        again = open_bundle(bundle.path)
+        if again.manifest["manifest_sha256"] != bundle.manifest["manifest_sha256"]:
+            raise BundleError(f"bundle {bundle.path} was written anew while its model ran; load it again")
+        return restore_checkpoint(again)
+
+    # In half precision too, a component that the build kept in fp32 because it overflows.
+    kept = [name for name in COMPONENTS if bundle.manifest["components"][name]["precision"] != bundle.precision]
+    return _start_torch(restore_checkpoint(bundle), bundle.model, reload, device, runtime, choice, kept)
 
 
 def _run_bundle(bundle: Bundle, backend: str, device: str | None, dtype: str | None, threads: int | None) -> Backend:
@@ -167,27 +196,46 @@ def _build_checkpoint(
 
 
 def _open_checkpoint(
-    source: Source, device: str | None, dtype: str, threads: int | None, runtime: RuntimeConfig, choice: Choice
+    source: Source, device: str | None, threads: int | None, runtime: RuntimeConfig, choice: Choice
 ) -> Opened:
-    import torch
-
-    from pie_engine.backends.torch_backend import TorchBackend
     from pie_engine.bundling import model_info
     from pie_engine.checkpoint import load_checkpoint
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda"):
-        device = _check_gpu(device, dtype)  # before a checkpoint of gigabytes is read
-    if threads is not None:
-        torch.set_num_threads(threads)
 
     def load() -> Checkpoint:
         return load_checkpoint(source.checkpoint, unet=source.unet, lora=source.lora)
 
+    device = _torch_device(device, choice, threads)  # before a checkpoint of gigabytes is read
     loaded = load()
-    with _explaining_memory(device, dtype):
-        backend = TorchBackend(loaded, model_info(loaded), device=device, precision=dtype, runtime=runtime, reload=load)
+    backend = _start_torch(loaded, model_info(loaded), load, device, runtime, choice)
     return Opened(backend, loaded.sources, choice.why)
+
+
+def _torch_device(device: str | None, choice: Choice, threads: int | None) -> str:
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if not wants_gpu(device):
+        return "cpu"
+    return _check_gpu(device or "cuda", str(choice.dtype))
+
+
+def _start_torch(
+    checkpoint: Checkpoint,
+    model: ModelInfo,
+    reload: Callable[[], Checkpoint],
+    device: str,
+    runtime: RuntimeConfig,
+    choice: Choice,
+    in_fp32: Collection[str] = (),
+) -> Backend:
+    from pie_engine.backends.torch_backend import TorchBackend
+
+    precision = str(choice.dtype)
+    with _explaining_memory(device, precision):
+        return TorchBackend(
+            checkpoint, model, device=device, precision=precision, runtime=runtime, reload=reload, in_fp32=in_fp32
+        )
 
 
 def _check_openvino(device: str | None, dtype: str | None) -> str:
@@ -249,11 +297,6 @@ def _runs_on(built: list[str], capability: tuple[int, int]) -> bool:
         if (major, minor) <= capability and (kind == "compute" or major == capability[0]):
             return True
     return False
-
-
-def _refuse_compile(compile: bool) -> None:
-    if compile:
-        raise ConfigError("--compile compiles PyTorch modules; pass --backend torch with a checkpoint, or leave it out")
 
 
 @contextlib.contextmanager

@@ -1,12 +1,14 @@
-"""Which backend `--backend auto` takes, and why not the ones before it."""
+"""Which backend `--backend auto` takes, and why not the ones before it; what a backend that was asked for comes to."""
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pie_engine.backends import openvino_session
+from pie_engine.backends.gpu import probe
 from pie_engine.config import FLAVOURS
 from pie_engine.errors import BackendError, BundleError
 
@@ -19,6 +21,8 @@ log = logging.getLogger(__name__)
 BACKENDS = ("auto", *FLAVOURS, "torch", "openvino", "onnxruntime")
 # docs/performance.md; whoever installed it, an extra, wants it.
 _FASTEST = "openvino, the fastest at full size on the processor where it was measured"
+_HALF = "in fp16, the default on a GPU, and again in fp32 where that is not finite (--dtype fp32: all of it)"
+_NO_RUNTIME = "torch on the processor: onnxruntime is not installed (pip install 'pie-engine[cpu]')"
 
 
 @dataclass(frozen=True)
@@ -28,23 +32,61 @@ class Choice:
     Attributes:
         name: one of `BACKENDS`, but "auto".
         why: for provenance and the log.
+        dtype: what torch computes in; None for other backends.
     """
 
     name: str
     why: str
+    dtype: str | None = None
 
 
-def choose_for_bundle(bundle: Bundle, device: str | None) -> Choice:
-    """TensorRT's engines if the bundle holds ones for this machine, else its graphs: OpenVINO, or ONNX Runtime."""
+def choose_for_bundle(
+    bundle: Bundle, device: str | None = None, dtype: str | None = None, compile: bool = False
+) -> Choice:
+    """TensorRT's engines if the bundle holds ones for this GPU, else PyTorch there, else ONNX Runtime there.
+
+    The processor, where its graphs run in OpenVINO or ONNX Runtime, only if it is asked for or torch sees no GPU.
+
+    Raises:
+        BackendError: there is a GPU, and nothing runs the bundle on it.
+    """
+    own = bundle.precision
+    if compile:
+        return _torch("for --compile", device, dtype, own)
+    if device == "cpu":
+        return _choose_on_processor(bundle, dtype, "--device cpu was asked for")
+    flavour, passed = _choose_engines(bundle, device, dtype)
+    if flavour is not None:
+        return Choice(flavour, "; ".join([f"{flavour}; the bundle holds engines for this GPU", *passed]))
+    if not wants_gpu(device):
+        return _choose_on_processor(bundle, dtype, "; ".join([*passed, *_unused_gpu()]))
+    if not bundle.unknown_models:
+        return _torch("for a GPU", device, dtype, own, *passed)
+    _pass_over(f"the bundle holds no configuration of {', '.join(bundle.unknown_models)} for torch", passed, "torch")
+    try:
+        from pie_engine.backends.onnx_session import check_cuda_provider
+
+        check_cuda_provider()
+    except BackendError as error:
+        passed.append(_reason(error))
+        raise BackendError(
+            f"nothing runs bundle {bundle.path} on this machine's GPU ({'; '.join(passed)}); "
+            f"rebuild it: {bundle.build_command()}, or pass --device cpu"
+        ) from None
+    return Choice("onnxruntime", "; ".join(["onnxruntime, for a GPU", *passed]))
+
+
+def _choose_engines(bundle: Bundle, device: str | None, dtype: str | None) -> tuple[str | None, list[str]]:
+    """The flavour whose engines run here, or None, and why not the ones before it."""
     import torch
 
     from pie_engine.backends.tensorrt.backend import check_engines
     from pie_engine.backends.tensorrt.library import import_library
 
-    if device == "cpu":
-        return _choose_for_graphs(device, "--device cpu was asked for")
     if not bundle.engines():
-        return _choose_for_graphs(device, "the bundle holds no compiled engines")
+        return None, ["the bundle holds no compiled engines"]
+    if dtype not in (None, bundle.precision):
+        return None, [f"the bundle's engines are in {bundle.precision}"]
     passed: list[str] = []
     for flavour in FLAVOURS:
         if not bundle.engines(flavour):
@@ -56,17 +98,22 @@ def choose_for_bundle(bundle: Bundle, device: str | None) -> Choice:
             if not torch.cuda.is_available():
                 raise BundleError(f"{flavour} runs on torch's buffers, and torch {torch.__version__} sees no GPU")
         except (BundleError, BackendError) as error:
-            reason = str(error).partition("; ")[0]
-            log.warning("%s; going on without them", reason)
-            passed.append(reason)
+            _pass_over(_reason(error), passed)
         else:
-            return Choice(flavour, "; ".join([f"{flavour}; the bundle holds engines for this GPU", *passed]))
-    return _choose_for_graphs(device, "; ".join(passed))
+            return flavour, passed
+    return None, passed
 
 
-def _choose_for_graphs(device: str | None, passed: str) -> Choice:
-    if openvino_session.installed() and not _wants_gpu(device):
+def _pass_over(reason: str, passed: list[str], what: str = "them") -> None:
+    log.warning("%s; going on without %s", reason, what)
+    passed.append(reason)
+
+
+def _choose_on_processor(bundle: Bundle, dtype: str | None, passed: str) -> Choice:
+    if openvino_session.installed():
         return Choice("openvino", f"{_FASTEST}; {passed}")
+    if importlib.util.find_spec("onnxruntime") is None and not bundle.unknown_models:
+        return Choice("torch", f"{_NO_RUNTIME}; {passed}", dtype or bundle.precision)
     return Choice("onnxruntime", f"onnxruntime; {passed}")
 
 
@@ -75,40 +122,86 @@ def choose_for_checkpoint(device: str | None, dtype: str | None, compile: bool) 
 
     Nothing is compiled unasked. In bf16, which ONNX Runtime has not, OpenVINO needs a processor that has it.
     """
-    import importlib.util
-
-    passed = "no engines are compiled unasked (pie-engine build --backend tensorrt does)"
-    gpu = _wants_gpu(device)
+    passed = ["no engines are compiled unasked (pie-engine build --backend tensorrt does)"]
+    gpu = wants_gpu(device)
     if gpu or compile:
-        where = "a GPU" if gpu else "--compile"
-        return Choice("torch", f"torch, for {where}; {passed}")
+        return _torch("for a GPU" if gpu else "for --compile", device, dtype, "fp32", *passed)
+    passed += [] if device == "cpu" else _unused_gpu()
     if importlib.util.find_spec("onnxruntime") is None:  # every export is compared with PyTorch in it
-        return Choice("torch", "torch on the processor: onnxruntime is not installed (pip install 'pie-engine[cpu]')")
+        return Choice("torch", _NO_RUNTIME, dtype or "fp32")
     absent = f"openvino is not installed ({openvino_session.INSTALL})"
     if dtype == "bf16":
-        return _choose_for_bf16(absent, passed)
+        return _choose_for_bf16(absent, "; ".join(passed))
     if openvino_session.installed():
-        return Choice("openvino", f"{_FASTEST}; {passed}")
-    return Choice("onnxruntime", f"onnxruntime, faster than torch on a processor; {absent}; {passed}")
+        return Choice("openvino", "; ".join([_FASTEST, *passed]))
+    return Choice("onnxruntime", "; ".join(["onnxruntime, faster than torch on a processor", absent, *passed]))
 
 
 def _choose_for_bf16(absent: str, passed: str) -> Choice:
     if not openvino_session.installed():
-        return Choice("torch", f"torch on the processor: onnxruntime has no bf16, and {absent}")
+        return Choice("torch", f"torch on the processor: onnxruntime has no bf16, and {absent}", "bf16")
     try:
         openvino_session.check_bf16()
     except BackendError as error:
-        reason = str(error).partition("; ")[0]
-        return Choice("torch", f"torch on the processor: onnxruntime has no bf16, and {reason}")
+        return Choice("torch", f"torch on the processor: onnxruntime has no bf16, and {_reason(error)}", "bf16")
     return Choice("openvino", f"{_FASTEST}; {passed}")
 
 
-def _wants_gpu(device: str | None) -> bool:
+def take(backend: str, device: str | None, dtype: str | None, own: str = "fp32") -> Choice:
+    """A backend that was asked for by its name.
+
+    Args:
+        own: a bundle's precision; a checkpoint's is fp32.
+
+    Raises:
+        BackendError: it is onnxruntime, which is not installed.
+    """
+    if backend == "torch":
+        return _torch("as asked", device, dtype, own)
+    if backend == "onnxruntime" and device is None and wants_gpu(device):
+        from pie_engine.backends.onnx_session import check_cuda_provider
+
+        try:
+            check_cuda_provider()
+        except BackendError as error:
+            why = f"onnxruntime, as asked, and on the processor though there is a GPU: {_reason(error)}"
+            return Choice(backend, f"{why} (pip install 'pie-engine[gpu]')")
+    return Choice(backend, f"{backend}, as asked")
+
+
+def _torch(reason: str, device: str | None, dtype: str | None, own: str, *passed: str) -> Choice:
+    """PyTorch, in half precision on a GPU unless it is told otherwise."""
+    half = dtype is None and wants_gpu(device)
+    why = "; ".join([f"torch, {reason}", *([_HALF] if half else []), *passed])
+    return Choice("torch", why, "fp16" if half else dtype or own)
+
+
+def wants_gpu(device: str | None) -> bool:
+    """Whether a device is a GPU; None is one where torch sees one."""
     import torch
 
     return torch.cuda.is_available() if device is None else device.startswith("cuda")
 
 
+def _unused_gpu() -> list[str]:
+    """Why a GPU of this machine is not used, where torch does not see it."""
+    import torch
+
+    try:
+        gpus = probe().gpus
+    except Exception:  # broken libraries raise what they like; doctor says so
+        return []
+    passed: list[str] = []
+    if gpus and not torch.cuda.is_available():
+        reason = f"torch {torch.__version__} cannot use {gpus[0].name} (pie-engine doctor says why)"
+        _pass_over(reason, passed, "it")
+    return passed
+
+
 def device_index(device: str | None) -> int:
     """The GPU that a device such as "cuda:1" names; 0 for one without a number."""
     return int((device or "").partition(":")[2] or 0)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).partition("; ")[0]

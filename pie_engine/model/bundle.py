@@ -59,6 +59,12 @@ class Bundle:
         extra = "".join(f" --{name} {shlex.quote(value)}" for name, value in options.items())
         return self.manifest["build_command"] + extra
 
+    @property
+    def unknown_models(self) -> list[str]:
+        """Models whose configuration the manifest does not hold. PyTorch cannot run a bundle that has any."""
+        known = self.manifest.get("architecture", {})
+        return [name for name in dict.fromkeys(WEIGHTS.values()) if name not in known]
+
     def graph(self, component: str) -> Path:
         """Path of a component's ONNX graph."""
         return self.path / component / "model.onnx"
@@ -116,6 +122,9 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
             raise KeyError(missing[0])
         if manifest["precision"] not in PRECISIONS or not isinstance(manifest["sources"], dict):
             raise ValueError("precision or sources")
+        architecture = manifest.get("architecture", {})  # earlier versions wrote none, or the U-Net's alone
+        if not isinstance(architecture, dict) or not all(isinstance(own, dict) for own in architecture.values()):
+            raise ValueError("architecture")
         _check_engines(manifest)
         if verify:
             _verify(path, manifest["files"], rebuild)

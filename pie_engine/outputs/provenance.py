@@ -76,5 +76,3 @@ def describe_simulated(item: PreparedItem, config: RunConfig, model: ModelInfo) 
         for number, (text, own) in enumerate(zip(prompts, config.rounds, strict=True), start=1)
     ]
     return simulated | {"rounds": rounds}
-
-

@@ -38,7 +38,7 @@ def test_auto_takes_it_where_it_is_installed(no_gpu: pytest.MonkeyPatch, bundle:
 def test_auto_leaves_a_gpu_to_others(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
     pretend(monkeypatch, A5000)
     pretend_openvino(monkeypatch, (*FOUND, "BF16"))
-    assert choose_for_bundle(bundle, None).name == choose_for_bundle(bundle, "cuda:0").name == "onnxruntime"
+    assert choose_for_bundle(bundle, None).name == choose_for_bundle(bundle, "cuda:0").name == "torch"
     assert choose_for_bundle(bundle, "cpu").name == "openvino"
     assert choose_for_checkpoint(None, "bf16", False).name == "torch"
     assert choose_for_checkpoint("cpu", "bf16", False).name == "openvino"
@@ -61,5 +61,5 @@ def test_auto_runs_a_bundle_in_bf16(bundle: Bundle, dtype: str, monkeypatch: pyt
     engine = PieEngine.load(bundle.path, dtype=dtype, threads=1)
     assert (engine.backend.name, engine.backend.precisions["unet"]) == ("openvino", "bf16")
     pretend_openvino(monkeypatch, None)
-    with pytest.raises(ConfigError, match=r"dtype bf16 is not this bundle's \(fp32\); pass --backend openvino"):
+    with pytest.raises(ConfigError, match=r"dtype bf16 is not this bundle's \(fp32\); pass --backend torch, or --"):
         PieEngine.load(bundle.path, dtype=dtype, threads=1)

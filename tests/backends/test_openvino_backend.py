@@ -225,11 +225,11 @@ def test_another_precision_than_asked_for_is_not_passed_over(bundle: Bundle, mon
 
 
 def test_other_dtypes_than_a_bundle_s(bundle: Bundle, half: Bundle) -> None:
-    with pytest.raises(ConfigError, match=r"dtype fp16 is not this bundle's \(fp32\); .* build --precision fp16$"):
+    with pytest.raises(ConfigError, match=r"dtype fp16 is not this bundle's \(fp32\); .* --precision fp16, or pass "):
         PieEngine.load(bundle.path, backend="openvino", dtype="fp16")
-    with pytest.raises(ConfigError, match=r"dtype bf16 is not this bundle's \(fp16\); pass --checkpoint$"):
+    with pytest.raises(ConfigError, match=r"dtype bf16 is not this bundle's \(fp16\); pass --backend torch$"):
         PieEngine.load(half.path, backend="openvino", dtype="bf16")
-    with pytest.raises(ConfigError, match=r"dtype bf16 is not this bundle's \(fp32\); pass --backend openvino"):
+    with pytest.raises(ConfigError, match=r"dtype bf16 is not this bundle's \(fp32\); pass --backend torch, or --b"):
         PieEngine.load(bundle.path, backend="onnxruntime", dtype="bf16")
 
 

@@ -185,7 +185,8 @@ def test_auto_for_a_bundle(here: None, holding: Any, bundle: Bundle, caplog: pyt
         assert choice.why.startswith(choice.name)
         return choice.name, choice.why
 
-    assert choose(bundle) == ("onnxruntime", "onnxruntime; the bundle holds no compiled engines")
+    name, why = choose(bundle)
+    assert name == "torch" and why.endswith("; the bundle holds no compiled engines")
     both = holding(*FLAVOURS)
     assert choose(both, "cpu") == ("onnxruntime", "onnxruntime; --device cpu was asked for")
     assert choose(both) == choose(both, "cuda") == choose(both, "cuda:0")
@@ -194,7 +195,7 @@ def test_auto_for_a_bundle(here: None, holding: Any, bundle: Bundle, caplog: pyt
     assert (name, "no tensorrt engines in the bundle" in why) == ("tensorrt-rtx", True)
     assert not caplog.records
     name, why = choose(both, "cuda:1")
-    assert name == "onnxruntime" and why.count("this machine has no GPU 1") == 2
+    assert name == "torch" and why.count("this machine has no GPU 1") == 2  # refused when it is loaded
 
 
 def test_auto_passes_over_engines_of_another_gpu(
@@ -209,7 +210,7 @@ def test_auto_passes_over_engines_of_another_gpu(
     assert "rebuild it" not in choice.why
     pretend_installed(monkeypatch, "tensorrt-rtx", None)
     choice = choose_for_bundle(both, None)
-    assert choice.name == "onnxruntime" and "tensorrt-rtx is not installed" in choice.why
+    assert choice.name == "torch" and "tensorrt-rtx is not installed" in choice.why
 
 
 def test_auto_needs_a_torch_that_sees_the_gpu(here: None, holding: Any, monkeypatch: pytest.MonkeyPatch) -> None:

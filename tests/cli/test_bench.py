@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -86,7 +86,7 @@ def test_a_bundle_alone(pie: Any, bundle: Any) -> None:
     place = lines.index("Times of one progression, of one item")
     assert lines[place + 2].startswith("engine, onnxruntime fp32") and lines[place + 2].endswith("-       -")
     assert lines[place + 3] == "speed-up: median of the ratios, repeat by repeat, over engine, onnxruntime fp32"
-    assert "note             a bundle holds no PyTorch model: backends are compared with one another; pass" in lines
+    assert "note             eager PyTorch runs checkpoints, so backends are compared with one another; pass" in lines
     assert any(line.startswith("a round of       engine, onnxruntime fp32: ") for line in lines)
 
 
@@ -166,12 +166,14 @@ def test_a_bundles_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     class Holding:
         """A bundle with TensorRT engines."""
 
+        unknown_models: ClassVar[list[str]] = []
+
         def engines(self, flavour: str) -> list[str]:
             return ["unet"] if flavour == "tensorrt" else []
 
     monkeypatch.setattr("pie_engine.machine.doctor.diagnose", statuses)
     gpu = quick.Quick(engine="x", device="cuda")
-    assert quick_model.choose(gpu, "fp16", Holding()) == ["tensorrt", "onnxruntime"]  # type: ignore[arg-type]
+    assert quick_model.choose(gpu, "fp16", Holding()) == ["tensorrt", "torch", "onnxruntime"]  # type: ignore[arg-type]
     assert quick_model.choose(quick.Quick(engine="x", device="cpu"), "fp32", Holding()) == ["openvino", "onnxruntime"]  # type: ignore[arg-type]
 
 

@@ -85,10 +85,9 @@ CONTRADICTIONS = [
     (["--semantics", "official", "--noise", "shared"], "noise 'shared' is not what the published code computes"),
     (["--dtype", "fp16"], "dtype fp16 is not this bundle's (fp32); build one: pie-engine build --precision fp16"),
     (["--lora", "x"], "a LoRA cannot be fused into a bundle"),
-    (["--backend", "torch"], "backend torch runs checkpoints, not bundles"),
     (["--device", "cuda"], "device 'cuda' needs an NVIDIA GPU and this machine shows none; pass --device cpu"),
     (["--checkpoint", "DIR", "--backend", "onnxruntime", "--dtype", "bf16"], "has no bf16; pass --dtype fp32 or fp16"),
-    (["--compile"], "--compile compiles PyTorch modules; pass --backend torch with a checkpoint, or leave it out"),
+    (["--compile", "--backend", "onnxruntime"], "--compile compiles PyTorch modules; pass --backend torch, or leave"),
     (["--fused-step", "triton"], "fused step 'triton' does not run on cpu (Triton needs an NVIDIA GPU"),
 ]
 

@@ -70,7 +70,9 @@ def test_text_fits_and_names_each_remedy_once(pie: Any, monkeypatch: pytest.Monk
     assert sum("-> pip install 'pie-engine[tensorrt]'" in line for line in lines) == 1
     assert sum("-> install NVIDIA's driver" in line for line in lines) == 1
     assert sum("this machine shows no GPU" in line for line in lines) == 4
-    assert lines[lines.index("Chosen by --backend auto, for a checkpoint") + 1].startswith("  onnxruntime  ")
+    assert lines[lines.index("Chosen by --backend auto, for a checkpoint or a bundle without engines") + 1].startswith(
+        "  onnxruntime  "
+    )
     assert "Problems" not in lines
 
 
@@ -114,7 +116,7 @@ def test_a_gpu_on_which_everything_runs(pie: Any, monkeypatch: pytest.MonkeyPatc
     assert found["machine"]["gpus"][0]["name"] == A5000.name and found["machine"]["driver_cuda"] == "13.0"
     assert found["by_name"]["tensorrt"]["build_note"] == "for NVIDIA RTX A5000"
     assert found["by_name"]["tensorrt-rtx"]["build_note"].endswith("; 8.6 unless --compute-capability says otherwise")
-    assert found["auto"]["backend"] == "torch"
+    assert found["auto"]["backend"] == "torch" and "; in fp16, the default on a GPU" in found["auto"]["why"]
     assert {step["device"] for step in found["fused_steps"]} == {"cuda:0", "cpu"}
     text = pie("doctor").out
     assert "  cuda:0              NVIDIA RTX A5000, compute capability 8.6, 24.0 GB\n" in text
@@ -177,7 +179,9 @@ def test_a_library_that_is_too_old_or_does_not_load(pie: Any, monkeypatch: pytes
 def test_a_torch_without_cuda_beside_a_gpu(pie: Any, monkeypatch: pytest.MonkeyPatch, driver: str, index: str) -> None:
     pretend(monkeypatch, A5000, driver=driver, torch_cuda=None)
     pretend_installed(monkeypatch, "tensorrt", "11.0.0")
-    by_name = diagnose(pie)["by_name"]
+    found = diagnose(pie)
+    by_name = found["by_name"]
+    assert f"torch {torch.__version__} cannot use {A5000.name}" in found["auto"]["why"]
     command = f"pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/{index}"
     lack = (f"torch {torch.__version__} was built without CUDA", command)
     assert lacks(by_name["torch on GPU"]) == [lack]

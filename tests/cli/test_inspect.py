@@ -76,11 +76,29 @@ def test_a_bundle_without_engines(pie: Any, bundle: Bundle) -> None:
     assert unet["nodes"] > 100 and unet["attentions"] > 0
     assert 0 < unet["relative_error"] <= unet["tolerance"]
     assert found["engines"] == [] and found["defects"] == []
-    assert found["auto"]["backend"] == "onnxruntime"
+    assert found["torch"] == {"runs": True, "reason": None}
+    assert found["auto"]["backend"] == "torch" and "in fp16, the default on a GPU" in found["auto"]["why"]
     text = pie("inspect", bundle.path).out
-    assert "\nEngines\n  none; ONNX Runtime runs the graphs\n" in text
+    assert "\nEngines\n  none; PyTorch runs the models, OpenVINO and ONNX Runtime the graphs\n" in text
+    assert "\n  in PyTorch          runs, with the graphs' weights\n" in text
     assert f"  unet                {bundle.manifest['hashes']['unet'][:12]}  " in text
     assert "Defects" not in text
+
+
+def test_a_bundle_of_an_earlier_version(pie: Any, make: MakeBundle, bundle: Bundle) -> None:
+    """It held the U-Net's configuration alone, and nothing here runs it on the GPU."""
+    folder = make()
+    known = {"unet": bundle.manifest["architecture"]["unet"]}
+    shutil.rmtree(folder / "engines")
+    write_manifest(folder, {**bundle.manifest, "architecture": known, "engines": [], "build_command": BUILD})
+    found = inspect(pie, folder)
+    reason = f"bundle {folder} holds no configuration of text_encoder, vae, which PyTorch needs: pie-engine "
+    assert found["torch"]["runs"] is False and found["torch"]["reason"].startswith(reason)
+    assert found["torch"]["reason"].endswith(f"rebuild it: {BUILD}, or pass --backend onnxruntime")
+    assert found["auto"]["backend"] is None
+    assert "has no CUDA provider" in found["auto"]["why"]
+    assert found["auto"]["why"].endswith(f"; rebuild it: {BUILD}, or pass --device cpu")
+    assert "\n  none                nothing runs bundle" in pie("inspect", folder).out
 
 
 def test_engines_that_load(pie: Any, make: MakeBundle) -> None:
@@ -136,7 +154,7 @@ def refused(pie: Any, folder: Path) -> dict[str, Any]:
     found = inspect(pie, folder)
     (flavour,) = found["engines"]
     assert flavour["loads_here"] is False
-    assert found["auto"]["backend"] == "onnxruntime"
+    assert found["auto"]["backend"] == "torch"
     assert f"loads here          no: {flavour['reason']}"[:60] in pie("inspect", folder).out
     return flavour
 
@@ -173,7 +191,7 @@ def test_another_release_or_none(pie: Any, make: MakeBundle, monkeypatch: pytest
     pretend_installed(monkeypatch, "tensorrt-rtx", "1.8.0.1")
     flavour = refused(pie, folder)
     assert flavour["reason"] == "it was compiled by tensorrt-rtx 1.7.1.116, and 1.8.0.1 is installed"
-    assert flavour["remedy"] == "rebuild it on this machine, or pass --backend onnxruntime"
+    assert flavour["remedy"] == "rebuild it on this machine, or pass --backend torch"
     pretend_installed(monkeypatch, "tensorrt-rtx", None)
     flavour = refused(pie, folder)
     assert flavour["reason"].startswith("tensorrt-rtx is not installed")
@@ -184,7 +202,7 @@ def test_a_driver_that_is_too_old(pie: Any, make: MakeBundle, monkeypatch: pytes
     pretend(monkeypatch, A5000, driver="12.8")
     flavour = refused(pie, make())
     assert flavour["reason"] == "it needs a driver for CUDA 13.0 or later, and this one serves 12.8"
-    assert flavour["remedy"] == "update NVIDIA's driver, or pass --backend onnxruntime"
+    assert flavour["remedy"] == "update NVIDIA's driver, or pass --backend torch"
 
 
 def test_a_torch_without_cuda(pie: Any, make: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from pie_engine.export import graph
 from pie_engine.export.components import component
 from pie_engine.export.graph import Component, check_parity, export_component, relative_error
 from pie_engine.export.load import load_graph
-from pie_engine.export.refit import Source, replace_weights, weight_map
+from pie_engine.export.refit import Source, replace_weights, take_weights, weight_map
 
 # As graph.TOLERANCE for models of this size: unit roundoff 6e-8, times the square root of a dot product's length
 # (up to 216 terms), times the square root of about 100 layers.
@@ -164,6 +164,31 @@ def test_every_parameter_reaches_its_place(
         assert seen <= TOLERANCE if key.endswith(INVISIBLE) else seen >= VISIBLE, (key, seen)
 
 
+@pytest.mark.parametrize(
+    ("name", "opset", "precision"),
+    [*((name, opset, "fp32") for name in COMPONENTS for opset in (20, 23)), ("text_encoder", 23, "fp16")],
+)
+def test_the_weights_come_back(
+    exported: Exported, blank: Checkpoint, other: Checkpoint, name: str, opset: int, precision: str, tmp_path: Path
+) -> None:
+    """Bit for bit, rounded in fp16: no two are alike, so that each can only be its own."""
+    part = component(other, name)
+    written = replace_weights(exported(name, opset, precision), part.module, tmp_path, precision=precision)
+    empty = copy.deepcopy(component(blank, name).module)
+    for parameter in empty.parameters():
+        parameter.fill_(torch.nan)
+    take_weights(written, empty)
+    expected, found = dict(part.module.named_parameters()), dict(empty.named_parameters())
+    assert found.keys() == expected.keys()
+    dtype = {"fp32": torch.float32, "fp16": torch.float16}[precision]
+    for key, parameter in found.items():
+        assert parameter.dtype == dtype and parameter.is_contiguous() and not parameter.requires_grad
+        assert torch.equal(parameter, expected[key].to(dtype)), key
+    with torch.no_grad():
+        output = empty.float()(*part.inputs.values()).numpy()
+    assert relative_error(output, evaluate(part)) <= (0 if precision == "fp32" else graph.TOLERANCE["fp16"])
+
+
 @pytest.mark.parametrize(("name", "opset"), [("vae_encoder", 20), ("text_encoder", 23)])
 def test_half_precision_within_its_tolerance(
     exported: Exported, other: Checkpoint, name: str, opset: int, tmp_path: Path
@@ -208,6 +233,11 @@ def test_weights_beside_the_graph(
     expected = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(inline).graph.initializer}
     assert weights.keys() == expected.keys()
     assert all(np.array_equal(weights[name], expected[name]) for name in expected)
+    restored = copy.deepcopy(component(blank, "text_encoder").module)
+    take_weights(written, restored)
+    written.with_name("model.onnx.data").write_bytes(bytes(100))  # they are its own by now
+    assert all(map(torch.equal, restored.parameters(), part.module.parameters()))
+    replace_weights(path, part.module, folders[2], precision="fp32")
     back = replace_weights(written, component(blank, "text_encoder").module, folders[3], precision="fp32")
     assert back.with_name("model.onnx.data").read_bytes() == path.with_name("model.onnx.data").read_bytes()
 

@@ -15,7 +15,7 @@ from pie_engine.backends import openvino_session
 from pie_engine.backends.gpu import Gpu, Machine
 from pie_engine.backends.tensorrt import fingerprint, library
 from pie_engine.errors import BackendError
-from pie_engine.machine import doctor, inspection
+from pie_engine.machine import doctor, inspection, selection
 
 BACKENDS = [
     "tensorrt", "tensorrt-rtx", "torch on GPU", "torch on CPU", "onnxruntime on GPU", "onnxruntime on CPU",
@@ -36,7 +36,7 @@ def pretend(
     """Show these GPUs to all that ask, torch included; `torch_cuda` is what torch was built for. No OpenVINO."""
     pretend_openvino(monkeypatch, None)
     machine = Machine(gpus, driver if gpus else "", "" if gpus else reason)
-    for module in (doctor, inspection, fingerprint, library):
+    for module in (doctor, inspection, selection, fingerprint, library):
         monkeypatch.setattr(module, "probe", lambda: machine)
     monkeypatch.setattr(torch.version, "cuda", torch_cuda)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(gpus) and torch_cuda is not None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import subprocess
 import sys
@@ -29,7 +28,6 @@ from pie_engine.checkpoint import Checkpoint, load_checkpoint
 from pie_engine.config import COMPONENTS, BuildConfig, EngineConfig
 from pie_engine.demo.assets import CHECKPOINT
 from pie_engine.errors import BackendError, BuildError
-from pie_engine.export.promote import to_single_precision
 from pie_engine.model.bundle import Bundle, open_bundle
 
 pytestmark = [pytest.mark.trt]
@@ -223,21 +221,6 @@ def test_single_precision_takes_the_text_encoder_s_attention_apart(
     # The graph beside the engine is the one that it was compiled from.
     graph = onnx.load(tmp_path / "text_encoder" / "model.onnx")
     assert {opset.domain: opset.version for opset in graph.opset_import}[""] == 20
-
-
-def test_a_u_net_that_is_not_fused_is_called_a_defect(
-    demo: Checkpoint, facts: dict[str, Any], target: Target, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    exported = tmp_path / "unet"
-    exported.mkdir()
-    to_single_precision(cached_component(demo, "unet", CONFIG, lambda line: None) / "model.onnx", exported)
-    with caplog.at_level(logging.WARNING):
-        engine = cached_engine("unet", exported, target, facts, tmp_path, lambda line: None)
-    number = attentions(demo, "unet")
-    assert engine.record["attention"] == {"graph": number, "fused": 0}
-    (message,) = [record.getMessage() for record in caplog.records]
-    assert message.startswith(f"defect: {number} of {number} attentions of the U-Net are not fused")
-    assert message.endswith("build with --precision fp16")
 
 
 def test_graphs_that_do_not_compile(compiles: Any, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from pie_engine.cli import (
     sweep,
     view,
 )
+from pie_engine.cli.settings_file import with_file
 from pie_engine.cli.spelling import as_option
 from pie_engine.config import RunConfig
 from pie_engine.config.settings import declared
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _silence_libraries()
     try:
         with _interruptible():
-            arguments = _parser().parse_args(words)
+            arguments = _parser().parse_args(_canonical(with_file(words)))
             code = arguments.main(arguments)
             sys.stdout.flush()
         return code

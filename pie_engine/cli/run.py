@@ -18,6 +18,7 @@ from pie_engine.cli.patient import (
     reading_from,
     regions_from,
 )
+from pie_engine.cli.settings_file import add_config_options, to_text
 from pie_engine.cli.shared import add_checkpoint_options
 from pie_engine.config import DTYPES, RunConfig, RuntimeConfig, check_interpolation
 from pie_engine.errors import ConfigError
@@ -59,6 +60,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     add_output_options(output)
     output.add_argument("--json", action="store_true", help="print the result as one JSON object")
     output.add_argument("--quiet", action="store_true", help="no progress")
+    add_config_options(parser.add_argument_group("settings as a file"))
+    parser.set_defaults(parser=parser)
     return parser
 
 
@@ -170,6 +173,9 @@ def main(arguments: argparse.Namespace) -> int:
 
     # Everything that can be refused cheaply is refused before a model is loaded.
     config, method, outputs = config_from(arguments), method_from(arguments), outputs_from(arguments)
+    if arguments.print_config:
+        sys.stdout.write(to_text(arguments, arguments.parser, (config, method, runtime_from(arguments), outputs)))
+        return 0
     method.check(config)
     check_outputs(outputs)
     check_interpolation(arguments.interpolate, rounds=method.is_pie)

@@ -50,7 +50,7 @@ def _one_of(*names: str) -> Callable[[str], str]:
     return parse
 
 
-def _declared(cls: type) -> dict[str, Axis]:
+def declared_axes(cls: type) -> dict[str, Axis]:
     """The settings of a class that may be varied, by what users call them."""
     axes = {}
     for name, own in declared(cls):
@@ -64,7 +64,7 @@ def _declared(cls: type) -> dict[str, Axis]:
 
 
 def _axes() -> dict[str, Axis]:
-    settings = _declared(RunConfig)
+    settings = declared_axes(RunConfig)
     # The paper's axis first; then what lies on a line; the region; names; and what repeats a cell last.
     first, last = settings.pop("strength"), settings.pop(SEED)
     on_a_line = {name: axis for name, axis in settings.items() if axis.ordered}
@@ -75,7 +75,7 @@ def _axes() -> dict[str, Axis]:
         "shift": Axis("shift", _pair, "pixels right and down, DX:DY", "4:0", ordered=False, region=True),
         MASK: Axis("mask", _one_of(ON, OFF), "on and off", ON, ordered=False, region=True),
         **{name: axis for name, axis in settings.items() if name not in on_a_line},
-        **_declared(MethodConfig),
+        **declared_axes(MethodConfig),
         SEED: last,
     }
 

@@ -166,7 +166,7 @@ def _one(cls: Any, part: Any) -> PieError:
     declaration = None if field is None else _setting(field)
     if declaration is None:
         return ConfigError(f"{cls.__name__}: {part['msg']} ({name})", field=name or None, value=part["input"])
-    if part["type"] == "missing_argument":
+    if part["type"] in ("missing", "missing_argument"):
         example = declaration.example or (declaration.choices or ("...",))[0]
         return ConfigError(f"{cls.__name__} needs {mention(name)}; pass {use(name, example)}", field=name)
     return _refuse(name, part["input"], part["type"], declaration, field.annotation, field.default)

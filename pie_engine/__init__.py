@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pie_engine.checkpoint import LoraSpec
     from pie_engine.config import (
         BuildConfig,
         MethodConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "BuildConfig",
     "Ellipse",
     "Item",
+    "LoraSpec",
     "MethodConfig",
     "OutputConfig",
     "PieEngine",
@@ -59,6 +61,7 @@ _HOME = {
     "RunConfig": "config",
     "RuntimeConfig": "config",
     "Item": "imaging.item",
+    "LoraSpec": "checkpoint",
     "Box": "imaging",
     "Ellipse": "imaging",
     "Polygon": "imaging",

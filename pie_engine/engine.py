@@ -7,18 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+import torch
+
+from pie_engine.checkpoint import LoraSpec
 from pie_engine.config import MethodConfig, RunConfig, RuntimeConfig, check_interpolation, check_resolution
 from pie_engine.imaging.item import Item, check_findings, check_text, prepare_item
 from pie_engine.machine.loading import Source, open_backend
 from pie_engine.outputs import Result
 from pie_engine.outputs.provenance import describe_run, describe_simulated
+from pie_engine.pipeline import OnStepEnd, PieOutput, call, dtype_name, is_bundle
 from pie_engine.rounds.batches import group_items
 from pie_engine.rounds.methods import choose_method
 from pie_engine.rounds.simulator import OnProgress, Simulator
 
 if TYPE_CHECKING:
     from pie_engine.backends import Backend
-    from pie_engine.checkpoint import LoraSpec
     from pie_engine.rounds.methods import Chosen
     from pie_engine.rounds.simulator import Simulated
 
@@ -64,7 +67,7 @@ class PieEngine:
         *,
         checkpoint: str | Path | None = None,
         unet: str | Path | None = None,
-        lora: Sequence[LoraSpec] = (),
+        lora: Sequence[str | Path | LoraSpec] = (),
         backend: str = "auto",
         device: str | None = None,
         dtype: str | None = None,
@@ -75,6 +78,7 @@ class PieEngine:
         """Load a bundle (`engine`) or a checkpoint (with `unet` over it and `lora` fused into it).
 
         Args:
+            lora: files, each with ":SCALE" after it or not.
             backend: "tensorrt" and "tensorrt-rtx" run a bundle's engines, "openvino" and "onnxruntime" its graphs; for
                 a checkpoint they build a bundle in the cache first. "torch" runs the models of either. "auto" takes
                 the first of tensorrt, tensorrt-rtx, torch on a GPU, openvino, onnxruntime that can run what was given,
@@ -91,7 +95,7 @@ class PieEngine:
         """
         runtime = runtime or RuntimeConfig()
         opened = open_backend(
-            Source(engine, checkpoint, unet, tuple(lora)),
+            Source(engine, checkpoint, unet, tuple(map(LoraSpec.of, lora))),
             backend=backend,
             device=device,
             dtype=dtype,
@@ -100,6 +104,71 @@ class PieEngine:
             on_component=on_component,
         )
         return cls(opened.backend, source=opened.provenance, chosen=opened.why, runtime=runtime)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        unet: str | Path | None = None,
+        lora: str | Path | LoraSpec | Sequence[str | Path | LoraSpec] = (),
+        torch_dtype: torch.dtype | str | None = None,
+        device: str | None = None,
+        backend: str = "auto",
+        runtime: RuntimeConfig | None = None,
+    ) -> PieEngine:
+        """Load a bundle's folder or a checkpoint (folder, single file, hub id in the local cache), as diffusers does.
+
+        Args:
+            unet: a fine-tuned U-Net in place of the checkpoint's.
+            lora: files to fuse, each as "FILE" or "FILE:SCALE".
+            torch_dtype: torch.float32, float16 or bfloat16; None, and the other arguments: see `load`.
+
+        Raises:
+            ConfigError, CheckpointError, BundleError, BackendError: as `load`.
+        """
+        own: dict[str, Any] = {"engine": path} if is_bundle(path) else {"checkpoint": path}
+        specs = [lora] if isinstance(lora, str | Path | LoraSpec) else list(lora)
+        dtype = dtype_name(torch_dtype)
+        return cls.load(**own, unet=unet, lora=specs, backend=backend, device=device, dtype=dtype, runtime=runtime)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        image: Any,
+        mask_image: Any = None,
+        *,
+        steps: int | None = None,
+        num_rounds: int | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        callback_on_step_end: OnStepEnd | None = None,
+        output_type: str = "pil",
+        **settings: Any,
+    ) -> PieOutput:
+        """Simulate progressions, called as a pipeline of diffusers is.
+
+        Args:
+            prompt: the finding, or one for each image.
+            image: path, PIL image, array [H, W] or [H, W, 3] of uint8 or uint16, or tensor [3, H, W] in [0, 1]; or a
+                list of them.
+            mask_image: the region that may change, white; one for all, or one for each image.
+            steps, num_rounds: N, the rounds; two names of one setting.
+            generator: its initial seed is the seed; noise is drawn on the processor, by item (docs/usage.md).
+            callback_on_step_end: called with (engine, evaluations done, in all, {}) after each U-Net evaluation.
+            output_type: "pil", "np" or "pt".
+            settings: any of `RunConfig`: strength, num_inference_steps, guidance_scale, negative_prompt, ...
+
+        Returns:
+            `.frames` by item, the input first, `.latents`, `.provenance`, `.save(folder)`.
+
+        Raises:
+            ConfigError, InputError, BackendError: see `run`.
+        """
+        return call(
+            self, prompt, image, mask_image, steps=steps, num_rounds=num_rounds, seed=seed, generator=generator,
+            callback_on_step_end=callback_on_step_end, output_type=output_type, settings=settings,
+        )  # fmt: skip
 
     @overload
     def run(

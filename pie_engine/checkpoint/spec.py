@@ -27,6 +27,13 @@ class LoraSpec:
             raise CheckpointError(f"LoRA scale {self.scale} of {self.path} is not a finite number; use one such as 0.8")
 
     @classmethod
+    def of(cls, given: str | Path | LoraSpec) -> LoraSpec:
+        """A LoRA as it was given: itself, a path, or a text as `parse` takes it."""
+        if isinstance(given, LoraSpec):
+            return given
+        return cls(given) if isinstance(given, Path) else cls.parse(given)
+
+    @classmethod
     def parse(cls, text: str) -> LoraSpec:
         """Read "file.safetensors" or "file.safetensors:0.8". Raises CheckpointError on a scale that is no number."""
         path, colon, scale = text.rpartition(":")

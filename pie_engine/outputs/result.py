@@ -47,6 +47,30 @@ class Result(ByContent):
     roi: np.ndarray | None = field(default=None, repr=False)
     between: np.ndarray | None = field(default=None, repr=False)
 
+    def __repr__(self) -> str:
+        rounds, height, width = len(self.latents), *self.frames.shape[1:3]
+        what = self.provenance.get("simulated", {}).get("prompt", "")
+        return (
+            f"Result({rounds} rounds of {height} x {width} towards {what!r}, item {self.provenance.get('item_id')!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        """The frames in a row, for notebooks."""
+        import base64
+        import io
+        from html import escape
+
+        from PIL import Image
+
+        row = Image.fromarray(np.concatenate(list(self.frames), axis=1))
+        row.thumbnail((1600, 1600))
+        stream = io.BytesIO()
+        row.save(stream, "PNG")
+        picture = base64.b64encode(stream.getvalue()).decode()
+        return (
+            f'<figure><img src="data:image/png;base64,{picture}"><figcaption>{escape(repr(self))}</figcaption></figure>'
+        )
+
     def save(
         self,
         output: str | Path,

@@ -14,7 +14,7 @@ from typing import Any
 from pie_engine.backends.tensorrt.builder import Profile, compile_plan
 from pie_engine.bundling.components import OnComponent, intact
 from pie_engine.bundling.target import Target
-from pie_engine.errors import BuildError
+from pie_engine.errors import BuildError, Notice, use
 from pie_engine.export.graph import TOLERANCE
 from pie_engine.files import link_or_copy, locked, new_folder
 from pie_engine.model.bundle import describe_files
@@ -107,7 +107,7 @@ def cached_engine(
         log.warning(
             "defect: %d of %d attentions of the U-Net are not fused, which is slow; %s",
             attention["graph"] - attention["fused"], attention["graph"],
-            "build with --precision fp16" if record["precision"] == "fp32" else "report this checkpoint's head sizes",
+            Notice(f"build with {use('precision', 'fp16')}") if record["precision"] == "fp32" else "report this checkpoint's head sizes",
         )  # fmt: skip
     return Engine(component, folder, record, target)
 
@@ -145,7 +145,9 @@ def _compile(
             raise BuildError(
                 f"{component} compiled by {target.flavour} {target.version} differs from its graph by {error:.1e} (at "
                 f"most {TOLERANCE[precision]:.1e}); pass "
-                + ("--precision fp32" if target.weights == "fixed" else "--weights fixed, or --precision fp32")
+                + ("" if target.weights == "fixed" else f"{use('weights', 'fixed')}, or ")
+                + use("precision", "fp32"),
+                field="precision", value=precision, limit=f"relative error {TOLERANCE[precision]:.1e}",
             )
     return record
 

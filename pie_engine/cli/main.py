@@ -34,6 +34,7 @@ from pie_engine.cli import (
     sweep,
     view,
 )
+from pie_engine.cli.spelling import LogFormatter, as_option
 from pie_engine.errors import ConfigError, PieError
 
 # The published script's spellings. Underscores are accepted in every option.
@@ -57,8 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = _canonical(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
-    logging.basicConfig(level=logging.WARNING, format="pie-engine: %(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True)
     logging.getLogger().handlers[0].addFilter(_once())
+    logging.getLogger().handlers[0].setFormatter(LogFormatter("pie-engine: %(message)s"))
     if not debug:
         _silence_libraries()
     try:
@@ -85,7 +87,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     """One line and an exit code: 2 for what the user can mend, 1 for a bug."""
     first = (str(error).splitlines() or [""])[0]
     if isinstance(error, PieError):
-        return str(error), 2
+        return error.told(as_option), 2
     # PyTorch's own out-of-memory errors are RuntimeErrors, told apart by name (GPU) or text (CPU).
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in first:
         return "out of memory; lower --resolution or close other programs", 2

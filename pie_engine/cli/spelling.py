@@ -1,0 +1,74 @@
+"""How the command line spells what messages call by its name in Python. Nobody else knows an option's spelling."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import re
+import shlex
+from copy import copy
+from typing import Any
+
+from pie_engine.errors import Notice
+
+# Where an option is not its name in Python with hyphens.
+_OPTIONS = {
+    "Region.prompt": "finding",
+    "batches": "batch",
+    "capabilities": "compute-capability",
+    "classifiers": "classifier",
+    "components": "mask-components",
+    "distances": "distance",
+    "each_finding": "findings",
+    "flavour": "backend",
+    "keep_patient": "dicom-same-study",
+    "label": "mask-label",
+    "latents": "save-latents",
+    "patient": "patient",
+    "resolutions": "resolution",
+}
+_SHAPE = re.compile(r"(Box|Ellipse|Polygon)\((.*)\)")
+
+
+def as_option(name: str, value: str | None) -> str:
+    """A setting as `pie-engine` takes it: a `pie_engine.errors.Spelling`."""
+    option = _OPTIONS.get(name, name.replace("_", "-"))
+    if value is None:
+        return option
+    if value in ("", "True"):
+        return f"--{option}"
+    if value in ("False",):
+        return f"--no-{option}"
+    if shape := _SHAPE.fullmatch(value):
+        return f"--{option}-{shape[1].lower()} {shape[2].replace(' ', '')}"
+    return f"--{option} {_word(value)}"
+
+
+def told(found: Any) -> Any:
+    """What a function found, with every notice in it spelled for the command line."""
+    if isinstance(found, Notice):
+        return found.told(as_option)
+    if isinstance(found, dict):
+        return {key: told(value) for key, value in found.items()}
+    return [told(value) for value in found] if isinstance(found, list | tuple) else found
+
+
+class LogFormatter(logging.Formatter):
+    """Spells the settings in what is logged."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.msg, Notice):
+            record = copy(record)
+            record.msg = told(record.msg)
+        return super().format(record)
+
+
+def _word(value: str) -> str:
+    """A Python literal as a shell's word, a list with commas; what is no literal, such as FILE, as it is."""
+    if value == "...":
+        return value
+    try:
+        literal = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+    return shlex.quote(",".join(map(str, literal)) if isinstance(literal, list | tuple) else str(literal))

@@ -56,7 +56,8 @@ def select(device: torch.device | str, name: str = "auto") -> Kernels:
             if name != "auto":
                 raise BackendError(
                     f"fused step {name!r} does not run on {device} ({reason}); pass {use('fused_step', 'auto')}",
-                    field="fused_step", value=name,
+                    field="fused_step",
+                    value=name,
                 ) from error
             # What is not installed is not missed; what is installed and fails is.
             level = logging.INFO if isinstance(error, BackendError) else logging.WARNING

@@ -13,13 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pie_engine.errors import Notice, argument, mention, use
+
 # A setting within a message: its name, and the value to pass, if there is one. Of Unicode's private use, so that no
 # user's text holds them by accident.
 _OPEN, _VALUE, _CLOSE = "\ue0f0", "\ue0f1", "\ue0f2"
 _SETTING = re.compile(f"{_OPEN}([^{_CLOSE}{_VALUE}]*)(?:{_VALUE}([^{_CLOSE}]*))?{_CLOSE}")
 
-# Renders a setting's name, and the value that is to be passed for it, as Python writes it: None where the setting is only
-# mentioned, "" where it is an argument whose value is not the point.
+# Renders a setting's name, and the value that is to be passed for it, as Python writes it: None where the setting is
+# only mentioned, "" where it is an argument whose value is not the point.
 Spelling = Callable[[str, str | None], str]
 
 

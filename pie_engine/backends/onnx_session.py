@@ -25,9 +25,9 @@ def import_onnxruntime() -> Any:
         import onnxruntime
     except ImportError:
         raise BackendError(
-            "backend 'onnxruntime' is not installed; pip install 'pie-engine[cpu]', "
-            f"or pass {use('backend', 'torch')}",
-            field="backend", value="onnxruntime",
+            f"backend 'onnxruntime' is not installed; pip install 'pie-engine[cpu]', or pass {use('backend', 'torch')}",
+            field="backend",
+            value="onnxruntime",
         ) from None
     return onnxruntime
 
@@ -64,7 +64,8 @@ def open_session(
         raise BackendError(
             f"onnxruntime {ort.__version__} could not start its CUDA provider (its CUDA or cuDNN libraries are missing "
             f"or of another version); pip install 'pie-engine[gpu]', or pass {use('device', 'cpu')}",
-            field="device", value=str(device),
+            field="device",
+            value=str(device),
         )
     found = tuple(node.name for node in (*session.get_inputs(), *session.get_outputs()))
     check_names(path, component, found)
@@ -78,7 +79,8 @@ def check_cuda_provider() -> None:
         raise BackendError(
             f"onnxruntime {ort.__version__} has no CUDA provider; pip uninstall onnxruntime and "
             f"pip install 'pie-engine[gpu]', or pass {use('device', 'cpu')}",
-            field="device", value="cuda",
+            field="device",
+            value="cuda",
         )
 
 

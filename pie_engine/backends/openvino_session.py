@@ -43,7 +43,8 @@ def import_openvino() -> Any:
         reason = "is not installed" if error.name == "openvino" else f"does not load ({first_line(error)})"
         raise BackendError(
             f"backend 'openvino' {reason}; {INSTALL}, or pass {use('backend', 'onnxruntime')}",
-            field="backend", value="openvino",
+            field="backend",
+            value="openvino",
         ) from None
     finally:
         if first:
@@ -64,7 +65,8 @@ def check_bf16() -> None:
         raise BackendError(
             f"this processor has no bf16 (OpenVINO finds {', '.join(found)}); pass {use('dtype', 'fp32')}, or "
             f"{use('backend', 'torch')}",
-            field="dtype", value="bf16",
+            field="dtype",
+            value="bf16",
         )
 
 
@@ -104,7 +106,8 @@ def open_graph(path: Path, component: str, *, precision: str, threads: int | Non
     if taken != _HINTS[precision]:  # a precision that it lacks is replaced by another
         raise BackendError(
             f"openvino {_version(ov)} computes in {taken} here, not in {precision}; pass {use('dtype', 'fp32')}",
-            field="dtype", value=precision,
+            field="dtype",
+            value=precision,
         )
     return compiled
 

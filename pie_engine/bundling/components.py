@@ -118,5 +118,7 @@ def _export(checkpoint: Checkpoint, name: str, config: BuildConfig, folder: Path
     raise BuildError(
         f"{name} exported in {precision} differs from PyTorch by {error:.1e} (at most {TOLERANCE[precision]:.1e}); "
         + ("report this checkpoint" if precision == "fp32" else f"pass {use('precision', 'fp32')}"),
-        field="precision", value=precision, limit=f"relative error {TOLERANCE[precision]:.1e}",
+        field="precision",
+        value=precision,
+        limit=f"relative error {TOLERANCE[precision]:.1e}",
     )

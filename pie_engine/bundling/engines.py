@@ -104,10 +104,11 @@ def cached_engine(
         f"{component}: plan, {record['bytes'] / 1e6:.1f} MB, {len(shapes)} shapes{fused}, {record['seconds']:.1f} s"
     )
     if component == "unet" and attention["fused"] is not None and attention["fused"] < attention["graph"]:
+        helps = f"build with {use('precision', 'fp16')}"
+        remedy = helps if record["precision"] == "fp32" else "report this checkpoint's head sizes"
         log.warning(
-            "defect: %d of %d attentions of the U-Net are not fused, which is slow; %s",
+            Notice(f"defect: %d of %d attentions of the U-Net are not fused, which is slow; {remedy}"),
             attention["graph"] - attention["fused"], attention["graph"],
-            Notice(f"build with {use('precision', 'fp16')}") if record["precision"] == "fp32" else "report this checkpoint's head sizes",
         )  # fmt: skip
     return Engine(component, folder, record, target)
 
@@ -147,7 +148,9 @@ def _compile(
                 f"most {TOLERANCE[precision]:.1e}); pass "
                 + ("" if target.weights == "fixed" else f"{use('weights', 'fixed')}, or ")
                 + use("precision", "fp32"),
-                field="precision", value=precision, limit=f"relative error {TOLERANCE[precision]:.1e}",
+                field="precision",
+                value=precision,
+                limit=f"relative error {TOLERANCE[precision]:.1e}",
             )
     return record
 

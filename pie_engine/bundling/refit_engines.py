@@ -68,7 +68,7 @@ class EngineRefit:
         except PieError as error:
             raise BuildError(
                 f"the {entry['flavour']} engine of {name} has to be compiled for these weights, which cannot be done "
-                f"here: {error}"
+                f"here: {error.message}"
             ) from error
         engine = cached_engine(name, self.folder / name, target, facts, self.cache, self.on_component)
         return engine.place(self.folder, self.hashes[WEIGHTS[name]], entry["precision"])

@@ -63,13 +63,16 @@ def resolve_target(config: EngineConfig, facts: dict[str, Any]) -> Target:
         raise BackendError(
             f"tensorrt compiles on the GPU that runs the engine and this machine shows none ({probe().reason}); "
             f"build there, or pass {use('flavour', 'tensorrt-rtx')} and {use('capabilities', ('8.6',))}",
-            field="flavour", value=config.flavour,
+            field="flavour",
+            value=config.flavour,
         )
     if not gpus and not config.capabilities:
         known = ", ".join(library.RTX_CAPABILITIES)
         raise ConfigError(
             f"this machine shows no GPU to compile for; pass {argument('capabilities')} with some of {known}",
-            field="capabilities", value=(), limit=known,
+            field="capabilities",
+            value=(),
+            limit=known,
         )
     capabilities = config.capabilities or (gpus[0].capability,)
     if config.flavour == "tensorrt-rtx":
@@ -79,7 +82,9 @@ def resolve_target(config: EngineConfig, facts: dict[str, Any]) -> Target:
                 raise ConfigError(
                     f"tensorrt-rtx {module.__version__} compiles for compute capability {known}, not {capability}; "
                     f"pass one of them, or {use('flavour', 'tensorrt')} on that GPU",
-                    field="capabilities", value=capability, limit=known,
+                    field="capabilities",
+                    value=capability,
+                    limit=known,
                 )
     at_hand = bool(gpus) and capabilities == (gpus[0].capability,)
     weights = config.weights or ("refittable" if at_hand else "fixed")
@@ -87,7 +92,8 @@ def resolve_target(config: EngineConfig, facts: dict[str, Any]) -> Target:
         raise ConfigError(
             f"weights {weights!r} are compiled on the GPU that runs the engine, and this machine shows no GPU of "
             f"compute capability {', '.join(capabilities)}; build there, or pass {use('weights', 'fixed')}",
-            field="weights", value=weights,
+            field="weights",
+            value=weights,
         )
     return Target(
         flavour=config.flavour,

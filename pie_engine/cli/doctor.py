@@ -9,6 +9,8 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
+from pie_engine.cli.spelling import told
+
 WIDTH = 100
 
 
@@ -27,7 +29,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> int:
     from pie_engine.machine.doctor import diagnose
 
-    found = diagnose()
+    found = told(diagnose())
     sys.stdout.write((json.dumps(found) if arguments.json else plain("\n".join(_report(found)))) + "\n")
     return 0 if any(backend["runs"] for backend in found["backends"]) else 2
 

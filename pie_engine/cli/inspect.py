@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pie_engine.cli.doctor import fields, plain, size
+from pie_engine.cli.spelling import told
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -30,7 +31,7 @@ def main(arguments: argparse.Namespace) -> int:
     from pie_engine.machine.inspection import inspect_bundle
 
     with _quiet():
-        found = inspect_bundle(arguments.bundle)
+        found = told(inspect_bundle(arguments.bundle))
     sys.stdout.write((json.dumps(found) if arguments.json else plain("\n".join(_report(found)))) + "\n")
     return 0
 

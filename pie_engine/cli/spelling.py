@@ -14,17 +14,18 @@ from pie_engine.errors import Notice
 # Where an option is not its name in Python with hyphens.
 _OPTIONS = {
     "Region.prompt": "finding",
+    "Stable.confidence": "min-confidence",
+    "Stable.similarity": "min-similarity",
     "batches": "batch",
     "capabilities": "compute-capability",
     "classifiers": "classifier",
     "components": "mask-components",
+    "count": "phantoms",
     "distances": "distance",
     "each_finding": "findings",
     "flavour": "backend",
-    "keep_patient": "dicom-same-study",
     "label": "mask-label",
     "latents": "save-latents",
-    "patient": "patient",
     "resolutions": "resolution",
 }
 _SHAPE = re.compile(r"(Box|Ellipse|Polygon)\((.*)\)")
@@ -37,7 +38,7 @@ def as_option(name: str, value: str | None) -> str:
         return option
     if value in ("", "True"):
         return f"--{option}"
-    if value in ("False",):
+    if value == "False":
         return f"--no-{option}"
     if shape := _SHAPE.fullmatch(value):
         return f"--{option}-{shape[1].lower()} {shape[2].replace(' ', '')}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pie_engine import commands
 from pie_engine.backends.gpu import probe
 from pie_engine.backends.tensorrt import library
 from pie_engine.backends.tensorrt.fingerprint import buckets, describe_target, obstacle
 from pie_engine.config import COMPONENTS, FLAVOURS
-from pie_engine.errors import BundleError
+from pie_engine.errors import BundleError, Notice, use
 from pie_engine.machine.selection import choose_for_bundle
 from pie_engine.model.bundle import WEIGHTS, Bundle, open_bundle
 
@@ -116,12 +117,13 @@ def _remedy(flavour: str, entry: dict[str, Any]) -> str:
         return library.install_command(flavour)
     machine, floor = probe(), entry.get("driver_floor")
     if not machine.gpus:
-        return (
-            f"open it on a machine with a GPU ({describe_target(entry)}); here, --backend onnxruntime runs the graphs"
+        return Notice(
+            f"open it on a machine with a GPU ({describe_target(entry)}); here, {use('backend', 'onnxruntime')} runs "
+            "the graphs"
         )
     if not machine.serves(floor):
-        return "update NVIDIA's driver, or pass --backend onnxruntime"
-    return "rebuild it on this machine, or pass --backend onnxruntime"
+        return Notice(f"update NVIDIA's driver, or pass {use('backend', 'onnxruntime')}")
+    return Notice(f"rebuild it on this machine, or pass {use('backend', 'onnxruntime')}")
 
 
 def _rebuild(bundle: Bundle, flavour: str) -> str:
@@ -130,10 +132,10 @@ def _rebuild(bundle: Bundle, flavour: str) -> str:
     if not gpus:
         return bundle.build_command(backend=flavour)
     if flavour == "tensorrt-rtx" and gpus[0].capability in library.RTX_CAPABILITIES:
-        return bundle.build_command(backend=flavour, **{"compute-capability": gpus[0].capability})
+        return bundle.build_command(backend=flavour, compute_capability=gpus[0].capability)
     # An empty list takes back the capabilities that the bundle was built for: tensorrt accepts none.
-    named = "--compute-capability" in bundle.build_command()
-    return bundle.build_command(backend="tensorrt", **({"compute-capability": ""} if named else {}))
+    named = commands.has_option(bundle.build_command(), "compute_capability")
+    return bundle.build_command(backend="tensorrt", **({"compute_capability": ""} if named else {}))
 
 
 def _describe_plan(bundle: Bundle, entry: dict[str, Any]) -> dict[str, Any]:
@@ -161,8 +163,10 @@ def _defects(flavour: dict[str, Any]) -> list[str]:
         if plan["component"] == "unet" and fused is not None and fused < total:
             remedy = "report this checkpoint's head sizes"
             if plan["precision"] == "fp32":
-                remedy = "build with --precision fp16"
-            found.append(f"{name}: {total - fused} of {total} attentions are not fused, which is slow; {remedy}")
+                remedy = f"build with {use('precision', 'fp16')}"
+            found.append(
+                Notice(f"{name}: {total - fused} of {total} attentions are not fused, which is slow; {remedy}")
+            )
         if plan["weights"] == "fixed" and not plan["own_weights"]:
             found.append(f"{name}: its weights are fixed and not those of {WEIGHTS[plan['component']]}; rebuild it")
     return found

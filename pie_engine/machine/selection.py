@@ -1,4 +1,4 @@
-"""Which backend `--backend auto` takes, and why not the ones before it."""
+"""Which backend "auto" takes, and why not the ones before it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pie_engine import commands
 from pie_engine.backends import openvino_session
 from pie_engine.config import FLAVOURS
 from pie_engine.errors import BackendError, BundleError
@@ -42,7 +43,7 @@ def choose_for_bundle(bundle: Bundle, device: str | None) -> Choice:
     from pie_engine.backends.tensorrt.library import import_library
 
     if device == "cpu":
-        return _choose_for_graphs(device, "--device cpu was asked for")
+        return _choose_for_graphs(device, "the processor was asked for")
     if not bundle.engines():
         return _choose_for_graphs(device, "the bundle holds no compiled engines")
     passed: list[str] = []
@@ -56,7 +57,7 @@ def choose_for_bundle(bundle: Bundle, device: str | None) -> Choice:
             if not torch.cuda.is_available():
                 raise BundleError(f"{flavour} runs on torch's buffers, and torch {torch.__version__} sees no GPU")
         except (BundleError, BackendError) as error:
-            reason = str(error).partition("; ")[0]
+            reason = error.problem
             log.warning("%s; going on without them", reason)
             passed.append(reason)
         else:
@@ -77,11 +78,10 @@ def choose_for_checkpoint(device: str | None, dtype: str | None, compile: bool) 
     """
     import importlib.util
 
-    passed = "no engines are compiled unasked (pie-engine build --backend tensorrt does)"
+    passed = f"no engines are compiled unasked ({commands.build(backend='tensorrt')} does)"
     gpu = _wants_gpu(device)
     if gpu or compile:
-        where = "a GPU" if gpu else "--compile"
-        return Choice("torch", f"torch, for {where}; {passed}")
+        return Choice("torch", f"torch, {'for a GPU' if gpu else 'which compiles'}; {passed}")
     if importlib.util.find_spec("onnxruntime") is None:  # every export is compared with PyTorch in it
         return Choice("torch", "torch on the processor: onnxruntime is not installed (pip install 'pie-engine[cpu]')")
     absent = f"openvino is not installed ({openvino_session.INSTALL})"
@@ -98,7 +98,7 @@ def _choose_for_bf16(absent: str, passed: str) -> Choice:
     try:
         openvino_session.check_bf16()
     except BackendError as error:
-        reason = str(error).partition("; ")[0]
+        reason = error.problem
         return Choice("torch", f"torch on the processor: onnxruntime has no bf16, and {reason}")
     return Choice("openvino", f"{_FASTEST}; {passed}")
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pie_engine.errors import use, argument
-
 import gc
 import re
 from typing import TYPE_CHECKING
+
+from pie_engine.errors import argument, use
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,11 @@ def explain_weights(error: BaseException, device: torch.device, precision: str) 
     needed = _needed(error, device)
     if needed is None:
         return None
-    remedy = f"use fp16 ({argument('dtype')} or {argument('precision')})" if precision == "fp32" else f"pass {use('device', 'cpu')}"
+    remedy = (
+        f"use fp16 ({argument('dtype')} or {argument('precision')})"
+        if precision == "fp32"
+        else f"pass {use('device', 'cpu')}"
+    )
     return f"out of memory: the weights in {precision} needed {needed}; {remedy}"
 
 

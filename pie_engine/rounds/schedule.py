@@ -149,16 +149,21 @@ def build_schedule(
         timesteps = prepare_scheduler(scheduler, num_inference_steps, denoising_steps)
         train = scheduler.config.num_train_timesteps
         if not hasattr(scheduler, "alphas_cumprod"):
-            raise ConfigError(f"scheduler {class_name} is not one of Stable Diffusion v1's; pass {use('scheduler', 'ddim')}")
+            raise ConfigError(
+                f"scheduler {class_name} is not one of Stable Diffusion v1's; pass {use('scheduler', 'ddim')}"
+            )
         if timesteps.max() >= train:
             raise ConfigError(
-                f"{mention('num_inference_steps')} {num_inference_steps} asks for timestep {int(timesteps.max())} of 0 to "
-                f"{train - 1}; pass {use('num_inference_steps', num_inference_steps // 2)}",
-                field="num_inference_steps", value=num_inference_steps,
+                f"{mention('num_inference_steps')} {num_inference_steps} asks for timestep {int(timesteps.max())} of 0 "
+                f"to {train - 1}; pass {use('num_inference_steps', num_inference_steps // 2)}",
+                field="num_inference_steps",
+                value=num_inference_steps,
             )
         signal, noise = _noise_factors(scheduler, timesteps)
         if (np.diff(np.arctan2(noise, signal)) > 0).any():  # noise over signal, which may be 0
-            raise ConfigError(f"scheduler {class_name} adds noise instead of removing it; pass {use('scheduler', 'ddim')}")
+            raise ConfigError(
+                f"scheduler {class_name} adds noise instead of removing it; pass {use('scheduler', 'ddim')}"
+            )
         return _probe(scheduler, timesteps, signal, noise)
 
 
@@ -240,7 +245,9 @@ def _probe(scheduler: Any, timesteps: Any, signal: Array, noise: Array) -> Sched
         raise ConfigError(f"scheduler {name} is stochastic with this configuration; pass {use('scheduler', 'ddim')}")
     scaled, _ = run(64.0, seed=0)  # a power of two: exact in any float, so only clipping can show
     if not np.allclose(response, scaled, rtol=1e-5, atol=1e-5 * np.abs(response).max()):
-        raise ConfigError(f"scheduler {name} clips or is not linear with this configuration; pass {use('scheduler', 'ddim')}")
+        raise ConfigError(
+            f"scheduler {name} clips or is not linear with this configuration; pass {use('scheduler', 'ddim')}"
+        )
     a, b = response[np.arange(k), np.arange(k)], response[np.arange(k), k + np.arange(k)]
     c, P, p, q = _realize(response)
     steps = timesteps.double().numpy() if timesteps.is_floating_point() else timesteps.numpy().astype(np.float64)

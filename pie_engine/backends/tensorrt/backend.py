@@ -40,7 +40,9 @@ class TensorRTBackend(GraphBackend):
             raise ConfigError(
                 f"resolution {resolution} has no engine in {self._bundle.path} (compiled for {buckets([entry])}); pass "
                 f"{use('resolution', entry['resolutions'][0])}, or build it: {command}",
-                field="resolution", value=resolution, limit=buckets([entry]),
+                field="resolution",
+                value=resolution,
+                limit=buckets([entry]),
             )
         return tuple(entry["batches"])
 
@@ -88,6 +90,7 @@ def check_engines(bundle: Bundle, flavour: str, index: int = 0) -> dict[str, dic
                 f"the {flavour} engines of {bundle.path} do not run here: {reason}; "
                 f"rebuild it: {bundle.build_command(backend=flavour)}, or pass "
                 f"{use('backend', 'onnxruntime')}",
-                field="backend", value=flavour,
+                field="backend",
+                value=flavour,
             )
     return entries

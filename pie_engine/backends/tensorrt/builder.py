@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 # Host memory of a build over the weights' bytes: 6.3 GB for 1.72 GB in fp16 (tensorrt-rtx 1.7, two profiles).
 _MEMORY_FACTOR, _MEMORY_BASE = 3.7, 400e6
-_LESS_MEMORY = (
-    f"close other programs, or build fewer {argument('batches')} and {argument('resolutions')} at once"
-)
+_LESS_MEMORY = f"close other programs, or build fewer {argument('batches')} and {argument('resolutions')} at once"
 
 
 def compile_plan(onnx: Path, plan: Path, profiles: list[Profile], target: Target, name: str) -> dict[str, Any]:

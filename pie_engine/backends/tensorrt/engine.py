@@ -129,7 +129,9 @@ class BoundEngine:
         with torch.cuda.device(device):
             self._context = context = _make_context(plan, library)
             if context is None:
-                raise BackendError(f"{owner.name} cannot be set up ({owner.reason()}); lower {argument('resolution')} or batch")
+                raise BackendError(
+                    f"{owner.name} cannot be set up ({owner.reason()}); lower {argument('resolution')} or batch"
+                )
             stream = torch.cuda.current_stream(device)
             done = context.set_optimization_profile_async(profile, stream.cuda_stream)
             if not done or not all(context.set_input_shape(name, shape) for name, shape in given.items()):

@@ -46,7 +46,8 @@ def import_library(flavour: str) -> Any:
         reason = "is not installed" if error.name == _MODULES[flavour] else f"does not load ({first_line(error)})"
         raise BackendError(
             f"backend '{flavour}' {reason}; {install_command(flavour)}, or pass {use('backend', 'onnxruntime')}",
-            field="backend", value=flavour,
+            field="backend",
+            value=flavour,
         ) from None
     if numbers(library.__version__)[:2] < _OLDEST[flavour]:
         oldest = ".".join(map(str, _OLDEST[flavour]))
@@ -67,12 +68,15 @@ def require_gpu(flavour: str, index: int = 0) -> Gpu:
         raise BackendError(
             f"backend '{flavour}' runs on an NVIDIA GPU and this machine shows none ({machine.reason}); "
             f"pass {use('backend', 'onnxruntime')}",
-            field="backend", value=flavour,
+            field="backend",
+            value=flavour,
         )
     if index >= len(machine.gpus):
         raise BackendError(
             f"device 'cuda:{index}' is not one of {len(machine.gpus)} GPUs; pass {use('device', 'cuda:0')}",
-            field="device", value=f"cuda:{index}", limit=f"cuda:0 to cuda:{len(machine.gpus) - 1}",
+            field="device",
+            value=f"cuda:{index}",
+            limit=f"cuda:0 to cuda:{len(machine.gpus) - 1}",
         )
     return machine.gpus[index]
 

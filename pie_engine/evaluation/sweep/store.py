@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pie_engine import __version__
 from pie_engine.config import METHOD_OPTIONS
-from pie_engine.errors import OutputError
+from pie_engine.errors import OutputError, argument
 from pie_engine.evaluation.runs import find_runs
 from pie_engine.evaluation.sweep.runs import KEY
 from pie_engine.files import check_folder, write_file, writing
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pie_engine.evaluation.sweep.design import PlannedRun
 
 MARKER = "sweep.json"
-_REMEDY = "pass another --output, or remove it"
+_REMEDY = f"pass another {argument('output')}, or remove it"
 
 
 def check_output(output: Path) -> None:

@@ -13,8 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pie_engine.errors import Notice, argument, mention, use
-
 # A setting within a message: its name, and the value to pass, if there is one. Of Unicode's private use, so that no
 # user's text holds them by accident.
 _OPEN, _VALUE, _CLOSE = "\ue0f0", "\ue0f1", "\ue0f2"
@@ -112,6 +110,10 @@ class PieError(Exception):
     def told(self, spelling: Spelling) -> str:
         """The whole message with settings spelled for somebody else."""
         return spelled(self.message, spelling)
+
+    def within(self, what: str) -> PieError:
+        """The same error, whose message begins with what it happened in."""
+        return _again(type(self), f"{what}: {self.message}", self.field, self.value, self.limit)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_again, (type(self), self.message, self.field, self.value, self.limit))

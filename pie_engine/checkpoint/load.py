@@ -131,7 +131,7 @@ def _implied_base(unet: Place) -> Place:
     return Place(snapshot, f"hub:{SD_V1_4}", SD_V1_4)
 
 
-def _unet_alone(base: Place) -> CheckpointError:
+def _no_base(base: Place) -> CheckpointError:
     remedy = f"pass it as {use('unet', base.label)}"
     return CheckpointError(f"{base.label} holds a U-Net alone; {remedy}", field="checkpoint", value=base.label)
 
@@ -141,7 +141,7 @@ def _from_folder(base: Place, unet: Place | None) -> _Base:
     if not is_pipeline(base.path):
         holds = class_of(base.path)
         if holds == UNET_CLASS:
-            raise _unet_alone(base)
+            raise _no_base(base)
         found = f"holds a {holds}" if holds else "has no model_index.json"
         raise CheckpointError(
             f"{base.label} {found}; a {mention('checkpoint')} is a diffusers folder with model_index.json: "
@@ -171,7 +171,7 @@ def _from_file(base: Place, unet: Place | None) -> _Base:
     tensors = read_tensors(base.path)
     kind = single_file.identify(tensors, base.label)
     if kind != "sd1":
-        raise _unet_alone(base)
+        raise _no_base(base)
     folder = base.path.parent
     beside = is_pipeline(folder)
 

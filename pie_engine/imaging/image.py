@@ -118,6 +118,8 @@ def _read_picture(source: str | Path, kind: str, reading: Reading) -> Stored:
         raise InputError(f"{kind} {path} is a folder; {remedy}") from None
     except PermissionError:
         raise InputError(f"{kind} {path} cannot be read (permission denied); make it readable") from None
+    except InputError:
+        raise
     except PILImage.DecompressionBombError:
         raise InputError(f"{kind} {path} has more than {MAX_PIXELS} pixels; crop or shrink it") from None
     except UnidentifiedImageError:

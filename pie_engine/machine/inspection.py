@@ -156,7 +156,7 @@ def _describe_plan(bundle: Bundle, entry: dict[str, Any]) -> dict[str, Any]:
 
 def _defects(flavour: dict[str, Any]) -> list[str]:
     """What makes engines slow, or unusable on any machine."""
-    found = []
+    found: list[str] = []
     for plan in flavour["plans"]:
         attention, name = plan["attention"], f"{plan['component']} ({flavour['flavour']})"
         fused, total = attention.get("fused"), attention.get("graph") or 0

@@ -297,6 +297,8 @@ def _realize(response: Array) -> tuple[Array, Array, Array, Array]:
 def _refusing(class_name: str) -> Iterator[None]:
     try:
         yield
+    except ConfigError:
+        raise
     except (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(

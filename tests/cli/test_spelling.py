@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 
-import pie_engine
-from pie_engine import cpp_ext, export, kernels
 from pie_engine.cli import spelling
 from pie_engine.cli.main import _parser
 from pie_engine.cli.spelling import as_option, told
 from pie_engine.errors import ConfigError, Notice, argument, mention, use
 
+_ROOT = Path(__file__).parents[2]
 _OPTION = re.compile(r"--[a-z]")
 # Whole commands, which are what to run, and options of other programs.
 _COMMANDS = re.compile(r"pie-engine |python -m |pip install |--dump-resource-usage$")
@@ -36,18 +35,17 @@ _VARIABLE = {
 }
 # Of the interface, and in no message yet.
 _UNNAMED = {"distances", "latents"}
-# Being rewritten: their settings are declared once, with their options.
-_LEFT = ("config/", "evaluation/sweep/grid.py")
+# The command line, and what is being rewritten: its settings are declared once, with their options.
+_LEFT = ("pie_engine/cli/", "pie_engine/config/", "pie_engine/evaluation/sweep/grid.py")
 
 
 def sources() -> Iterator[tuple[str, ast.Module]]:
-    """Every module outside cli/, by its name."""
-    for package in (pie_engine, export, kernels, cpp_ext):
-        root = Path(str(package.__file__)).parent
-        for path in sorted(root.rglob("*.py")):
-            name = str(path.relative_to(root))
-            if package is not pie_engine or not name.startswith(("cli/", "benchmarks/", *_LEFT)):
-                yield f"{root.name}/{name}", ast.parse(path.read_text(encoding="utf-8"))
+    """Every module outside cli/, by its path in the repository."""
+    for folder in ("pie_engine", "export", "kernels", "cpp_ext"):
+        for path in sorted((_ROOT / folder).rglob("*.py")):
+            name = path.relative_to(_ROOT).as_posix()
+            if not name.startswith(_LEFT):
+                yield name, ast.parse(path.read_text(encoding="utf-8"))
 
 
 def skipped(tree: ast.AST) -> set[int]:
@@ -91,7 +89,7 @@ def test_no_option_is_spelled_outside_the_command_line() -> None:
 
 
 def test_every_setting_that_messages_name_is_an_option() -> None:
-    names: dict[str, str] = {name: "a variable" for name in _VARIABLE}
+    names: dict[str, str] = dict.fromkeys(_VARIABLE, "a variable")
     for where, tree in sources():
         for node in ast.walk(tree):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pie_engine.errors import BackendError
+from pie_engine.errors import BackendError, use
 from pie_engine.kernels.denoise_step import denoise_step
 from pie_engine.kernels.noising import noising
 
@@ -55,7 +55,9 @@ def select(device: torch.device | str, name: str = "auto") -> Kernels:
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             if name != "auto":
                 raise BackendError(
-                    f"fused step {name!r} does not run on {device} ({reason}); pass --fused-step auto"
+                    f"fused step {name!r} does not run on {device} ({reason}); pass {use('fused_step', 'auto')}",
+                    field="fused_step",
+                    value=name,
                 ) from error
             # What is not installed is not missed; what is installed and fails is.
             level = logging.INFO if isinstance(error, BackendError) else logging.WARNING

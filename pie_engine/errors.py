@@ -2,13 +2,15 @@
 
 The command line prints these without a traceback and exits with code 2; anything else is a bug and keeps its traceback.
 A message mentions settings by what they are called in Python. Whoever calls from somewhere else spells them otherwise:
-`PieError.told` renders the same message for the command line, say.
+`PieError.told` renders the same message for the command line, say, and `Notice.told` what is logged.
 """
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # A setting within a message: its name, and the value to pass, if there is one. Of Unicode's private use, so that no
@@ -16,18 +18,40 @@ from typing import Any
 _OPEN, _VALUE, _CLOSE = "\ue0f0", "\ue0f1", "\ue0f2"
 _SETTING = re.compile(f"{_OPEN}([^{_CLOSE}{_VALUE}]*)(?:{_VALUE}([^{_CLOSE}]*))?{_CLOSE}")
 
-# Renders a setting's name, and the value that is to be passed for it: None where it is only mentioned.
+# Renders a setting's name, and the value that is to be passed for it, as Python writes it: None where the setting is
+# only mentioned, "" where it is an argument whose value is not the point.
 Spelling = Callable[[str, str | None], str]
 
 
 def mention(name: str) -> str:
     """A setting's name within a message: "num_inference_steps" in Python, "num-inference-steps" on the command line."""
-    return f"{_OPEN}{name}{_CLOSE}"
+    return name if name.startswith(_OPEN) else f"{_OPEN}{name}{_CLOSE}"
+
+
+def argument(name: str) -> str:
+    """A setting as something that is passed or left out: "schedule" in Python, "--schedule" on the command line."""
+    return f"{_OPEN}{name}{_VALUE}{_CLOSE}"
 
 
 def use(name: str, value: object = "...") -> str:
-    """A setting to pass, within a message: "strength=0.5" in Python, "--strength 0.5" on the command line."""
-    return f"{_OPEN}{name}{_VALUE}{value}{_CLOSE}"
+    """A setting to pass, within a message: "strength=0.5" in Python, "--strength 0.5" on the command line.
+
+    Args:
+        value: text is put into quotes for Python, unless it is Python already ("0.5", "Box(0, 0, 8, 8)") or stands for
+            something, in capitals ("FILE").
+    """
+    return f"{_OPEN}{name}{_VALUE}{_literal(value)}{_CLOSE}"
+
+
+def _literal(value: object) -> str:
+    text = str(value)
+    if not isinstance(value, str | Path) or text.isupper():
+        return text
+    try:
+        parsed = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError):
+        return repr(text)
+    return text if isinstance(parsed, ast.Constant | ast.Tuple | ast.List | ast.Call) else repr(text)
 
 
 def spelled(message: str, spelling: Spelling) -> str:
@@ -37,7 +61,25 @@ def spelled(message: str, spelling: Spelling) -> str:
 
 def in_python(name: str, value: str | None) -> str:
     """As a keyword argument."""
-    return name if value is None else f"{name}={value}"
+    return f"{name}={value}" if value else name
+
+
+class Notice(str):
+    """A text that is logged or kept, with settings in it by `mention`, `argument` and `use`.
+
+    It reads as Python spells them, wherever it goes.
+    """
+
+    message: str
+
+    def __new__(cls, message: str) -> Notice:
+        text = super().__new__(cls, spelled(message, in_python))
+        text.message = message
+        return text
+
+    def told(self, spelling: Spelling) -> str:
+        """The text with settings spelled for somebody else."""
+        return spelled(self.message, spelling)
 
 
 class PieError(Exception):
@@ -68,6 +110,10 @@ class PieError(Exception):
     def told(self, spelling: Spelling) -> str:
         """The whole message with settings spelled for somebody else."""
         return spelled(self.message, spelling)
+
+    def within(self, what: str) -> PieError:
+        """The same error, whose message begins with what it happened in."""
+        return _again(type(self), f"{what}: {self.message}", self.field, self.value, self.limit)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_again, (type(self), self.message, self.field, self.value, self.limit))

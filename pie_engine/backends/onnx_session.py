@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pie_engine.backends.graph_backend import check_names
-from pie_engine.errors import BackendError
+from pie_engine.errors import BackendError, use
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,9 @@ def import_onnxruntime() -> Any:
         import onnxruntime
     except ImportError:
         raise BackendError(
-            "backend 'onnxruntime' is not installed; pip install 'pie-engine[cpu]', or pass --backend torch"
+            f"backend 'onnxruntime' is not installed; pip install 'pie-engine[cpu]', or pass {use('backend', 'torch')}",
+            field="backend",
+            value="onnxruntime",
         ) from None
     return onnxruntime
 
@@ -61,7 +63,9 @@ def open_session(
     if device.type == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
         raise BackendError(
             f"onnxruntime {ort.__version__} could not start its CUDA provider (its CUDA or cuDNN libraries are missing "
-            "or of another version); pip install 'pie-engine[gpu]', or pass --device cpu"
+            f"or of another version); pip install 'pie-engine[gpu]', or pass {use('device', 'cpu')}",
+            field="device",
+            value=str(device),
         )
     found = tuple(node.name for node in (*session.get_inputs(), *session.get_outputs()))
     check_names(path, component, found)
@@ -74,7 +78,9 @@ def check_cuda_provider() -> None:
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         raise BackendError(
             f"onnxruntime {ort.__version__} has no CUDA provider; pip uninstall onnxruntime and "
-            "pip install 'pie-engine[gpu]', or pass --device cpu"
+            f"pip install 'pie-engine[gpu]', or pass {use('device', 'cpu')}",
+            field="device",
+            value="cuda",
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pie_engine.backends.graph_backend import NAMES, check_names
 from pie_engine.backends.tensorrt.library import first_line
-from pie_engine.errors import BackendError
+from pie_engine.errors import BackendError, use
 
 INSTALL = "pip install 'pie-engine[openvino]'"
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -41,7 +41,11 @@ def import_openvino() -> Any:
         return importlib.import_module("openvino")
     except ImportError as error:
         reason = "is not installed" if error.name == "openvino" else f"does not load ({first_line(error)})"
-        raise BackendError(f"backend 'openvino' {reason}; {INSTALL}, or pass --backend onnxruntime") from None
+        raise BackendError(
+            f"backend 'openvino' {reason}; {INSTALL}, or pass {use('backend', 'onnxruntime')}",
+            field="backend",
+            value="openvino",
+        ) from None
     finally:
         if first:
             del sys.modules[_REPORTER]
@@ -59,7 +63,10 @@ def check_bf16() -> None:
     found = capabilities()
     if "BF16" not in found:
         raise BackendError(
-            f"this processor has no bf16 (OpenVINO finds {', '.join(found)}); pass --dtype fp32, or --backend torch"
+            f"this processor has no bf16 (OpenVINO finds {', '.join(found)}); pass {use('dtype', 'fp32')}, or "
+            f"{use('backend', 'torch')}",
+            field="dtype",
+            value="bf16",
         )
 
 
@@ -93,11 +100,15 @@ def open_graph(path: Path, component: str, *, precision: str, threads: int | Non
     except Exception as error:  # OpenVINO's exceptions share no other base
         raise BackendError(
             f"openvino {_version(ov)} cannot load {path} ({_reason(error)}); upgrade openvino, rebuild the bundle, or "
-            "pass --backend onnxruntime"
+            f"pass {use('backend', 'onnxruntime')}"
         ) from None
     taken = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if taken != _HINTS[precision]:  # a precision that it lacks is replaced by another
-        raise BackendError(f"openvino {_version(ov)} computes in {taken} here, not in {precision}; pass --dtype fp32")
+        raise BackendError(
+            f"openvino {_version(ov)} computes in {taken} here, not in {precision}; pass {use('dtype', 'fp32')}",
+            field="dtype",
+            value=precision,
+        )
     return compiled
 
 

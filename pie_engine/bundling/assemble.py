@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pie_engine import commands
 from pie_engine.backends.tensorrt.builder import needs_decomposing
 from pie_engine.bundling.components import (
     RECORD,
@@ -78,7 +79,7 @@ def build_bundle(
                 "components": components,
                 "engines": engines,
                 "versions": exporter_versions(),
-                "build_command": build_command or f"pie-engine build --checkpoint DIR --output {output}",
+                "build_command": build_command or commands.build(output),
             },
         )
     return open_bundle(output, verify=False)  # every hash was computed a moment ago

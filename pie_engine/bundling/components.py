@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pie_engine.config import BuildConfig
-from pie_engine.errors import BuildError
+from pie_engine.errors import BuildError, use
 from pie_engine.files import cache_root, locked, new_folder, sha256_file
 from pie_engine.model.bundle import FORMAT, WEIGHTS, describe_files
 from pie_engine.packages import installed
@@ -111,5 +111,8 @@ def _export(checkpoint: Checkpoint, name: str, config: BuildConfig, folder: Path
         log.warning("%s in %s: relative error %.1e (at most %.1e)", name, precision, error, TOLERANCE[precision])
     raise BuildError(
         f"{name} exported in {precision} differs from PyTorch by {error:.1e} (at most {TOLERANCE[precision]:.1e}); "
-        + ("report this checkpoint" if precision == "fp32" else "pass --precision fp32")
+        + ("report this checkpoint" if precision == "fp32" else f"pass {use('precision', 'fp32')}"),
+        field="precision",
+        value=precision,
+        limit=f"relative error {TOLERANCE[precision]:.1e}",
     )

@@ -14,7 +14,7 @@ from typing import Any
 from pie_engine.backends.tensorrt.builder import Profile, compile_plan
 from pie_engine.bundling.components import OnComponent, intact
 from pie_engine.bundling.target import Target
-from pie_engine.errors import BuildError
+from pie_engine.errors import BuildError, Notice, use
 from pie_engine.export.graph import TOLERANCE
 from pie_engine.files import link_or_copy, locked, new_folder
 from pie_engine.model.bundle import describe_files
@@ -104,10 +104,11 @@ def cached_engine(
         f"{component}: plan, {record['bytes'] / 1e6:.1f} MB, {len(shapes)} shapes{fused}, {record['seconds']:.1f} s"
     )
     if component == "unet" and attention["fused"] is not None and attention["fused"] < attention["graph"]:
+        helps = f"build with {use('precision', 'fp16')}"
+        remedy = helps if record["precision"] == "fp32" else "report this checkpoint's head sizes"
         log.warning(
-            "defect: %d of %d attentions of the U-Net are not fused, which is slow; %s",
+            Notice(f"defect: %d of %d attentions of the U-Net are not fused, which is slow; {remedy}"),
             attention["graph"] - attention["fused"], attention["graph"],
-            "build with --precision fp16" if record["precision"] == "fp32" else "report this checkpoint's head sizes",
         )  # fmt: skip
     return Engine(component, folder, record, target)
 
@@ -145,7 +146,11 @@ def _compile(
             raise BuildError(
                 f"{component} compiled by {target.flavour} {target.version} differs from its graph by {error:.1e} (at "
                 f"most {TOLERANCE[precision]:.1e}); pass "
-                + ("--precision fp32" if target.weights == "fixed" else "--weights fixed, or --precision fp32")
+                + ("" if target.weights == "fixed" else f"{use('weights', 'fixed')}, or ")
+                + use("precision", "fp32"),
+                field="precision",
+                value=precision,
+                limit=f"relative error {TOLERANCE[precision]:.1e}",
             )
     return record
 

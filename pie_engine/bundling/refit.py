@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pie_engine import commands
 from pie_engine.bundling.assemble import architecture, link_files, model_facts, unet_architecture
 from pie_engine.bundling.components import OnComponent, exporter_versions
 from pie_engine.bundling.refit_engines import EngineRefit
 from pie_engine.config import COMPONENTS
-from pie_engine.errors import BuildError, ConfigError
+from pie_engine.errors import BuildError, ConfigError, use
 from pie_engine.files import cache_root, new_folder
 from pie_engine.model.bundle import MANIFEST, WEIGHTS, Bundle, open_bundle, write_manifest
 
@@ -112,7 +113,7 @@ def refit_bundle(
             engines=engines,
             versions=exporter_versions(),
             refitted_from=known,
-            build_command=build_command or f"pie-engine build --checkpoint DIR --output {output}",
+            build_command=build_command or commands.build(output),
         )
         write_manifest(folder, manifest)
     return open_bundle(output, verify=False)  # every hash was computed a moment ago
@@ -149,7 +150,10 @@ def _refit_component(
         if error > TOLERANCE[precision]:
             raise BuildError(
                 f"{name} in {precision} differs from PyTorch by {error:.1e} (at most {TOLERANCE[precision]:.1e}); "
-                "build it with --precision fp32"
+                f"build it with {use('precision', 'fp32')}",
+                field="precision",
+                value=precision,
+                limit=f"relative error {TOLERANCE[precision]:.1e}",
             )
     seconds = round(time.monotonic() - start, 2)
     on_component(f"{name}: {how}, {precision}, relative error {error:.1e} against PyTorch, {seconds:.1f} s")

@@ -11,7 +11,7 @@ from pie_engine.bundling.components import OnComponent
 from pie_engine.bundling.engines import cached_engine, plan_error
 from pie_engine.bundling.target import resolve_target
 from pie_engine.config import EngineConfig
-from pie_engine.errors import BackendError, BuildError, PieError
+from pie_engine.errors import BackendError, BuildError, Notice, PieError
 from pie_engine.export.graph import TOLERANCE
 from pie_engine.files import link_or_copy
 from pie_engine.model.bundle import WEIGHTS, Bundle
@@ -68,7 +68,7 @@ class EngineRefit:
         except PieError as error:
             raise BuildError(
                 f"the {entry['flavour']} engine of {name} has to be compiled for these weights, which cannot be done "
-                f"here: {error}"
+                f"here: {error.message}"
             ) from error
         engine = cached_engine(name, self.folder / name, target, facts, self.cache, self.on_component)
         return engine.place(self.folder, self.hashes[WEIGHTS[name]], entry["precision"])
@@ -91,7 +91,7 @@ class EngineRefit:
         try:
             error = plan_error(data, entry, self.folder / name / "model.onnx")
         except BackendError as problem:
-            log.warning("%s", problem)
+            log.warning(Notice(problem.message))
             return False
         return error <= TOLERANCE[entry["precision"]]
 

@@ -9,7 +9,7 @@ from typing import Any
 from pie_engine.backends.gpu import probe
 from pie_engine.backends.tensorrt import library
 from pie_engine.config import EngineConfig, check_resolution
-from pie_engine.errors import BackendError, ConfigError
+from pie_engine.errors import BackendError, ConfigError, argument, use
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,18 @@ def resolve_target(config: EngineConfig, facts: dict[str, Any]) -> Target:
     if not gpus and config.flavour == "tensorrt":
         raise BackendError(
             f"tensorrt compiles on the GPU that runs the engine and this machine shows none ({probe().reason}); "
-            "build there, or pass --backend tensorrt-rtx --compute-capability 8.6"
+            f"build there, or pass {use('flavour', 'tensorrt-rtx')} and {use('capabilities', ('8.6',))}",
+            field="flavour",
+            value=config.flavour,
         )
     if not gpus and not config.capabilities:
-        known = ",".join(library.RTX_CAPABILITIES)
-        raise ConfigError(f"this machine shows no GPU to compile for; pass --compute-capability with some of {known}")
+        known = ", ".join(library.RTX_CAPABILITIES)
+        raise ConfigError(
+            f"this machine shows no GPU to compile for; pass {argument('capabilities')} with some of {known}",
+            field="capabilities",
+            value=(),
+            limit=known,
+        )
     capabilities = config.capabilities or (gpus[0].capability,)
     if config.flavour == "tensorrt-rtx":
         for capability in capabilities:
@@ -74,14 +81,19 @@ def resolve_target(config: EngineConfig, facts: dict[str, Any]) -> Target:
                 known = ", ".join(library.RTX_CAPABILITIES)
                 raise ConfigError(
                     f"tensorrt-rtx {module.__version__} compiles for compute capability {known}, not {capability}; "
-                    "pass one of them, or --backend tensorrt on that GPU"
+                    f"pass one of them, or {use('flavour', 'tensorrt')} on that GPU",
+                    field="capabilities",
+                    value=capability,
+                    limit=known,
                 )
     at_hand = bool(gpus) and capabilities == (gpus[0].capability,)
     weights = config.weights or ("refittable" if at_hand else "fixed")
     if weights != "fixed" and not at_hand:
         raise ConfigError(
             f"weights {weights!r} are compiled on the GPU that runs the engine, and this machine shows no GPU of "
-            f"compute capability {', '.join(capabilities)}; build there, or pass --weights fixed"
+            f"compute capability {', '.join(capabilities)}; build there, or pass {use('weights', 'fixed')}",
+            field="weights",
+            value=weights,
         )
     return Target(
         flavour=config.flavour,

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from pie_engine.checkpoint.locate import read_json
 from pie_engine.checkpoint.weights import one_line, read_tensors, to_float32, weight_files
-from pie_engine.errors import CheckpointError
+from pie_engine.errors import CheckpointError, mention
 
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _UNET_BLOCKS = {"CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"}
@@ -160,7 +160,8 @@ def check_together(unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder:
         if width != hidden:
             raise CheckpointError(
                 f"U-Net {source} reads text states of width {width}, the text encoder's are {hidden} wide (SD v1: "
-                "768, SD v2: 1024); pass the --base that the U-Net was trained from"
+                f"768, SD v2: 1024); pass the {mention('checkpoint')} that the U-Net was trained from",
+                field="checkpoint",
             )
 
 
@@ -238,7 +239,8 @@ def check_names(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, T
     if wrong:
         raise CheckpointError(
             f"tensor {wrong[0]} of {source} is {list(tensors[wrong[0]].shape)}, its config expects "
-            f"{list(expected[wrong[0]])} ({len(wrong)} differ); pass the --base it was trained from"
+            f"{list(expected[wrong[0]])} ({len(wrong)} differ); pass the {mention('checkpoint')} it was trained from",
+            field="checkpoint",
         )
     for word, names in (
         ("lacks", [name for name in expected if name not in tensors]),

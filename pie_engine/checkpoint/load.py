@@ -30,7 +30,7 @@ from pie_engine.checkpoint.locate import (
 )
 from pie_engine.checkpoint.spec import Checkpoint, LoraSpec
 from pie_engine.checkpoint.weights import read_tensors
-from pie_engine.errors import CheckpointError
+from pie_engine.errors import CheckpointError, argument, mention, use
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -46,7 +46,7 @@ _TOKENIZER_IDS = (
 
 @dataclass(frozen=True)
 class _Base:
-    """Everything a base gives but the models themselves. unet is None when --unet replaces it."""
+    """Everything a base gives but the models themselves. unet is None when `unet` replaces it."""
 
     unet: Part | None
     vae: Part
@@ -76,7 +76,9 @@ def _load(base: str | Path | None, unet: str | Path | None, loras: tuple[LoraSpe
     elif unet_place is not None:
         base_place = _implied_base(unet_place)
     else:
-        raise CheckpointError("no checkpoint given; pass --base, --unet or both")
+        raise CheckpointError(
+            f"no checkpoint given; pass {argument('checkpoint')}, {argument('unet')} or both", field="checkpoint"
+        )
     parts = (_from_folder if base_place.path.is_dir() else _from_file)(base_place, unet_place)
     unet_part = parts.unet or _separate_unet(_known(unet_place), base_place)
 
@@ -107,7 +109,7 @@ def _load(base: str | Path | None, unet: str | Path | None, loras: tuple[LoraSpe
 
 
 def _known(place: Place | None) -> Place:
-    assert place is not None  # a base leaves its U-Net out only where --unet was given
+    assert place is not None  # a base leaves its U-Net out only where a U-Net was given
     return place
 
 
@@ -121,10 +123,17 @@ def _implied_base(unet: Place) -> Place:
     snapshot = hub_snapshot(SD_V1_4)
     if snapshot is None:
         raise CheckpointError(
-            f"--unet {unet.label} sits in no pipeline folder (model_index.json), and its default base {SD_V1_4} is "
-            f"not in the local hub cache ({hub_cache()}); pass --base FOLDER, or run `hf download {SD_V1_4}`"
+            f"{use('unet', unet.label)} sits in no pipeline folder (model_index.json), and its default base "
+            f"{SD_V1_4} is not in the local hub cache ({hub_cache()}); pass {use('checkpoint', 'DIR')}, or run "
+            f"`hf download {SD_V1_4}`",
+            field="checkpoint",
         )
     return Place(snapshot, f"hub:{SD_V1_4}", SD_V1_4)
+
+
+def _no_base(base: Place) -> CheckpointError:
+    remedy = f"pass it as {use('unet', base.label)}"
+    return CheckpointError(f"{base.label} holds a U-Net alone; {remedy}", field="checkpoint", value=base.label)
 
 
 def _from_folder(base: Place, unet: Place | None) -> _Base:
@@ -132,11 +141,13 @@ def _from_folder(base: Place, unet: Place | None) -> _Base:
     if not is_pipeline(base.path):
         holds = class_of(base.path)
         if holds == UNET_CLASS:
-            raise CheckpointError(f"{base.label} holds a U-Net alone; pass it as --unet {base.label}")
+            raise _no_base(base)
         found = f"holds a {holds}" if holds else "has no model_index.json"
         raise CheckpointError(
-            f"{base.label} {found}; a --base is a diffusers folder with model_index.json: {base.remedy}, or pass it "
-            "as --unet if it is a trainer's output"
+            f"{base.label} {found}; a {mention('checkpoint')} is a diffusers folder with model_index.json: "
+            f"{base.remedy}, or pass it as {argument('unet')} if it is a trainer's output",
+            field="checkpoint",
+            value=base.label,
         )
 
     def part(name: str, cls: str) -> Part:
@@ -160,7 +171,7 @@ def _from_file(base: Place, unet: Place | None) -> _Base:
     tensors = read_tensors(base.path)
     kind = single_file.identify(tensors, base.label)
     if kind != "sd1":
-        raise CheckpointError(f"{base.label} holds a U-Net alone; pass it as --unet {base.label}")
+        raise _no_base(base)
     folder = base.path.parent
     beside = is_pipeline(folder)
 
@@ -198,7 +209,7 @@ def _tokenizer_for(base: Place) -> tuple[Path, str]:
 
 
 def _separate_unet(unet: Place, base: Place) -> Part:
-    """The U-Net that --unet names, from a folder or a file.
+    """The U-Net that was given by itself, from a folder or a file.
 
     A file's config: beside it, else the base's, else its shapes.
     """
@@ -213,7 +224,9 @@ def _separate_unet(unet: Place, base: Place) -> Part:
     if config is None:
         raise CheckpointError(
             f"{unet.label} has no config.json beside it and the base {base.label} has no U-Net config; pass a "
-            "diffusers folder as --base, or the U-Net as a folder"
+            f"diffusers folder as {argument('checkpoint')}, or the U-Net as a folder",
+            field="unet",
+            value=unet.label,
         )
     return Part(config, tensors, unet.label)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pie_engine.errors import CheckpointError
+from pie_engine.errors import CheckpointError, argument, mention, use
 
 SD_V1_4 = "CompVis/stable-diffusion-v1-4"
 UNET_CLASS, VAE_CLASS, TEXT_CLASS = "UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel"
@@ -128,7 +128,8 @@ def component_folder(place: Place, name: str, cls: str) -> Path:
     if cls == TEXT_CLASS and classes.get(name) == UNET_CLASS:
         raise CheckpointError(
             f"{place.label}/{name} holds a {UNET_CLASS} where a {cls} is expected (some trainers write their U-Net "
-            f"there); pass --unet {place.label}/{name} over a --base that has a text encoder"
+            f"there); pass {use('unet', f'{place.label}/{name}')} over a {mention('checkpoint')} that has a text "
+            "encoder"
         )
     others = [folder for folder, found in classes.items() if found == cls]
     if len(others) == 1 and name not in classes:
@@ -155,7 +156,9 @@ def unet_folder(place: Place) -> Path:
     if cls == UNET_CLASS:
         return place.path
     if cls is not None:
-        raise CheckpointError(f"{place.label} holds a {cls}, not a {UNET_CLASS}; pass the folder of a U-Net as --unet")
+        raise CheckpointError(
+            f"{place.label} holds a {cls}, not a {UNET_CLASS}; pass the folder of a U-Net as {argument('unet')}"
+        )
     classes = subfolder_classes(place.path)
     found = [name for name, found in classes.items() if found == UNET_CLASS]
     # A trainer that writes into text_encoder/ may have kept the untrained unet/: which one is meant is not ours to
@@ -167,7 +170,7 @@ def unet_folder(place: Place) -> Path:
     if found:
         raise CheckpointError(
             f"{place.label} holds {len(found)} U-Nets ({', '.join(found)}), one is expected; pass one of them, such "
-            f"as --unet {place.label}/{found[0]}"
+            f"as {use('unet', f'{place.label}/{found[0]}')}"
         )
     listed = ", ".join(f"{name}: {cls}" for name, cls in classes.items()) or "no config.json"
     raise CheckpointError(

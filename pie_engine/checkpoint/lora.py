@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pie_engine.checkpoint.locate import read_json, resolve
 from pie_engine.checkpoint.spec import LoraSpec
 from pie_engine.checkpoint.weights import read_metadata, read_tensors, to_float32, weight_files
-from pie_engine.errors import CheckpointError
+from pie_engine.errors import CheckpointError, argument
 
 _DOWN = re.compile(r"(\.lora_down|\.lora\.down|\.lora_linear_layer\.down|_lora\.down|\.lora_A(\.\w+)?)\.weight")
 _UP = re.compile(r"(\.lora_up|\.lora\.up|\.lora_linear_layer\.up|_lora\.up|\.lora_B(\.\w+)?)\.weight")
@@ -97,7 +97,9 @@ def _refuse_other_methods(tensors: Mapping[str, Tensor], source: str) -> None:
             if marker in name:
                 raise CheckpointError(
                     f"LoRA {source} is a {method} (tensor {name}); plain LoRA is fused: merge it into the U-Net with "
-                    "the tool that made it, and pass the result as --unet"
+                    f"the tool that made it, and pass the result as {argument('unet')}",
+                    field="lora",
+                    value=source,
                 )
 
 

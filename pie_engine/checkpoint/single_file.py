@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from pie_engine.checkpoint.components import Part
-from pie_engine.errors import CheckpointError
+from pie_engine.errors import CheckpointError, use
 
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 
@@ -60,7 +60,7 @@ def identify(tensors: Mapping[str, Tensor], source: str) -> str:
                 "architecture"
             )
     if any(marker in key for key in tensors for marker in ("lora_", ".lora.", "hada_", "lokr_")):
-        raise CheckpointError(f"{source} is a LoRA, not a model; pass it as --lora {source}")
+        raise CheckpointError(f"{source} is a LoRA, not a model; pass it as {use('lora', source)}")
     for key in (f"{UNET_PREFIX}input_blocks.0.0.weight", "input_blocks.0.0.weight", "conv_in.weight"):
         if key in tensors and tensors[key].ndim == 4 and tensors[key].shape[1] in _INPUTS:
             inputs = tensors[key].shape[1]

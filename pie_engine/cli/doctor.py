@@ -11,6 +11,8 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from pie_engine.cli.spelling import told
+
 WIDTH = 100
 
 
@@ -30,7 +32,7 @@ def main(arguments: argparse.Namespace) -> int:
     from pie_engine.machine.doctor import diagnose
 
     with quiet():
-        found = diagnose()
+        found = told(diagnose())
     sys.stdout.write((json.dumps(found) if arguments.json else plain("\n".join(_report(found)))) + "\n")
     return 0 if any(backend["runs"] for backend in found["backends"]) else 2
 

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from pie_engine.cli.doctor import fields, plain, quiet, size
+from pie_engine.cli.spelling import told
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -27,7 +28,7 @@ def main(arguments: argparse.Namespace) -> int:
     from pie_engine.machine.inspection import inspect_bundle
 
     with quiet():
-        found = inspect_bundle(arguments.bundle)
+        found = told(inspect_bundle(arguments.bundle))
     sys.stdout.write((json.dumps(found) if arguments.json else plain("\n".join(_report(found)))) + "\n")
     return 0
 

@@ -35,7 +35,7 @@ from pie_engine.cli import (
     view,
 )
 from pie_engine.cli.settings_file import with_file
-from pie_engine.cli.spelling import as_option
+from pie_engine.cli.spelling import LogFormatter, as_option
 from pie_engine.config import RunConfig
 from pie_engine.config.settings import declared
 from pie_engine.errors import ConfigError, PieError
@@ -65,8 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = _canonical(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
-    logging.basicConfig(level=logging.WARNING, format="pie-engine: %(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True)
     logging.getLogger().handlers[0].addFilter(_once())
+    logging.getLogger().handlers[0].setFormatter(LogFormatter("pie-engine: %(message)s"))
     if not debug:
         _silence_libraries()
     try:

@@ -51,7 +51,7 @@ def add_region_options(group: Any) -> None:
         help="grow the region by this many of the image's pixels, before --keep; negative: shrink it (0)",
     )  # fmt: skip
     group.add_argument(
-        "--shift", type=_pair, default=(0, 0), metavar="DX,DY",
+        "--shift", action=_Pair, default=(0, 0), metavar="DX,DY",
         help="move the region right and down by this many of the image's pixels, before --dilate (0,0)",
     )  # fmt: skip
     group.add_argument(
@@ -85,6 +85,15 @@ def _add_regions(group: Any, name: str, form: str, help: str, *, label: bool) ->
 
 def _word(kind: str) -> Callable[[str], tuple[str, str]]:
     return lambda text: (kind, text)
+
+
+class _Pair(argparse.Action):
+    """Two whole numbers. No `type`, for argparse has words of its own for a ValueError of that."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, _pair(values))
 
 
 def _pair(text: str) -> tuple[int, int]:

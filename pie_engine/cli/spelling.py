@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import ast
+import logging
+import re
+import shlex
+from copy import copy
+from typing import Any
+
+from pie_engine.errors import Notice
+
+# Where an option is not its name in Python with hyphens.
 _OPTIONS = {
+    "Region.prompt": "finding",
+    "Stable.confidence": "min-confidence",
+    "Stable.similarity": "min-similarity",
     "batches": "batch",
     "capabilities": "compute-capability",
+    "classifiers": "classifier",
+    "components": "mask-components",
+    "count": "phantoms",
+    "distances": "distance",
+    "each_finding": "findings",
     "flavour": "backend",
+    "label": "mask-label",
     "latents": "save-latents",
     "resolutions": "resolution",
 }
+_SHAPE = re.compile(r"(Box|Ellipse|Polygon)\((.*)\)")
 
 
 def as_option(name: str, value: str | None) -> str:
@@ -20,4 +40,36 @@ def as_option(name: str, value: str | None) -> str:
         return f"--{option}"
     if value == "False":
         return f"--no-{option}"
-    return f"--{option} {value}"
+    if shape := _SHAPE.fullmatch(value):
+        return f"--{option}-{shape[1].lower()} {shape[2].replace(' ', '')}"
+    return f"--{option} {_word(value)}"
+
+
+def told(found: Any) -> Any:
+    """What a function found, with every notice in it spelled for the command line."""
+    if isinstance(found, Notice):
+        return found.told(as_option)
+    if isinstance(found, dict):
+        return {key: told(value) for key, value in found.items()}
+    return [told(value) for value in found] if isinstance(found, list | tuple) else found
+
+
+class LogFormatter(logging.Formatter):
+    """Spells the settings in what is logged."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.msg, Notice):
+            record = copy(record)
+            record.msg = told(record.msg)
+        return super().format(record)
+
+
+def _word(value: str) -> str:
+    """A Python literal as a shell's word, a list with commas; what is no literal, such as FILE, as it is."""
+    if value == "...":
+        return value
+    try:
+        literal = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
+    return shlex.quote(",".join(map(str, literal)) if isinstance(literal, list | tuple) else str(literal))

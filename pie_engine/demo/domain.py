@@ -17,7 +17,7 @@ from pie_engine.demo.assets import (
     load_defaults,
 )
 from pie_engine.demo.domains.severity import HEALTHY_UP_TO, SEVERE_FROM, SEVERE_SPAN
-from pie_engine.errors import ConfigError
+from pie_engine.errors import ConfigError, use
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +34,7 @@ class Domain:
         healthy, diseased: what a phantom shows, in words.
         condition: what the classifier's number is the confidence of.
         names: how healthy and diseased phantoms are called; with their numbers they seed the noise.
-        classifier: its declaration, as `--classifier` takes it.
+        classifier: its declaration, as `pie_engine.metrics.classifier` reads it.
         measured: what `measure` finds in pixels alone, in words.
         draw: (number of a phantom, diseased or not, split of `pie_engine.demo.data`) to the phantom; the two of one
             number are one patient.
@@ -69,7 +69,10 @@ class Domain:
             ConfigError: `index` is outside 0 to 999.
         """
         if not 0 <= index < LARGEST:
-            raise ConfigError(f"patient {index} is outside [0, {LARGEST - 1}]; pass --patient 0")
+            raise ConfigError(
+                f"patient {index} is outside [0, {LARGEST - 1}]; pass {use('patient', 0)}",
+                field="patient", value=index, limit=f"[0, {LARGEST - 1}]",
+            )  # fmt: skip
         return self.draw(index, diseased, split)
 
     def item_id(self, index: int, *, diseased: bool = False, split: str = "test") -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from pie_engine import __version__
 from pie_engine.demo.assets import load_defaults
 from pie_engine.demo.domain import LARGEST, load_domain
-from pie_engine.errors import ConfigError
+from pie_engine.errors import ConfigError, argument, mention, use
 from pie_engine.files import new_folder
 
 if TYPE_CHECKING:
@@ -70,9 +70,16 @@ def write_phantoms(
     from PIL import Image
 
     if not 1 <= count <= LARGEST:
-        raise ConfigError(f"phantoms {count} is outside [1, {LARGEST}]; pass --phantoms 20")
+        raise ConfigError(
+            f"{mention('count')} {count} is outside [1, {LARGEST}]; pass {use('count', 20)}",
+            field="count", value=count, limit=f"[1, {LARGEST}]",
+        )  # fmt: skip
     if each_finding and domain != "chest":
-        raise ConfigError(f"--findings is for --domain chest alone: {domain} has one finding; leave --findings out")
+        raise ConfigError(
+            f"{argument('each_finding')} is for {use('domain', 'chest')} alone: {domain} has one finding; leave "
+            f"{argument('each_finding')} out",
+            field="each_finding", value=True,
+        )  # fmt: skip
     own = load_domain(domain)
     split = "validation" if validation else "test"
     output, statement = Path(output), _STATEMENT.format(domain)

@@ -66,7 +66,7 @@ def settings_of(defaults: DemoDefaults) -> dict[str, RunConfig]:
     """What is compared: more guidance or strength, the demo's own, no pull of the input, and away from the disease."""
     config = defaults.regression_config()
     return {
-        f"guidance {config.guidance_scale:g}, the default of --regress": config,
+        f"guidance {config.guidance_scale:g}, the default of a regression": config,
         f"guidance {config.guidance_scale:g}, strength 0.6": replace(config, strength=0.6),
         f"guidance {defaults.guidance_scale:g}": defaults.run_config(),
         f"guidance {defaults.guidance_scale:g}, beta2 1": replace(defaults.run_config(), beta2=1.0),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pie_engine.equality import ByContent
-from pie_engine.errors import InputError
+from pie_engine.errors import InputError, argument
 from pie_engine.evaluation.runs import Run
 from pie_engine.metrics.controls import negate, shuffle_words
 
@@ -146,7 +146,9 @@ def prompt_of(run: Run) -> str:
     except (LookupError, TypeError) as error:
         raise InputError(f"{run.name} does not say its prompt; run pie-engine run again") from error
     if changes:
-        raise InputError(f"the prompt of {run.name} changes over its rounds (--schedule); leave that run out")
+        raise InputError(
+            f"the prompt of {run.name} changes over its rounds ({argument('schedule')}); leave that run out"
+        )
     if not isinstance(prompt, str):
         raise InputError(f"the prompt of {run.name} is no text; run pie-engine run again")
     return prompt

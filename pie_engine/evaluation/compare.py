@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pie_engine import __version__
-from pie_engine.errors import ConfigError, InputError
+from pie_engine.errors import ConfigError, InputError, use
 from pie_engine.evaluation.measures import CLIP_I, CONFIDENCE, STRUCTURE, Measured, measure_run
 from pie_engine.evaluation.rounds_plot import check_plots
 from pie_engine.evaluation.runs import Run, find_runs, read_structures
@@ -68,14 +68,18 @@ def compare(
 
     output = Path(output)
     if not classifiers:
-        raise ConfigError("no classifier is given, and confidence is what is compared; pass --classifier JSON")
+        raise ConfigError(
+            f"no classifier is given, and confidence is what is compared; pass {use('classifiers', 'JSON')}",
+            field="classifiers",
+        )
     check_folder(output, replaceable=SUMMARY)
     check_plots()
     runs = find_runs(folders)
     names = label_methods(runs, by)
     if {_is_pie(name) for name in names} != {True, False}:
         raise InputError(
-            f"the runs are of {'; '.join(dict.fromkeys(names))} alone; pass PIE's and a baseline's (run --method NAME)"
+            f"the runs are of {'; '.join(dict.fromkeys(names))} alone; pass PIE's and a baseline's "
+            f"({use('method', 'NAME')})"
         )
     patients = [{run.patient for run, name in zip(runs, names, strict=True) if _is_pie(name) == pie} for pie in (0, 1)]
     if patients[0].isdisjoint(patients[1]):

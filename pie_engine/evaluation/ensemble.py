@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pie_engine.equality import ByContent
-from pie_engine.errors import InputError
+from pie_engine.errors import InputError, argument
 from pie_engine.files import new_folder
 from pie_engine.outputs.colours import colourise
 from pie_engine.outputs.differences import luminance, spaced
@@ -88,18 +88,22 @@ def gather(runs: Sequence[Run]) -> Ensemble:
         InputError: they do not belong together, or a file is damaged.
     """
     if len(runs) < 2:
-        raise InputError(f"{len(runs)} run makes no ensemble; pass two or more, of different --seed")
+        raise InputError(f"{len(runs)} run makes no ensemble; pass two or more, of different {argument('seed')}")
     first = runs[0]
     members: dict[tuple[int, str], Run] = {}
     for run in runs:
         for name, own in _common(run).items():
             if own != _common(first)[name]:
-                raise InputError(f"{run.name} and {first.name} differ in their {name}; pass runs that differ in --seed")
+                raise InputError(
+                    f"{run.name} and {first.name} differ in their {name}; pass runs that differ in {argument('seed')}"
+                )
         member = (run.provenance["settings"]["seed"], run.provenance["item_id"])
         if member in members:
             raise InputError(
                 f"{run.name} and {members[member].name} have the same noise (seed {member[0]}, item {member[1]}); "
-                "pass another --seed"
+                f"pass another {argument('seed')}",
+                field="seed",
+                value=member[0],
             )
         members[member] = run
     mask = first.mask()

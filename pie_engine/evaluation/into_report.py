@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pie_engine import __version__
-from pie_engine.errors import ConfigError
+from pie_engine.errors import ConfigError, argument, use
 from pie_engine.evaluation.measures import CLIP_I, Measured, measure_run
 from pie_engine.evaluation.real_pictures import check_reference, compare_with_reference, find_pictures
 from pie_engine.evaluation.rounds_plot import check_plots, draw_rounds
@@ -68,7 +68,10 @@ def evaluate(
     check_folder(output, replaceable=SUMMARY)
     check_plots()
     if reference is not None and clip is None:
-        raise ConfigError("--reference compares features, and nothing computes them; pass --clip DIR too")
+        raise ConfigError(
+            f"{argument('reference')} compares features, and nothing computes them; pass {use('clip', 'DIR')} too",
+            field="clip",
+        )
     pictures = [] if reference is None else find_pictures(reference)
     runs = find_runs(folders)
     check_reference(runs, pictures)

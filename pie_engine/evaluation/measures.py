@@ -91,7 +91,7 @@ def measure_run(
         try:
             series[STRUCTURE] = [float(value) for value in structure_kept(frames, structure, mask)]
         except InputError as error:
-            raise InputError(f"{run.name}: {error}") from error
+            raise error.within(run.name) from error
     for name, key in RECORDED.items():
         values = run.provenance["change"].get(key)
         series[name] = [None, *(values or [None] * run.rounds)]

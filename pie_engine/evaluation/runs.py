@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pie_engine.errors import InputError
+from pie_engine.errors import InputError, argument
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -109,12 +109,14 @@ def read_structures(folder: str | Path | None, runs: Sequence[Run]) -> list[np.n
     for run in runs:
         name = f"{run.provenance.get('item_id', '')}.png"
         if name not in files:
-            raise InputError(f"{folder} holds no {name[:80]}, the map of {run.name}; add it, or leave --structures out")
+            raise InputError(
+                f"{folder} holds no {name[:80]}, the map of {run.name}; add it, or leave {argument('structures')} out"
+            )
         other = served.setdefault(name, run)
         if other.patient != run.patient:
             raise InputError(
                 f"{name} would serve both {other.name} and {run.name}, which are of different inputs; run them again "
-                "with an --item-id each"
+                f"with an {argument('item_id')} each"
             )
         found.append(_map(Path(folder) / name))
     return found
@@ -134,7 +136,7 @@ def _open(folder: Path) -> Run:
         raise InputError(f"{folder / PROVENANCE} does not describe every round and the input; run pie-engine run again")
     if marked:
         # The mark would be taken for change, and a classifier might judge it.
-        raise InputError(f"the frames of {folder} bear a visible mark; run pie-engine run again without --mark")
+        raise InputError(f"the frames of {folder} bear a visible mark; run it again without {argument('mark')}")
     return run
 
 

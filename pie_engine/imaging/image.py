@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pie_engine.errors import InputError
+from pie_engine.errors import InputError, argument, use
 from pie_engine.imaging.formats.dicom import read_dicom, sniff_dicom
 from pie_engine.imaging.formats.nifti import read_nifti, sniff_nifti
 from pie_engine.imaging.limits import MAX_PIXELS
@@ -118,6 +118,8 @@ def _read_picture(source: str | Path, kind: str, reading: Reading) -> Stored:
         raise InputError(f"{kind} {path} is a folder; {remedy}") from None
     except PermissionError:
         raise InputError(f"{kind} {path} cannot be read (permission denied); make it readable") from None
+    except InputError:
+        raise
     except PILImage.DecompressionBombError:
         raise InputError(f"{kind} {path} has more than {MAX_PIXELS} pixels; crop or shrink it") from None
     except UnidentifiedImageError:
@@ -130,7 +132,7 @@ def _read_picture(source: str | Path, kind: str, reading: Reading) -> Stored:
 def _refuse_parts(reading: Reading, what: str) -> None:
     for name in ("frame", "slice", "axis"):
         if getattr(reading, name) is not None:
-            raise InputError(f"{what}, to which --{name} does not apply; leave it out")
+            raise InputError(f"{what}, to which {argument(name)} does not apply; leave it out", field=name)
 
 
 def _choose_page(image: Image, what: str, reading: Reading, facts: dict[str, Any]) -> None:
@@ -138,10 +140,17 @@ def _choose_page(image: Image, what: str, reading: Reading, facts: dict[str, Any
     _refuse_parts(replace(reading, frame=None), f"{what} is {image.format}")
     pages = getattr(image, "n_frames", 1)
     if reading.frame is None and pages > 1 and image.format == "TIFF":
-        raise InputError(f"{what} has {pages} pages; pass --frame 1 to {pages}, or save one page alone")
+        raise InputError(
+            f"{what} has {pages} pages; pass {use('frame', 1)} to {pages}, or save one page alone",
+            field="frame", limit=f"1 to {pages}",
+        )  # fmt: skip
     if reading.frame is not None and reading.frame > pages:
         raise InputError(
-            f"{what} has {pages} page{'s' * (pages > 1)}, none of them {reading.frame}; pass --frame 1 to {pages}"
+            f"{what} has {pages} page{'s' * (pages > 1)}, none of them {reading.frame}; "
+            f"pass {use('frame', 1)} to {pages}",
+            field="frame",
+            value=reading.frame,
+            limit=f"1 to {pages}",
         )
     frame = reading.frame or 1
     if pages > 1:
@@ -214,7 +223,8 @@ def _of_8_bits(image: Image, what: str, reading: Reading) -> Stored:
     if reading.window is not None:
         raise InputError(
             f"{what} is no 16-bit greyscale image, and a window belongs to those, DICOM and NIfTI; "
-            "leave out --window-center and --window-width"
+            f"leave out {argument('window_center')} and {argument('window_width')}",
+            field="window_center",
         )
     mapping = Mapping(Range(0, 255), facts={"function": "as stored"})
     values = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
@@ -226,7 +236,11 @@ def _of_16_bits(values: np.ndarray, what: str, reading: Reading) -> Stored:
     facts = shown.describe("all values of its bits")
     if reading.window is not None:
         if values.ndim != 2:
-            raise InputError(f"{what} is in colour, and a window belongs to greyscale; leave out --window-center")
+            raise InputError(
+                f"{what} is in colour, and a window belongs to greyscale; leave out {argument('window_center')} and "
+                f"{argument('window_width')}",
+                field="window_center",
+            )
         shown = Window(*reading.window, "LINEAR_EXACT")
         facts = shown.describe("option")
     elif 255 < values.max() < _DIM:

@@ -11,7 +11,7 @@ import numpy as np
 
 from pie_engine.config import MethodConfig, RunConfig
 from pie_engine.equality import ByContent
-from pie_engine.errors import ConfigError, InputError
+from pie_engine.errors import ConfigError, InputError, argument, mention, use
 from pie_engine.imaging import (
     Grid,
     ImageSource,
@@ -143,7 +143,7 @@ def _read(item: Item, config: RunConfig) -> tuple[Image, Roi | Image | None, dic
         InputError: see `prepare_item`.
     """
     check_text("prompt", item.prompt)
-    check_text("item-id", item.item_id)
+    check_text("item_id", item.item_id)
     image, facts = read_image(item.image, reading=item.reading)
     regions, keep = as_regions(item.mask), as_regions(item.keep)
     if any(region.prompt is not None for region in regions):
@@ -152,13 +152,15 @@ def _read(item: Item, config: RunConfig) -> tuple[Image, Roi | Image | None, dic
     facts = {"image_sha256": content_hash(item.image), "mask_sha256": None} | facts
     if not regions:
         for name, given in (
-            ("keep", keep), ("dilate", item.dilate), ("shift", any(item.shift)), ("mask-components", item.components),
+            ("keep", keep), ("dilate", item.dilate), ("shift", any(item.shift)), ("components", item.components),
         ):  # fmt: skip
             if given:
                 width, height = image.size
                 raise ConfigError(
-                    f"{name} belongs to a mask, and none is given; pass one (all of the image: "
-                    f"--mask-box 0,0,{width},{height}), or leave it out"
+                    f"{mention(name)} belongs to a mask, and none is given; pass one (all of the image: "
+                    f"{use('mask', f'Box(0, 0, {width}, {height})')}), or leave it out",
+                    field=name,
+                    value=given,
                 )
         return image, None, facts
     grid = Grid.of(item.image, image, facts, item.reading)
@@ -179,10 +181,12 @@ def _check_findings(item: Item, regions: tuple[Region, ...], config: RunConfig) 
     """Raises InputError: a prompt is no text; ConfigError: one that is given would be read nowhere."""
     for region in regions:
         if region.prompt is not None:
-            check_text("finding", region.prompt)
+            check_text("Region.prompt", region.prompt)
     findings = findings_of(item)
     if item.prompt and item.prompt not in findings:
-        raise ConfigError(f"prompt {item.prompt!r} is read in no region, for each has its own finding; leave it empty")
+        raise ConfigError(
+            f"prompt {item.prompt!r} is read in no region, for each has its own finding; leave it empty", field="prompt"
+        )
     scheduled = [own.prompt is not None for own in config.rounds]
     if all(scheduled) or (len(findings) > 1 and any(scheduled)):
         count = f"{len(findings)} finding{'s' * (len(findings) > 1)}"
@@ -198,24 +202,35 @@ def _check_official(item: Item, regions: tuple[Region, ...], keep: tuple[Region,
         ("keep", keep),
         ("dilate", item.dilate),
         ("shift", any(item.shift)),
-        ("mask-components", item.components),
+        (mention("components"), item.components),
     ):
         if given:
-            raise ConfigError(f"{name} is not what the published code computes; pass --semantics engine")
+            raise ConfigError(
+                f"{name} is not what the published code computes; pass {use('semantics', 'engine')}",
+                field="semantics", value="official",
+            )  # fmt: skip
 
 
 def check_text(name: str, text: object) -> None:
-    """Refuse what is not text, or not UTF-8, naming the option. Raises InputError."""
+    """Refuse what is not text, or not UTF-8, naming the setting. Raises InputError."""
     if not isinstance(text, str):
-        raise InputError(f"{name} of type {type(text).__name__} is not text; pass a string")
+        raise InputError(
+            f"{mention(name)} of type {type(text).__name__} is not text; pass a string", field=name, value=text
+        )
     try:
         text.encode()
     except UnicodeEncodeError:  # bytes of another encoding on the command line
-        raise InputError(f"{name} {text!a} is not UTF-8; pass it in that encoding") from None
+        raise InputError(
+            f"{mention(name)} {text!a} is not UTF-8; pass it in that encoding", field=name, value=text
+        ) from None
 
 
 def check_findings(items: Sequence[Item], method: MethodConfig) -> None:
     """Refuse findings with regions of their own where a method does not run PIE's guidance. Raises ConfigError."""
     own = any(region.prompt is not None for item in items for region in as_regions(item.mask))
     if own and method.name != "pie":
-        raise ConfigError(f"method {method.name!r} has one prompt for all regions; pass --prompt, leave out --finding")
+        raise ConfigError(
+            f"method {method.name!r} has one prompt for all regions; pass {argument('prompt')}, leave out "
+            f"{argument('Region.prompt')}",
+            field="method", value=method.name,
+        )  # fmt: skip

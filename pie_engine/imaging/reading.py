@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pie_engine.errors import ConfigError
+from pie_engine.errors import ConfigError, mention, use
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,37 @@ class Reading:
         for name, value in (("frame", self.frame), ("slice", self.slice)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(
-                    f"{name} {value!r} is not a whole number of at least 1; pass --{name} 1 for the first"
+                    f"{name} {value!r} is not a whole number of at least 1; pass {use(name, 1)} for the first",
+                    field=name,
+                    value=value,
+                    limit="at least 1",
                 )
         if self.axis is not None and (isinstance(self.axis, bool) or self.axis not in (0, 1, 2)):
-            raise ConfigError(f"axis {self.axis!r} is not 0, 1 or 2; pass --axis 2 for axial slices")
-        for name, number in (("window-center", self.window_center), ("window-width", self.window_width)):
+            raise ConfigError(
+                f"axis {self.axis!r} is not 0, 1 or 2; pass {use('axis', 2)} for axial slices",
+                field="axis", value=self.axis, limit="0, 1 or 2",
+            )  # fmt: skip
+        for name, number in (("window_center", self.window_center), ("window_width", self.window_width)):
             if number is None:
                 continue
             if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-                raise ConfigError(f"{name} {number!r} is not a finite number; pass --{name} 400")
+                raise ConfigError(
+                    f"{mention(name)} {number!r} is not a finite number; pass {use(name, 400)}",
+                    field=name,
+                    value=number,
+                )
         if (self.window_center is None) != (self.window_width is None):
-            given, missing = ("center", "width") if self.window_width is None else ("width", "center")
-            raise ConfigError(f"window-{given} is given without window-{missing}; pass both, or neither")
+            names = ("window_center", "window_width")
+            given, missing = names if self.window_width is None else names[::-1]
+            raise ConfigError(
+                f"{mention(given)} is given without {mention(missing)}; pass both, or neither", field=missing
+            )
         if self.window_width is not None and self.window_width <= 0:
-            raise ConfigError(f"window-width {self.window_width:g} is not greater than 0; pass --window-width 400")
+            raise ConfigError(
+                f"{mention('window_width')} {self.window_width:g} is not greater than 0; "
+                f"pass {use('window_width', 400)}",
+                field="window_width", value=self.window_width, limit="greater than 0",
+            )  # fmt: skip
 
     @property
     def window(self) -> tuple[float, float] | None:

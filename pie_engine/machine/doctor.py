@@ -11,7 +11,7 @@ from pie_engine.backends.tensorrt import library
 from pie_engine.backends.tensorrt.builder import available_memory
 from pie_engine.backends.tensorrt.library import first_line
 from pie_engine.config import FLAVOURS
-from pie_engine.errors import BackendError
+from pie_engine.errors import BackendError, Notice, argument, use
 from pie_engine.machine.environment import (
     Lack,
     cache_facts,
@@ -132,11 +132,13 @@ def _tensorrt(flavour: str, machine: Machine, torch_gpu: tuple[Lack, ...], *, ex
     elif flavour == "tensorrt-rtx":
         builds, note = (
             True,
-            f"for compute capability {', '.join(library.RTX_CAPABILITIES)}; "
-            + (
-                f"{machine.gpus[0].capability} unless --compute-capability says otherwise"
-                if machine.gpus and machine.gpus[0].capability in library.RTX_CAPABILITIES
-                else "--compute-capability chooses"
+            Notice(
+                f"for compute capability {', '.join(library.RTX_CAPABILITIES)}; "
+                + (
+                    f"{machine.gpus[0].capability} unless {argument('capabilities')} says otherwise"
+                    if machine.gpus and machine.gpus[0].capability in library.RTX_CAPABILITIES
+                    else f"{argument('capabilities')} chooses"
+                )
             ),
         )
     elif not machine.gpus:
@@ -154,7 +156,7 @@ def _unfit(flavour: str, machine: Machine) -> list[Lack]:
         known = ", ".join(library.RTX_CAPABILITIES)
         what = f"it has no kernels for compute capability {gpu.capability} ({gpu.name}), only for {known}"
         other = library.installed_version("tensorrt") is not None
-        remedy = "pass --backend tensorrt" if other else library.install_command("tensorrt")
+        remedy = Notice(f"pass {use('backend', 'tensorrt')}") if other else library.install_command("tensorrt")
         lacks.append(Lack(what, remedy))
     floor = library.driver_floor(flavour)
     if not machine.serves(floor):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pie_engine import commands
 from pie_engine.backends.gpu import probe
 from pie_engine.backends.tensorrt import library
 from pie_engine.backends.tensorrt.fingerprint import buckets, describe_target, obstacle
 from pie_engine.bundling import check_restorable
 from pie_engine.config import COMPONENTS, FLAVOURS
-from pie_engine.errors import BackendError, BundleError
+from pie_engine.errors import BackendError, BundleError, Notice, use
 from pie_engine.machine.selection import choose_for_bundle
 from pie_engine.model.bundle import WEIGHTS, Bundle, open_bundle
 
@@ -135,8 +136,9 @@ def _remedy(bundle: Bundle, flavour: str, entry: dict[str, Any]) -> str:
     machine, floor = probe(), entry.get("driver_floor")
     other = "onnxruntime" if bundle.unknown_models else "torch"
     if not machine.gpus:
-        return (
-            f"open it on a machine with a GPU ({describe_target(entry)}); here, --backend onnxruntime runs the graphs"
+        return Notice(
+            f"open it on a machine with a GPU ({describe_target(entry)}); here, {use('backend', 'onnxruntime')} runs "
+            "the graphs"
         )
     if not machine.serves(floor):
         return f"update NVIDIA's driver, or pass --backend {other}"
@@ -149,10 +151,10 @@ def _rebuild(bundle: Bundle, flavour: str) -> str:
     if not gpus:
         return bundle.build_command(backend=flavour)
     if flavour == "tensorrt-rtx" and gpus[0].capability in library.RTX_CAPABILITIES:
-        return bundle.build_command(backend=flavour, **{"compute-capability": gpus[0].capability})
+        return bundle.build_command(backend=flavour, compute_capability=gpus[0].capability)
     # An empty list takes back the capabilities that the bundle was built for: tensorrt accepts none.
-    named = "--compute-capability" in bundle.build_command()
-    return bundle.build_command(backend="tensorrt", **({"compute-capability": ""} if named else {}))
+    named = commands.has_option(bundle.build_command(), "compute_capability")
+    return bundle.build_command(backend="tensorrt", **({"compute_capability": ""} if named else {}))
 
 
 def _describe_plan(bundle: Bundle, entry: dict[str, Any]) -> dict[str, Any]:
@@ -173,15 +175,17 @@ def _describe_plan(bundle: Bundle, entry: dict[str, Any]) -> dict[str, Any]:
 
 def _defects(flavour: dict[str, Any]) -> list[str]:
     """What makes engines slow, or unusable on any machine."""
-    found = []
+    found: list[str] = []
     for plan in flavour["plans"]:
         attention, name = plan["attention"], f"{plan['component']} ({flavour['flavour']})"
         fused, total = attention.get("fused"), attention.get("graph") or 0
         if plan["component"] == "unet" and fused is not None and fused < total:
             remedy = "report this checkpoint's head sizes"
             if plan["precision"] == "fp32":
-                remedy = "build with --precision fp16"
-            found.append(f"{name}: {total - fused} of {total} attentions are not fused, which is slow; {remedy}")
+                remedy = f"build with {use('precision', 'fp16')}"
+            found.append(
+                Notice(f"{name}: {total - fused} of {total} attentions are not fused, which is slow; {remedy}")
+            )
         if plan["weights"] == "fixed" and not plan["own_weights"]:
             found.append(f"{name}: its weights are fixed and not those of {WEIGHTS[plan['component']]}; rebuild it")
     return found

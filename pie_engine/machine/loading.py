@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pie_engine import commands
 from pie_engine.config import COMPONENTS, DTYPES, FLAVOURS, BuildConfig, EngineConfig
 from pie_engine.config.checks import one_of
-from pie_engine.errors import BackendError, BundleError, ConfigError
+from pie_engine.errors import BackendError, BundleError, ConfigError, use
 from pie_engine.machine.selection import (
     BACKENDS,
     Choice,
@@ -64,9 +65,15 @@ def open_backend(
     if dtype is not None:
         one_of("dtype", dtype, DTYPES)
     if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise ConfigError(f"device {device!r} is unknown (cpu, cuda or cuda:N); pass --device cpu")
+        raise ConfigError(
+            f"device {device!r} is unknown (cpu, cuda or cuda:N); pass {use('device', 'cpu')}",
+            field="device", value=device, limit="cpu, cuda or cuda:N",
+        )  # fmt: skip
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise ConfigError(f"threads {threads!r} is not a whole number of at least 1; pass --threads 1")
+        raise ConfigError(
+            f"threads {threads!r} is not a whole number of at least 1; pass {use('threads', 1)}",
+            field="threads", value=threads, limit="at least 1",
+        )  # fmt: skip
     given = source.checkpoint is not None or source.unet is not None
     if (source.engine is None) != given:
         found = "both" if given else "neither"
@@ -82,7 +89,7 @@ def open_backend(
         return _build_checkpoint(source, device, dtype, threads, choice, on_component)
     if source.lora:
         raise ConfigError(
-            "a LoRA cannot be fused into a bundle as it runs; make one: pie-engine refit BUNDLE --unet X --lora FILE"
+            f"a LoRA cannot be fused into a bundle as it runs; make one: {commands.refit_with_lora()}", field="lora"
         )
     return _open_bundle(source.engine, device, dtype, threads, runtime, backend)
 
@@ -141,7 +148,10 @@ def _run_bundle(bundle: Bundle, backend: str, device: str | None, dtype: str | N
         from pie_engine.backends.tensorrt.backend import TensorRTBackend, check_engines
 
         if device == "cpu":
-            raise ConfigError(f"backend {backend} runs on an NVIDIA GPU, not on cpu; pass --backend onnxruntime")
+            raise ConfigError(
+                f"backend {backend} runs on an NVIDIA GPU, not on cpu; pass {use('backend', 'onnxruntime')}",
+                field="backend", value=backend,
+            )  # fmt: skip
         check_engines(bundle, backend, device_index(device))
         device = _check_gpu(device or "cuda:0", bundle.precision)
         with _explaining_memory(device, bundle.precision):
@@ -174,7 +184,11 @@ def _build_checkpoint(
     compiled = choice.name in FLAVOURS
     if dtype == "bf16" and choice.name != "openvino":
         raise ConfigError(
-            f"backend {choice.name} has no bf16; pass --dtype fp32 or fp16, or --backend torch or openvino"
+            f"backend {choice.name} has no bf16; pass {use('dtype', 'fp32')} or fp16, "
+            f"or {use('backend', 'torch')} or openvino",
+            field="dtype",
+            value=dtype,
+            limit="fp32, fp16",
         )
     if choice.name == "openvino":
         _check_openvino(device, dtype)  # before a checkpoint of gigabytes is read
@@ -243,7 +257,10 @@ def _check_openvino(device: str | None, dtype: str | None) -> str:
     from pie_engine.backends.openvino_session import check_bf16, import_openvino
 
     if device is not None and device != "cpu":
-        raise ConfigError(f"backend openvino runs on a processor, not on {device}; pass --device cpu")
+        raise ConfigError(
+            f"backend openvino runs on a processor, not on {device}; pass {use('device', 'cpu')}",
+            field="device", value=device, limit="cpu",
+        )  # fmt: skip
     import_openvino()
     if dtype == "bf16":
         check_bf16()
@@ -272,20 +289,28 @@ def _check_gpu(device: str, dtype: str) -> str:
     import torch
 
     if not torch.cuda.is_available():
-        raise ConfigError(f"device {device!r} needs an NVIDIA GPU and this machine shows none; pass --device cpu")
+        raise ConfigError(
+            f"device {device!r} needs an NVIDIA GPU and this machine shows none; pass {use('device', 'cpu')}",
+            field="device", value=device, limit="cpu",
+        )  # fmt: skip
     index = int(device.partition(":")[2] or torch.cuda.current_device())
     if index >= torch.cuda.device_count():
-        raise ConfigError(f"device {device!r} is not one of {torch.cuda.device_count()} GPUs; pass --device cuda:0")
+        raise ConfigError(
+            f"device {device!r} is not one of {torch.cuda.device_count()} GPUs; pass {use('device', 'cuda:0')}",
+            field="device", value=device, limit=f"cuda:0 to cuda:{torch.cuda.device_count() - 1}",
+        )  # fmt: skip
     capability = torch.cuda.get_device_capability(index)
     name = f"{torch.cuda.get_device_name(index)} (compute capability {capability[0]}.{capability[1]})"
     if not _runs_on(torch.cuda.get_arch_list(), capability):
         built = ", ".join(torch.cuda.get_arch_list())
         raise ConfigError(
             f"{name} is not one that torch {torch.__version__} was built for ({built}); "
-            "install another build of torch, or pass --device cpu"
+            f"install another build of torch, or pass {use('device', 'cpu')}",
+            field="device",
+            value=device,
         )
     if dtype == "bf16" and capability < (8, 0):
-        raise ConfigError(f"{name} has no bf16 (8.0 needed); pass --dtype fp16")
+        raise ConfigError(f"{name} has no bf16 (8.0 needed); pass {use('dtype', 'fp16')}", field="dtype", value=dtype)
     return f"cuda:{index}"
 
 

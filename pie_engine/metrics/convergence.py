@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pie_engine.errors import InputError
+from pie_engine.errors import InputError, argument
 from pie_engine.metrics.decay import CONVERGES, LEAST_ROUNDS, Decay, Trend, judge
 
 # How far a measured rate or displacement may be from what beta predicts, relative to it.
@@ -181,7 +181,7 @@ def _check(rounds: Rounds) -> None:
     if count < LEAST_ROUNDS:
         raise InputError(
             f"{count} round{'s' * (count != 1)} cannot show convergence (at least {LEAST_ROUNDS} needed); "
-            "run more --steps"
+            f"run more {argument('steps')}"
         )
     for values in sequences:
         if len(values) != count:

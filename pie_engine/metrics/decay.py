@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from pie_engine.errors import InputError
+from pie_engine.errors import InputError, argument
 
 CONFIDENCE = 0.95
 # Three points leave one degree of freedom for the scatter about a line.
@@ -102,7 +102,9 @@ def fit_decay(increments: Sequence[float], first: int = 1) -> Decay:
     values = np.asarray(increments, np.float64)
     count = len(values)
     if count < LEAST_ROUNDS:
-        raise InputError(f"{count} increments cannot be fitted (at least {LEAST_ROUNDS} needed); run more --steps")
+        raise InputError(
+            f"{count} increments cannot be fitted (at least {LEAST_ROUNDS} needed); run more {argument('steps')}"
+        )
     if not (np.isfinite(values).all() and (values > 0).all()):
         raise InputError(f"an increment of {values.min():g} has no logarithm; leave out what is rounding noise")
     n, logs = np.arange(first, first + count), np.log(values)

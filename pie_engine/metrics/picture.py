@@ -133,7 +133,7 @@ def naming(kind: str, path: Path) -> Iterator[None]:
     try:
         yield
     except PieError as error:
-        raise type(error)(f"{kind} {path}: {error}") from error
+        raise error.within(f"{kind} {path}") from error
 
 
 def check_texts(values: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pie_engine.config.checks import number
-from pie_engine.errors import InputError
+from pie_engine.errors import InputError, mention, use
 from pie_engine.metrics.bootstrap import Estimate
 
 
@@ -28,8 +28,8 @@ class Stable:
     similarity: float = 0.7
 
     def __post_init__(self) -> None:
-        number("min-confidence", self.confidence, 0.0, 1.0, "pass --min-confidence 0.5")
-        number("min-similarity", self.similarity, -1.0, 1.0, "pass --min-similarity 0.7")
+        number(mention("Stable.confidence"), self.confidence, 0.0, 1.0, f"pass {use('Stable.confidence', 0.5)}")
+        number(mention("Stable.similarity"), self.similarity, -1.0, 1.0, f"pass {use('Stable.similarity', 0.7)}")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

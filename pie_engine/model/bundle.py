@@ -13,16 +13,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pie_engine import __version__
+from pie_engine import __version__, commands
 from pie_engine.config import COMPONENTS, ENGINE_WEIGHTS, FLAVOURS, PRECISIONS
-from pie_engine.errors import BundleError
+from pie_engine.errors import BundleError, argument
 from pie_engine.files import sha256_file
 from pie_engine.model.info import ModelInfo
 
@@ -56,8 +55,7 @@ class Bundle:
 
     def build_command(self, **options: str) -> str:
         """The command that builds this bundle, with options put last, where they win."""
-        extra = "".join(f" --{name} {shlex.quote(value)}" for name, value in options.items())
-        return self.manifest["build_command"] + extra
+        return commands.with_options(self.manifest["build_command"], options)
 
     @property
     def unknown_models(self) -> list[str]:
@@ -95,8 +93,10 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
     path = Path(path)
     if not path.is_dir():
         if path.exists():
-            raise BundleError(f"bundle {path} is a file; pass the folder that pie-engine build wrote, or --checkpoint")
-        raise BundleError(f"bundle {path} does not exist; build it: pie-engine build --checkpoint DIR --output {path}")
+            raise BundleError(
+                f"bundle {path} is a file; pass the folder that pie-engine build wrote, or {argument('checkpoint')}"
+            )
+        raise BundleError(f"bundle {path} does not exist; build it: {commands.build(path)}")
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         if not isinstance(manifest, dict):
@@ -107,7 +107,7 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
         ) from None
     except (OSError, ValueError) as error:
         raise BundleError(f"bundle {path} has an unreadable {MANIFEST} ({error}); build it again") from None
-    rebuild = f"rebuild it: {manifest.get('build_command', f'pie-engine build --checkpoint DIR --output {path}')}"
+    rebuild = f"rebuild it: {manifest.get('build_command', commands.build(path))}"
     if manifest.get("format") != FORMAT:
         raise BundleError(
             f"bundle {path} has format {manifest.get('format')} (pie-engine {__version__} reads {FORMAT}); {rebuild}"

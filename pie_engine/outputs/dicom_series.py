@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pie_engine import __version__
-from pie_engine.errors import ConfigError, InputError, OutputError
+from pie_engine.errors import ConfigError, InputError, OutputError, argument, mention
 from pie_engine.imaging import Stored
 from pie_engine.imaging.limits import quiet
 from pie_engine.outputs.dicom_pixels import add_frame, add_native
@@ -58,13 +58,17 @@ def check_series(stored: Stored, outputs: OutputConfig) -> None:
     if outputs.native_size and (stored.limits is None or stored.values.dtype.itemsize > 2):
         raise InputError(
             f"the image has stored values of type {stored.values.dtype}, and a DICOM series takes 8 or 16 bits; "
-            "leave out --native-size or --dicom"
+            f"leave out {argument('native_size')} or {argument('dicom')}",
+            field="native_size",
+            value=True,
         )
     if outputs.dicom_same_study:
         if stored.facts["format"] != "DICOM":
             raise ConfigError(
-                f"dicom-same-study keeps the source's patient and study, and the image is {stored.facts['format']}; "
-                "leave it out"
+                f"{mention('dicom_same_study')} keeps the source's patient and study, and the image is "
+                f"{stored.facts['format']}; leave it out",
+                field="dicom_same_study",
+                value=True,
             )
         missing = [
             name for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
@@ -73,7 +77,9 @@ def check_series(stored: Stored, outputs: OutputConfig) -> None:
         if missing:
             raise InputError(
                 f"the image does not say its {', '.join(missing)}, so that nothing can be in its study; "
-                "leave out --dicom-same-study"
+                f"leave out {argument('dicom_same_study')}",
+                field="dicom_same_study",
+                value=True,
             )
 
 
@@ -255,5 +261,7 @@ def _quoting_nothing() -> Iterator[None]:
             raise
         raise OutputError(
             f"the DICOM series cannot be written ({type(error).__name__}: an attribute of the source's patient or "
-            "study is damaged); leave out --dicom-same-study"
+            f"study is damaged); leave out {argument('dicom_same_study')}",
+            field="dicom_same_study",
+            value=True,
         ) from None

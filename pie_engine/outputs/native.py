@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pie_engine.equality import ByContent
-from pie_engine.errors import ConfigError, InputError
+from pie_engine.errors import ConfigError, InputError, argument, mention, use
 from pie_engine.imaging import Stored, kept, unfit
 from pie_engine.imaging.stored import within
 from pie_engine.imaging.window import to_bytes
@@ -41,12 +41,14 @@ def check_native(stored: Stored, config: RunConfig) -> None:
         InputError: an image whose stored values the engine does not keep, or cannot map back to.
     """
     if not config.composite:
-        named = "--semantics official" if config.semantics == "official" else "--no-composite"
+        named = use("semantics", "official") if config.semantics == "official" else use("composite", False)
         raise ConfigError(
-            f"native-size writes back what changes in the region alone, and {named} lets all of a frame change; "
-            "leave out one of the two"
+            f"{mention('native_size')} writes back what changes in the region alone, and {named} lets all of a frame "
+            "change; leave out one of the two",
+            field="native_size",
+            value=True,
         )
-    bits, remedy = stored.facts["bits"], "leave out --native-size"
+    bits, remedy = stored.facts["bits"], f"leave out {argument('native_size')}"
     if stored.colour and bits > 8:
         raise InputError(f"the image is in colour with {bits} bits a channel, of which 8 are used; {remedy}")
     if stored.limits is not None and stored.values.dtype.itemsize > 2 and not _is_nifti(stored):
@@ -56,7 +58,7 @@ def check_native(stored: Stored, config: RunConfig) -> None:
     if not stored.mapping.invertible:
         raise InputError(
             "the image's mapping to grey has no inverse (a lookup table that turns back, one value alone, or a rescale "
-            f"slope of 0); pass --window-center and --window-width, or {remedy}"
+            f"slope of 0); pass {argument('window_center')} and {argument('window_width')}, or {remedy}"
         )
 
 

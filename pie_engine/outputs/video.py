@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pie_engine.errors import OutputError
+from pie_engine.errors import OutputError, argument
 from pie_engine.outputs.frames import STATEMENT
 
 # 0.3 s a frame and 1.5 s for the last, as in the animation. Frames are repeated at a rate that every player knows.
@@ -30,7 +30,11 @@ def check_installed() -> None:
         OutputError: PyAV is missing.
     """
     if importlib.util.find_spec("av") is None:
-        raise OutputError("--mp4 needs PyAV, which is missing; pip install 'pie-engine[video]', or leave out --mp4")
+        raise OutputError(
+            f"{argument('mp4')} needs PyAV, which is missing; pip install 'pie-engine[video]', or leave out "
+            f"{argument('mp4')}",
+            field="mp4", value=True,
+        )  # fmt: skip
 
 
 def save_mp4(frames: np.ndarray, path: Path, between: int = 0) -> None:
@@ -71,5 +75,8 @@ def _choose_encoder(av: Any) -> tuple[str, dict[str, str]]:
         if name in av.codecs_available:
             return name, options
     raise OutputError(
-        "--mp4 found no H.264 or MPEG-4 encoder in PyAV's FFmpeg; pip install --force-reinstall av, or leave out --mp4"
+        f"{argument('mp4')} found no H.264 or MPEG-4 encoder in PyAV's FFmpeg; pip install --force-reinstall av, or "
+        f"leave out {argument('mp4')}",
+        field="mp4",
+        value=True,
     )

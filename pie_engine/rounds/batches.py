@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pie_engine.errors import ConfigError
+from pie_engine.errors import ConfigError, use
 from pie_engine.rounds.plan import Batch
 
 if TYPE_CHECKING:
@@ -66,10 +66,11 @@ def sizes_for(sizes: tuple[int, ...] | None, findings: int, config: RunConfig) -
     each = sorted({findings + own.kind.guided for own in config.rounds})
     fitting = tuple(size for size in sizes if taken.issuperset(size * count for count in each))
     if not fitting:
-        build = ",".join(map(str, sorted({1, *(count // 2 if count % 2 == 0 else count for count in each)})))
+        build = tuple(sorted({1, *(count // 2 if count % 2 == 0 else count for count in each)}))
         raise ConfigError(
             f"{findings} findings ask the U-Net about {' and '.join(map(str, each))} latents at once, and the engines "
-            f"take {', '.join(map(str, sorted(taken)))}; build them with --batch {build}, or pass --backend onnxruntime"
+            f"take {', '.join(map(str, sorted(taken)))}; build them with {use('batches', build)}, or pass "
+            f"{use('backend', 'onnxruntime')}"
         )
     return fitting
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pie_engine.errors import BackendError
+from pie_engine.errors import BackendError, use
 from pie_engine.rounds.buffers import DECODE, STAGE_COMPONENT, Slot
 from pie_engine.rounds.capture import Capture, Stage
 from pie_engine.rounds.equations import (
@@ -294,7 +294,11 @@ class Loop:
         where = f"round {number}" if number else "preparation"
         what = f"{where} gave values that are not finite in {before} for item {', '.join(items)}"
         if after is None:
-            remedy = "check the checkpoint's weights" if before == "fp32" else "build the bundle with --precision fp32"
+            remedy = (
+                "check the checkpoint's weights"
+                if before == "fp32"
+                else f"build the bundle with {use('precision', 'fp32')}"
+            )
             raise BackendError(f"{what} ({component}); {remedy}")
         log.warning("%s; %s runs in %s from here on", what, component, after)
         self.reruns.append({"round": number, "component": component, "from": before, "to": after, "items": items})

@@ -1,10 +1,12 @@
-"""What to say when memory runs out: how much was needed, and which option lowers it."""
+"""What to say when memory runs out: how much was needed, and which setting lowers it."""
 
 from __future__ import annotations
 
 import gc
 import re
 from typing import TYPE_CHECKING
+
+from pie_engine.errors import argument, use
 
 if TYPE_CHECKING:
     import torch
@@ -31,11 +33,11 @@ def explain(error: BaseException, device: torch.device, *, batch: int, resolutio
     needed = _needed(error, device)
     if needed is None:
         return None
-    remedies = ["lower --resolution"]
+    remedies = [f"lower {argument('resolution')}"]
     if batch > 1:
         remedies.append("run fewer items at once")
     if precision == "fp32":
-        remedies.append("use fp16 (--dtype or --precision)")
+        remedies.append(f"use fp16 ({argument('dtype')} or {argument('precision')})")
     items = "one item" if batch == 1 else f"{batch} items"
     return f"out of memory: {items} at {resolution} in {precision} needed {needed}; {', or '.join(remedies)}"
 
@@ -45,7 +47,11 @@ def explain_weights(error: BaseException, device: torch.device, precision: str) 
     needed = _needed(error, device)
     if needed is None:
         return None
-    remedy = "use fp16 (--dtype or --precision)" if precision == "fp32" else "pass --device cpu"
+    remedy = (
+        f"use fp16 ({argument('dtype')} or {argument('precision')})"
+        if precision == "fp32"
+        else f"pass {use('device', 'cpu')}"
+    )
     return f"out of memory: the weights in {precision} needed {needed}; {remedy}"
 
 

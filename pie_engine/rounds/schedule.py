@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pie_engine.equality import ByContent
-from pie_engine.errors import ConfigError
+from pie_engine.errors import ConfigError, mention, use
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -150,15 +150,21 @@ def build_schedule(
         timesteps = prepare_scheduler(scheduler, num_inference_steps, denoising_steps)
         train = scheduler.config.num_train_timesteps
         if not hasattr(scheduler, "alphas_cumprod"):
-            raise ConfigError(f"scheduler {class_name} is not one of Stable Diffusion v1's; pass --scheduler ddim")
+            raise ConfigError(
+                f"scheduler {class_name} is not one of Stable Diffusion v1's; pass {use('scheduler', 'ddim')}"
+            )
         if timesteps.max() >= train:
             raise ConfigError(
-                f"num-inference-steps {num_inference_steps} asks for timestep {int(timesteps.max())} of 0 to "
-                f"{train - 1}; pass --num-inference-steps {num_inference_steps // 2}"
+                f"{mention('num_inference_steps')} {num_inference_steps} asks for timestep {int(timesteps.max())} of 0 "
+                f"to {train - 1}; pass {use('num_inference_steps', num_inference_steps // 2)}",
+                field="num_inference_steps",
+                value=num_inference_steps,
             )
         signal, noise = _noise_factors(scheduler, timesteps)
         if (np.diff(np.arctan2(noise, signal)) > 0).any():  # noise over signal, which may be 0
-            raise ConfigError(f"scheduler {class_name} adds noise instead of removing it; pass --scheduler ddim")
+            raise ConfigError(
+                f"scheduler {class_name} adds noise instead of removing it; pass {use('scheduler', 'ddim')}"
+            )
         return _probe(scheduler, timesteps, signal, noise)
 
 
@@ -235,12 +241,14 @@ def _probe(scheduler: Any, timesteps: Any, signal: Array, noise: Array) -> Sched
     name = type(scheduler).__name__
     response, input_scale = run(1.0, seed=0)
     if not np.isfinite(response).all():
-        raise ConfigError(f"scheduler {name} gives values that are not finite here; pass --scheduler ddim")
+        raise ConfigError(f"scheduler {name} gives values that are not finite here; pass {use('scheduler', 'ddim')}")
     if not np.array_equal(response, run(1.0, seed=1)[0]):
-        raise ConfigError(f"scheduler {name} is stochastic with this configuration; pass --scheduler ddim")
+        raise ConfigError(f"scheduler {name} is stochastic with this configuration; pass {use('scheduler', 'ddim')}")
     scaled, _ = run(64.0, seed=0)  # a power of two: exact in any float, so only clipping can show
     if not np.allclose(response, scaled, rtol=1e-5, atol=1e-5 * np.abs(response).max()):
-        raise ConfigError(f"scheduler {name} clips or is not linear with this configuration; pass --scheduler ddim")
+        raise ConfigError(
+            f"scheduler {name} clips or is not linear with this configuration; pass {use('scheduler', 'ddim')}"
+        )
     a, b = response[np.arange(k), np.arange(k)], response[np.arange(k), k + np.arange(k)]
     c, P, p, q = _realize(response)
     steps = timesteps.double().numpy() if timesteps.is_floating_point() else timesteps.numpy().astype(np.float64)
@@ -290,8 +298,10 @@ def _realize(response: Array) -> tuple[Array, Array, Array, Array]:
 def _refusing(class_name: str) -> Iterator[None]:
     try:
         yield
+    except ConfigError:
+        raise
     except (ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"scheduler {class_name} cannot run this configuration ({reason}); pass --scheduler ddim"
+            f"scheduler {class_name} cannot run this configuration ({reason}); pass {use('scheduler', 'ddim')}"
         ) from error

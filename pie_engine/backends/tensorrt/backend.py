@@ -9,7 +9,7 @@ from pie_engine.backends.graph_backend import GraphBackend
 from pie_engine.backends.tensorrt.engine import BoundEngine, Engine, read_plan
 from pie_engine.backends.tensorrt.fingerprint import buckets, obstacle
 from pie_engine.config import COMPONENTS
-from pie_engine.errors import BundleError, ConfigError
+from pie_engine.errors import BundleError, ConfigError, use
 
 if TYPE_CHECKING:
     from pie_engine.model.bundle import Bundle
@@ -39,7 +39,10 @@ class TensorRTBackend(GraphBackend):
             command = self._bundle.build_command(resolution=sides)
             raise ConfigError(
                 f"resolution {resolution} has no engine in {self._bundle.path} (compiled for {buckets([entry])}); pass "
-                f"--resolution {entry['resolutions'][0]}, or build it: {command}"
+                f"{use('resolution', entry['resolutions'][0])}, or build it: {command}",
+                field="resolution",
+                value=resolution,
+                limit=buckets([entry]),
             )
         return tuple(entry["batches"])
 
@@ -85,6 +88,9 @@ def check_engines(bundle: Bundle, flavour: str, index: int = 0) -> dict[str, dic
         if reason is not None:
             raise BundleError(
                 f"the {flavour} engines of {bundle.path} do not run here: {reason}; "
-                f"rebuild it: {bundle.build_command(backend=flavour)}, or pass --backend onnxruntime"
+                f"rebuild it: {bundle.build_command(backend=flavour)}, or pass "
+                f"{use('backend', 'onnxruntime')}",
+                field="backend",
+                value=flavour,
             )
     return entries

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pie_engine.errors import BuildError
+from pie_engine.errors import BuildError, argument
 
 if TYPE_CHECKING:
     from pie_engine.bundling.target import Target
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Profile = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 # Host memory of a build over the weights' bytes: 6.3 GB for 1.72 GB in fp16 (tensorrt-rtx 1.7, two profiles).
 _MEMORY_FACTOR, _MEMORY_BASE = 3.7, 400e6
-_LESS_MEMORY = "close other programs, or build fewer --batch and --resolution at once"
+_LESS_MEMORY = f"close other programs, or build fewer {argument('batches')} and {argument('resolutions')} at once"
 
 
 def compile_plan(onnx: Path, plan: Path, profiles: list[Profile], target: Target, name: str) -> dict[str, Any]:

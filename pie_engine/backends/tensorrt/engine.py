@@ -11,7 +11,7 @@ import numpy as np
 
 from pie_engine.backends.onnx_session import import_onnxruntime
 from pie_engine.backends.tensorrt.library import import_library, make_logger, require_gpu
-from pie_engine.errors import BackendError, BundleError
+from pie_engine.errors import BackendError, BundleError, argument
 
 if TYPE_CHECKING:
     import torch
@@ -129,7 +129,9 @@ class BoundEngine:
         with torch.cuda.device(device):
             self._context = context = _make_context(plan, library)
             if context is None:
-                raise BackendError(f"{owner.name} cannot be set up ({owner.reason()}); lower --resolution or batch")
+                raise BackendError(
+                    f"{owner.name} cannot be set up ({owner.reason()}); lower {argument('resolution')} or batch"
+                )
             stream = torch.cuda.current_stream(device)
             done = context.set_optimization_profile_async(profile, stream.cuda_stream)
             if not done or not all(context.set_input_shape(name, shape) for name, shape in given.items()):

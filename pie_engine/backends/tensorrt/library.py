@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
 from pie_engine.backends.gpu import Gpu, numbers, probe
-from pie_engine.errors import BackendError
+from pie_engine.errors import BackendError, use
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _OLDEST = {"tensorrt": (10, 16), "tensorrt-rtx": (1, 4)}
@@ -45,7 +45,9 @@ def import_library(flavour: str) -> Any:
     except ImportError as error:
         reason = "is not installed" if error.name == _MODULES[flavour] else f"does not load ({first_line(error)})"
         raise BackendError(
-            f"backend '{flavour}' {reason}; {install_command(flavour)}, or pass --backend onnxruntime"
+            f"backend '{flavour}' {reason}; {install_command(flavour)}, or pass {use('backend', 'onnxruntime')}",
+            field="backend",
+            value=flavour,
         ) from None
     if numbers(library.__version__)[:2] < _OLDEST[flavour]:
         oldest = ".".join(map(str, _OLDEST[flavour]))
@@ -65,10 +67,17 @@ def require_gpu(flavour: str, index: int = 0) -> Gpu:
     if not machine.gpus:
         raise BackendError(
             f"backend '{flavour}' runs on an NVIDIA GPU and this machine shows none ({machine.reason}); "
-            "pass --backend onnxruntime"
+            f"pass {use('backend', 'onnxruntime')}",
+            field="backend",
+            value=flavour,
         )
     if index >= len(machine.gpus):
-        raise BackendError(f"device 'cuda:{index}' is not one of {len(machine.gpus)} GPUs; pass --device cuda:0")
+        raise BackendError(
+            f"device 'cuda:{index}' is not one of {len(machine.gpus)} GPUs; pass {use('device', 'cuda:0')}",
+            field="device",
+            value=f"cuda:{index}",
+            limit=f"cuda:0 to cuda:{len(machine.gpus) - 1}",
+        )
     return machine.gpus[index]
 
 

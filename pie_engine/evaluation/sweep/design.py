@@ -8,7 +8,7 @@ from typing import Any
 
 from pie_engine.config import METHOD_OPTIONS, MethodConfig, RunConfig
 from pie_engine.config.axes import AXES, MASK, METHOD, ON, SEED, STEPS
-from pie_engine.errors import ConfigError, InputError
+from pie_engine.errors import ConfigError, InputError, argument, mention, use
 from pie_engine.evaluation.sweep.grid import Cell, Grid, make_cells
 from pie_engine.evaluation.sweep.patients import check_id
 from pie_engine.imaging.item import Item, check_item
@@ -86,17 +86,22 @@ class Design:
             seen.add(patient.item_id)
             if ON in self.grid.get(MASK, ()) and patient.mask is None:
                 raise InputError(
-                    f"grid mask=on needs a mask, and patient {patient.item_id} has none; pass --mask, or name one in "
-                    "--patients"
+                    f"grid mask=on needs a mask, and patient {patient.item_id} has none; pass {argument('mask')}, "
+                    f"or name one in {argument('patients')}",
+                    field="mask",
                 )
         if self.base.schedule is not None:
-            raise ConfigError("a schedule fixes per round what a sweep varies; leave out --schedule")
+            raise ConfigError(
+                f"a schedule fixes per round what a sweep varies; leave out {argument('schedule')}", field="schedule"
+            )
         for option in self.options:
             owners = METHOD_OPTIONS[option]
             if not set(owners) & set(self.grid.get(METHOD, ())):
                 raise ConfigError(
-                    f"{option.replace('_', '-')} belongs to method {' and '.join(owners)}, which the grid has not; "
-                    f"add it to --grid method=pie,{owners[0]}, or leave the option out"
+                    f"{mention(option)} belongs to method {' and '.join(owners)}, which the grid has not; "
+                    f"add it to {use('grid', f'method=pie,{owners[0]}')}, or leave the option out",
+                    field=option,
+                    value=self.options[option],
                 )
         object.__setattr__(self, "cells", make_cells(self.grid))
         object.__setattr__(self, "runs", list(self._runs()))

@@ -7,7 +7,7 @@ import io
 import re
 from pathlib import Path
 
-from pie_engine.errors import InputError
+from pie_engine.errors import InputError, mention
 from pie_engine.imaging import Region
 from pie_engine.imaging.item import Item
 
@@ -62,7 +62,7 @@ def read_patients(path: str | Path) -> list[Item]:
     return list(items.values())
 
 
-def check_id(item_id: str, where: str = "item-id") -> None:
+def check_id(item_id: str, where: str = mention("item_id")) -> None:
     """Refuse an id that cannot name a folder. Raises InputError."""
     if not _ID.fullmatch(item_id):
         raise InputError(

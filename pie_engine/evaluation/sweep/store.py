@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pie_engine import __version__
 from pie_engine.config import METHOD_OPTIONS
-from pie_engine.errors import OutputError
+from pie_engine.errors import OutputError, argument, mention
 from pie_engine.evaluation.runs import find_runs
 from pie_engine.evaluation.sweep.runs import KEY
 from pie_engine.files import check_folder, write_file, writing
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pie_engine.evaluation.sweep.design import PlannedRun
 
 MARKER = "sweep.json"
-_REMEDY = "pass another --output, or remove it"
+_REMEDY = f"pass another {argument('output')}, or remove it"
 
 
 def check_output(output: Path) -> None:
@@ -78,7 +78,7 @@ def is_done(run: PlannedRun, output: Path, facts: dict[str, Any]) -> bool:
         return False
     provenance = find_runs([folder])[0].provenance
     try:
-        known = provenance["settings"] | {"prompt": provenance["simulated"]["prompt"], "item-id": provenance["item_id"]}
+        known = provenance["settings"] | {"prompt": provenance["simulated"]["prompt"], "item_id": provenance["item_id"]}
         # As it was asked for: what was filled in for an option that was left out is no option that was given.
         asked = provenance[KEY]["method"]
         known |= {"method": asked["name"], **{name: asked.get(name) for name in METHOD_OPTIONS}}
@@ -87,11 +87,11 @@ def is_done(run: PlannedRun, output: Path, facts: dict[str, Any]) -> bool:
         raise OutputError(f"{folder} holds no run of a sweep ({type(error).__name__}); {_REMEDY}") from error
     method = {"method": run.method.name, **{name: getattr(run.method, name) for name in METHOD_OPTIONS}}
     prompt = run.method.healthy_prompt or " + ".join(findings_of(run.item))
-    wanted = run.config.to_dict() | method | {"prompt": prompt, "item-id": run.item.item_id}
+    wanted = run.config.to_dict() | method | {"prompt": prompt, "item_id": run.item.item_id}
     for name in sorted(wanted | known):
         if known.get(name) != wanted.get(name):
             change = f"{_shown(known.get(name))}, not {_shown(wanted.get(name))}"
-            raise OutputError(f"{folder} was simulated with {name} {change}; {_REMEDY}")
+            raise OutputError(f"{folder} was simulated with {mention(name)} {change}; {_REMEDY}")
     for name in sorted(inputs | facts):
         if inputs.get(name) != json.loads(json.dumps(facts.get(name))):
             what = {"image_sha256": "image", "roi": "region of interest", "mask_sha256": "mask"}.get(

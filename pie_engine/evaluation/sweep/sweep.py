@@ -16,7 +16,7 @@ import numpy as np
 from pie_engine import __version__
 from pie_engine.config import check_resolution
 from pie_engine.config.checks import integer
-from pie_engine.errors import ConfigError
+from pie_engine.errors import ConfigError, use
 from pie_engine.evaluation.measures import CLIP_I, Measured, measure_run
 from pie_engine.evaluation.rounds_plot import check_plots
 from pie_engine.evaluation.runs import find_runs
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 TABLE, SUMMARY = "sweep.csv", "summary.json"
 SSIM = "ssim_inside"
-# Where --min-similarity is not given. Conventions: what counts as the same patient is for the study to say.
+# Where no other is given. Conventions: what counts as the same patient is for the study to say.
 LEAST_SIMILARITY = {CLIP_I: 0.9, SSIM: 0.7}
 
 
@@ -69,7 +69,10 @@ class Judges:
         from pie_engine.metrics.clip import ClipEncoder
 
         if not classifiers:
-            raise ConfigError("a sweep needs the confidence of a classifier, and none is given; pass --classifier JSON")
+            raise ConfigError(
+                f"a sweep needs the confidence of a classifier, and none is given; pass {use('classifiers', 'JSON')}",
+                field="classifiers",
+            )
         encoder = None if clip is None else ClipEncoder(clip)
         return cls(read_classifiers(classifiers), encoder, None if clip is None else Path(clip))
 
@@ -127,7 +130,7 @@ def sweep(
         OutputError: `output` holds something else, or runs that are not these. InputError, ConfigError, BackendError:
             an image, a setting or a model cannot be used.
     """
-    integer("batch", batch, 1, 256, "pass --batch 4")
+    integer("batch", batch, 1, 256, f"pass {use('batch', 4)}")
     check_plots()
     output = Path(output)
     limits = limits or Stable(similarity=LEAST_SIMILARITY[judges.similarity])

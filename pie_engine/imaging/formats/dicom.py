@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pie_engine.errors import InputError
+from pie_engine.errors import InputError, argument, use
 from pie_engine.imaging.formats.dicom_geometry import pixel_aspect, pixel_spacing
 from pie_engine.imaging.formats.dicom_grey import grey_mapping
 from pie_engine.imaging.limits import MAX_PIXELS, quiet
@@ -63,7 +63,10 @@ def read_dicom(path: Path, reading: Reading, kind: str = "image") -> Stored:
     what = f"{kind} {path}"
     for name in ("slice", "axis"):
         if getattr(reading, name) is not None:
-            raise InputError(f"--{name} belongs to NIfTI, and {what} is DICOM; pass --frame, or leave it out")
+            raise InputError(
+                f"{argument(name)} belongs to NIfTI, and {what} is DICOM; pass {argument('frame')}, or leave it out",
+                field=name, value=getattr(reading, name),
+            )  # fmt: skip
     with open_dicom(path, what) as dataset:
         check_pixels(dataset, what)
         frame, frames = _choose_frame(dataset, what, reading)
@@ -161,10 +164,16 @@ def _choose_frame(dataset: Any, what: str, reading: Reading) -> tuple[int, int]:
     except (TypeError, ValueError):
         raise InputError(f"{what} has a number of frames that is none; export it anew") from None
     if reading.frame is None and frames > 1:
-        raise InputError(f"{what} has {frames} frames; pass --frame 1 to {frames}")
+        raise InputError(
+            f"{what} has {frames} frames; pass {use('frame', 1)} to {frames}", field="frame", limit=f"1 to {frames}"
+        )
     if reading.frame is not None and reading.frame > frames:
         raise InputError(
-            f"{what} has {frames} frame{'s' * (frames > 1)}, none of them {reading.frame}; pass --frame 1 to {frames}"
+            f"{what} has {frames} frame{'s' * (frames > 1)}, none of them {reading.frame}; "
+            f"pass {use('frame', 1)} to {frames}",
+            field="frame",
+            value=reading.frame,
+            limit=f"1 to {frames}",
         )
     return reading.frame or 1, frames
 
@@ -180,7 +189,7 @@ def decode_frame(dataset: Any, frame: int, what: str) -> np.ndarray:
     except NotImplementedError:
         raise InputError(
             f"{what} is compressed as {_name(syntax)}, which pydicom does not decode; convert it to "
-            "Explicit VR Little Endian (dcmdjpeg, gdcmconv --raw)"
+            "Explicit VR Little Endian (dcmdjpeg, gdcmconv)"
         ) from None
     plugin = _OTHER_PLUGINS.get(str(syntax))
     remedy = f"pip install {plugin}{_LICENCES.get(plugin, '')}" if plugin else "pip install 'pie-engine[dicom]'"
@@ -213,7 +222,9 @@ def _stored(dataset: Any, values: np.ndarray, frame: int, what: str, reading: Re
         return Stored(values, mapping, {}, limits, padding, header=dataset)
     if reading.window is not None:
         raise InputError(
-            f"{what} is in colour, and a window belongs to greyscale; leave out --window-center and -width"
+            f"{what} is in colour, and a window belongs to greyscale; leave out {argument('window_center')} and "
+            f"{argument('window_width')}",
+            field="window_center",
         )
     depth, source = bits, "stored values"
     if photometric == "PALETTE COLOR":

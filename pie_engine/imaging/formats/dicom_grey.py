@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pie_engine.errors import InputError
+from pie_engine.errors import InputError, Notice, argument
 from pie_engine.imaging.mapping import Lookup, Mapping, Range, Rescale, VoiLookup, Window
 from pie_engine.imaging.reading import Reading
 from pie_engine.imaging.stored import within
@@ -109,12 +109,14 @@ def _voi(
         if function not in FUNCTIONS:
             raise InputError(
                 f"{what} has a VOI LUT function that is none of {', '.join(FUNCTIONS)}; "
-                "pass --window-center and --window-width"
+                f"pass {argument('window_center')} and {argument('window_width')}",
+                field="window_center",
             )
         if width <= 0 or (function == "LINEAR" and width < 1) or not np.isfinite((center, width)).all():
             raise InputError(
                 f"{what} has a window of width {width:g} ({'at least 1' if function == 'LINEAR' else 'above 0'} needed "
-                f"for {function}); pass --window-center and --window-width"
+                f"for {function}); pass {argument('window_center')} and {argument('window_width')}",
+                field="window_center",
             )
         window = Window(center, width, function)
         return window, window.describe("file (first of its windows)")
@@ -126,7 +128,10 @@ def _voi(
             return everything, everything.describe("all values of its bits")
     seen = values[~padding] if not padding.all() else values
     log.warning(
-        "%s has no window: %g..%g, all of its values, become black to white; pass --window-center and --window-width",
+        Notice(
+            "%s has no window: %g..%g, all of its values, become black to white; "
+            f"pass {argument('window_center')} and {argument('window_width')}"
+        ),
         what, seen.min(), seen.max(),
     )  # fmt: skip
     everything = Range(float(seen.min()), float(seen.max()))

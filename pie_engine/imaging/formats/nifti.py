@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pie_engine.errors import InputError
+from pie_engine.errors import InputError, Notice, argument, use
 from pie_engine.imaging.formats.nifti_slice import NiftiSlice
 from pie_engine.imaging.limits import MAX_PIXELS, quiet
 from pie_engine.imaging.mapping import Mapping, Range, Rescale, Window
@@ -215,8 +215,10 @@ def _show(header: Any, values: np.ndarray, what: str, reading: Reading) -> tuple
     if not np.isfinite((low, high)).all() or low >= high:
         low, high, source = float(values.min()), float(values.max()), "values of this slice"
         log.warning(
-            "%s names no window: %g..%g, all of this slice's values, become black to white; "
-            "pass --window-center and --window-width",
+            Notice(
+                "%s names no window: %g..%g, all of this slice's values, become black to white; "
+                f"pass {argument('window_center')} and {argument('window_width')}"
+            ),
             what, low, high,
         )  # fmt: skip
     everything = Range(low, high)
@@ -225,7 +227,13 @@ def _show(header: Any, values: np.ndarray, what: str, reading: Reading) -> tuple
 
 def _choose(name: str, chosen: int | None, count: int, what: str, has: str) -> int:
     if chosen is None and count > 1:
-        raise InputError(f"{what} {has}; pass --{name} 1 to {count}, such as --{name} {(count + 1) // 2}")
+        raise InputError(
+            f"{what} {has}; pass {use(name, 1)} to {count}, such as {use(name, (count + 1) // 2)}",
+            field=name, limit=f"1 to {count}",
+        )  # fmt: skip
     if chosen is not None and chosen > count:
-        raise InputError(f"{what} {has}, none of them {chosen}; pass --{name} 1 to {count}")
+        raise InputError(
+            f"{what} {has}, none of them {chosen}; pass {use(name, 1)} to {count}",
+            field=name, value=chosen, limit=f"1 to {count}",
+        )  # fmt: skip
     return chosen or 1

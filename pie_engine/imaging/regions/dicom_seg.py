@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pie_engine.equality import ByContent
-from pie_engine.errors import InputError
+from pie_engine.errors import InputError, argument, use
 from pie_engine.imaging.formats.dicom import check_pixels, decode_frame, open_dicom
 from pie_engine.imaging.formats.dicom_geometry import corners
 from pie_engine.imaging.grid import Grid
@@ -73,7 +73,7 @@ def read_segmentation(dataset: Any, what: str, grid: Grid, label: int | None) ->
         _check_place(dataset, frame, what, subject)
         pixels |= _decode(dataset, frame, what, number)
     if not pixels.any():
-        raise InputError(f"segment {number} of {what} is empty on this image; choose another with --mask-label")
+        raise InputError(f"segment {number} of {what} is empty on this image; choose another with {argument('label')}")
     return pixels, {"kind": "DICOM SEG", "segment": number, "matched_by": matched}
 
 
@@ -84,9 +84,15 @@ def _choose_segment(dataset: Any, what: str, label: int | None) -> int:
         raise InputError(f"{what} is a DICOM SEG without segments; export it anew")
     listed = ", ".join(map(str, numbers[:_SHOWN])) + (", ..." if len(numbers) > _SHOWN else "")
     if label is None and len(numbers) > 1:
-        raise InputError(f"{what} has {len(numbers)} segments ({listed}); pass --mask-label {numbers[0]} or another")
+        raise InputError(
+            f"{what} has {len(numbers)} segments ({listed}); pass {use('label', numbers[0])} or another",
+            field="label", limit=listed,
+        )  # fmt: skip
     if label is not None and label not in numbers:
-        raise InputError(f"{what} has no segment {label} (it has {listed}); pass --mask-label {numbers[0]}")
+        raise InputError(
+            f"{what} has no segment {label} (it has {listed}); pass {use('label', numbers[0])}",
+            field="label", value=label, limit=listed,
+        )  # fmt: skip
     return numbers[0] if label is None else label
 
 
@@ -132,7 +138,7 @@ def _read_subject(grid: Grid) -> _Subject | None:
 def _match(dataset: Any, own: list[int], what: str, subject: _Subject | None, number: int) -> tuple[list[int], str]:
     """The segment's frames that belong to the image, and how that was found out."""
     remedy = "pass the segmentation that was drawn on it"
-    empty = f"segment {number} of {what} is empty on this image; choose another with --mask-label"
+    empty = f"segment {number} of {what} is empty on this image; choose another with {argument('label')}"
     if not own:
         raise InputError(empty)
     references = {frame: _references(dataset, frame) for frame in own}

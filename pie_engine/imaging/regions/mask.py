@@ -10,7 +10,7 @@ import numpy as np
 
 from pie_engine.config.run import FEATHER
 from pie_engine.equality import ByContent
-from pie_engine.errors import InputError
+from pie_engine.errors import InputError, Notice, argument, use
 from pie_engine.imaging.fitting import fit, kept
 from pie_engine.imaging.regions.roi import HALF, Roi, align
 
@@ -94,12 +94,19 @@ def fit_roi(
     lost, total = int((source & ~kept(source.shape[::-1], resolution, how)).sum()), int(source.sum())
     if lost and lost == total:
         raise InputError(
-            f"mask lies outside the square that --fit {how} takes (all {total} pixels); pass --fit pad or --fit stretch"
+            f"mask lies outside the square that {use('fit', how)} takes (all {total} pixels); "
+            f"pass {use('fit', 'pad')} or {use('fit', 'stretch')}",
+            field="fit",
+            value=how,
+            limit="pad, stretch",
         )
     if lost and total < source.size:  # a mask of all of the image has been warned of
         log.warning(
-            "--fit %s cuts off %.2g %% of the mask (%d of %d pixels); pass --fit pad or --fit stretch to keep it",
-            how, 100 * lost / total, lost, total,
+            Notice(
+                f"{use('fit', how)} cuts off %.2g %% of the mask (%d of %d pixels); pass {use('fit', 'pad')} or "
+                f"{use('fit', 'stretch')} to keep it"
+            ),
+            100 * lost / total, lost, total,
         )  # fmt: skip
     fitted = fit_grey(roi.drawn, resolution, how)
     pixels = fitted >= HALF
@@ -129,7 +136,9 @@ def fit_roi(
             number = 1 + facts["finding_shares"].index(0)
             raise InputError(
                 f"finding {number} of {len(shares)} has nothing of its region left at {resolution} x {resolution}; "
-                "pass a larger mask for it or a smaller --keep, or put it after the finding that covers it"
+                f"pass a larger mask for it or a smaller {argument('keep')}, or put it after the finding that "
+                "covers it",
+                field="mask",
             )
     return Mask(pixels, latent, feather(pixels, feather_width), source, inside, facts, shares)
 

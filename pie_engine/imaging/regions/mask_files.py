@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pie_engine.errors import InputError
+from pie_engine.errors import InputError, mention
 from pie_engine.imaging.formats import nifti
 from pie_engine.imaging.formats.dicom import open_dicom
 from pie_engine.imaging.grid import Grid
@@ -50,8 +50,10 @@ def read_mask(region: Region, grid: Grid, kind: str = "mask") -> tuple[Image, di
     image = read_image(source, kind)[0]
     if region.label is not None:
         raise InputError(
-            f"{kind} {source} is a picture, and mask-label {region.label} picks a part of a NIfTI or DICOM SEG file; "
-            "leave it out"
+            f"{kind} {source} is a picture, and {mention('label')} {region.label} picks a part of a NIfTI or DICOM "
+            "SEG file; leave it out",
+            field="label",
+            value=region.label,
         )
     return image, region.describe()
 
@@ -71,7 +73,9 @@ def _from_dicom(path: Path, grid: Grid, label: int | None, kind: str) -> tuple[I
         several = int(dataset.get("NumberOfFrames") or 1) > 1
     if label is not None:
         raise InputError(
-            f"{what} is a DICOM image and no segmentation, so mask-label {label} picks nothing; leave it out"
+            f"{what} is a DICOM image and no segmentation, so {mention('label')} {label} picks nothing; leave it out",
+            field="label",
+            value=label,
         )
     # Of as many frames as the image has, the one that belongs to it.
     frame = grid.facts.get("frame") if several else None

@@ -12,7 +12,7 @@ import numpy as np
 
 from pie_engine.config.checks import integer, number
 from pie_engine.equality import ByContent
-from pie_engine.errors import ConfigError
+from pie_engine.errors import ConfigError, mention, use
 from pie_engine.files import sha256_file
 from pie_engine.imaging.regions.shapes import Shape
 
@@ -48,11 +48,13 @@ class Region(ByContent):
         if self.beta is not None:
             number("mask's beta", self.beta, 0.0, 1.0, "write FILE:0.75")
         if self.label is not None:
-            integer("mask-label", self.label, 1, 2**31 - 1, "pass --mask-label 1")
+            integer(mention("label"), self.label, 1, 2**31 - 1, f"pass {use('label', 1)}")
             if not isinstance(self.source, str | Path):
                 raise ConfigError(
-                    f"mask-label {self.label} picks a part of a NIfTI or DICOM SEG file, and this mask is "
-                    f"{self.source if isinstance(self.source, Shape) else 'an array'}; leave it out"
+                    f"{mention('label')} {self.label} picks a part of a NIfTI or DICOM SEG file, and this mask is "
+                    f"{self.source if isinstance(self.source, Shape) else 'an array'}; leave it out",
+                    field="label",
+                    value=self.label,
                 )
 
     @classmethod

@@ -16,7 +16,7 @@ import numpy as np
 
 from pie_engine.config.checks import integer
 from pie_engine.equality import ByContent
-from pie_engine.errors import ConfigError, InputError
+from pie_engine.errors import ConfigError, InputError, Notice, argument, mention, use
 from pie_engine.imaging.grid import Grid
 from pie_engine.imaging.regions.mask_files import read_mask
 from pie_engine.imaging.regions.region import Region
@@ -89,13 +89,17 @@ def read_roi(
         ConfigError: `dilate`, `shift` or `components` is out of range.
         InputError: a region cannot be read or does not fit, nothing is left, or there are more parts than expected.
     """
-    integer("dilate", dilate, -10_000, 10_000, "pass --dilate 5")
+    integer("dilate", dilate, -10_000, 10_000, f"pass {use('dilate', 5)}")
     if components is not None:
-        integer("mask-components", components, 1, 1_000_000, "pass --mask-components 1")
+        integer(mention("components"), components, 1, 1_000_000, f"pass {use('components', 1)}")
     if len(shift) != 2:
-        raise ConfigError(f"shift {shift!r} is not two whole numbers; pass (dx, dy), pixels right and down")
+        raise ConfigError(
+            f"shift {shift!r} is not two whole numbers; pass (dx, dy), pixels right and down",
+            field="shift",
+            value=shift,
+        )
     for pixels in shift:
-        integer("shift", pixels, -10_000, 10_000, "pass --shift 5,0")
+        integer("shift", pixels, -10_000, 10_000, f"pass {use('shift', (5, 0))}")
     drawn, said = zip(*(_draw(region, grid, kind) for region in regions), strict=True)
     if any(shift):
         drawn = _move(drawn, shift, kind)
@@ -110,7 +114,9 @@ def read_roi(
         if not grown.any():
             raise InputError(
                 f"{kind} is empty after {-dilate} pixels are taken off its edge (it had {before.sum()} pixels); "
-                f"pass a --dilate above {dilate}"
+                f"pass a {mention('dilate')} above {dilate}",
+                field="dilate",
+                value=dilate,
             )
         whole = grown.astype(np.uint8) * 255
     kept, kept_facts = None, []
@@ -122,7 +128,8 @@ def read_roi(
         if not (whole >= HALF).any():
             raise InputError(
                 f"the keep mask covers all {before.sum()} pixels of the {kind}, so that nothing may change; "
-                "pass a smaller --keep or a larger --mask"
+                f"pass a smaller {argument('keep')} or a larger {argument('mask')}",
+                field="keep",
             )
     facts = {"regions": list(said), "keep": list(kept_facts), "dilate": dilate, "shift": list(shift)}
     return Roi(whole, betas, owner, kept, len(prompts), finding, facts | _check(whole >= HALF, components, kind))
@@ -146,11 +153,16 @@ def _move(drawn: Sequence[np.ndarray], shift: tuple[int, int], kind: str) -> tup
     """`move` of each [H, W] uint8; refuses or warns of what leaves the image. Raises InputError."""
     moved = tuple(move(grey, *shift) for grey in drawn)
     before, after = (int((reduce(np.maximum, greys) >= HALF).sum()) for greys in (drawn, moved))
-    where = f"--shift {shift[0]},{shift[1]}"
+    where = use("shift", (shift[0], shift[1]))
     if not after:
-        raise InputError(f"{kind} leaves the image by {where} (all {before} pixels); pass a smaller --shift")
+        raise InputError(
+            f"{kind} leaves the image by {where} (all {before} pixels); pass a smaller {mention('shift')}",
+            field="shift", value=shift,
+        )  # fmt: skip
     if after < before:
-        log.warning("%s takes %d of the %d pixels of the %s out of the image", where, before - after, before, kind)
+        log.warning(
+            Notice(f"{where} takes %d of the %d pixels of the %s out of the image"), before - after, before, kind
+        )
     return moved
 
 
@@ -240,7 +252,9 @@ def _check(pixels: np.ndarray, components: int | None, kind: str) -> dict[str, A
     if components is not None and len(sizes) > components:
         raise InputError(
             f"{kind} has {len(sizes)} components of {listed} pixels (at most {components} expected); "
-            f"clean it up, or pass --mask-components {len(sizes)}"
+            f"clean it up, or pass {use('components', len(sizes))}",
+            field="components",
+            value=components,
         )
     specks = [size for size in sizes if size < _SPECKLE * total]
     if specks:

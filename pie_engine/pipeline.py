@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pie_engine.config import RunConfig
-from pie_engine.errors import ConfigError, InputError, mention, use
+from pie_engine.errors import ConfigError, InputError, mention
 from pie_engine.imaging.item import Item
 from pie_engine.model.bundle import MANIFEST
 
@@ -75,7 +75,7 @@ def call(
     """See `PieEngine.__call__`."""
     if output_type not in OUTPUT_TYPES:
         limit = ", ".join(OUTPUT_TYPES)
-        raise ConfigError(f"{mention('output_type')} {output_type!r} is unknown; pass one of {limit}")
+        raise ConfigError(f"output_type {output_type!r} is unknown; pass one of {limit}")
     for one, other, first, second in (
         (steps, num_rounds, "steps", "num_rounds"), (seed, generator, "seed", "generator"),
     ):  # fmt: skip
@@ -156,7 +156,7 @@ def dtype_name(dtype: torch.dtype | str | None) -> str | None:
         return dtype
     names = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
     if dtype not in names:
-        raise ConfigError(f"{mention('torch_dtype')} {dtype} is unknown; pass {use('torch_dtype', 'torch.float16')}")
+        raise ConfigError(f"torch_dtype {dtype} is unknown; pass torch_dtype=torch.float16")
     return names[dtype]
 
 

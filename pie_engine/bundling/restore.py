@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import COMPONENTS
-from pie_engine.errors import BuildError, BundleError, CheckpointError
+from pie_engine.errors import BuildError, BundleError, CheckpointError, use
 from pie_engine.model.bundle import Bundle
 
 
@@ -59,4 +59,4 @@ def restore_checkpoint(bundle: Bundle) -> Checkpoint:
 
 
 def _remedy(bundle: Bundle) -> str:
-    return f"rebuild it: {bundle.build_command()}, or pass --backend onnxruntime"
+    return f"rebuild it: {bundle.build_command()}, or pass {use('backend', 'onnxruntime')}"

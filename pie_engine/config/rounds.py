@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pie_engine.config.checks import number
-from pie_engine.errors import ConfigError
+from pie_engine.errors import ConfigError, mention, use
 
 # A value for all rounds of a stretch, or those of its first and its last, with a straight line between.
 Ramp = float | tuple[float, float]
@@ -187,7 +187,9 @@ class RoundSchedule:
         """
         end = self.stretches[-1].last
         if end > steps:
-            raise ConfigError(f"schedule: round {end} is beyond the {steps} of --steps; pass --steps {end}")
+            raise ConfigError(
+                f"schedule: round {end} is beyond the {steps} of {mention('steps')}; pass {use('steps', end)}"
+            )
         own = {index: stretch for stretch in self.stretches for index in range(stretch.first, stretch.last + 1)}
         found = []
         for index in range(1, steps + 1):

@@ -22,7 +22,7 @@ def inspect_bundle(path: str | Path) -> dict[str, Any]:
     Returns:
         What JSON can hold: facts of the manifest, "components", "engines" (one entry per flavour, with "loads_here",
         "reason", "remedy" and "rebuild"), "torch" (whether PyTorch can run it: "runs" and "reason"), "auto" (what
-        `--backend auto` takes here; None with the reason where nothing does), and "defects".
+        "auto" takes here; None with the reason where nothing does), and "defects".
 
     Raises:
         BundleError: there is no such bundle, or it does not match its manifest.
@@ -141,8 +141,8 @@ def _remedy(bundle: Bundle, flavour: str, entry: dict[str, Any]) -> str:
             "the graphs"
         )
     if not machine.serves(floor):
-        return f"update NVIDIA's driver, or pass --backend {other}"
-    return f"rebuild it on this machine, or pass --backend {other}"
+        return Notice(f"update NVIDIA's driver, or pass {use('backend', other)}")
+    return Notice(f"rebuild it on this machine, or pass {use('backend', other)}")
 
 
 def _rebuild(bundle: Bundle, flavour: str) -> str:

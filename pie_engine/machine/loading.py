@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pie_engine import commands
 from pie_engine.config import COMPONENTS, DTYPES, FLAVOURS, BuildConfig, EngineConfig
 from pie_engine.config.checks import one_of
-from pie_engine.errors import BackendError, BundleError, ConfigError, use
+from pie_engine.errors import BackendError, BundleError, ConfigError, argument, mention, use
 from pie_engine.machine.selection import (
     BACKENDS,
     Choice,
@@ -77,9 +77,14 @@ def open_backend(
     given = source.checkpoint is not None or source.unet is not None
     if (source.engine is None) != given:
         found = "both" if given else "neither"
-        raise ConfigError(f"one of a bundle and a checkpoint is needed ({found} given); pass --engine or --checkpoint")
+        raise ConfigError(
+            f"one of a bundle and a checkpoint is needed ({found} given); pass {argument('engine')} or "
+            f"{argument('checkpoint')}"
+        )
     if runtime.compile and backend not in ("auto", "torch"):
-        raise ConfigError("--compile compiles PyTorch modules; pass --backend torch, or leave it out")
+        raise ConfigError(
+            f"{mention('compile')} is for PyTorch modules; pass {use('backend', 'torch')}, or leave it out"
+        )
     if source.engine is None:
         choice = (
             choose_for_checkpoint(device, dtype, runtime.compile) if backend == "auto" else take(backend, device, dtype)
@@ -115,9 +120,10 @@ def _open_bundle(
 
 
 def _other_dtype(dtype: str | None, own: str) -> str:
-    remedy = f"build one: pie-engine build --precision {dtype}, or pass --backend torch"
+    remedy = f"build one: pie-engine build --precision {dtype}, or pass {use('backend', 'torch')}"
     if dtype == "bf16":
-        remedy = "pass --backend torch" + (", or --backend openvino --device cpu" if own == "fp32" else "")
+        in_openvino = f", or {use('backend', 'openvino')} {use('device', 'cpu')}" if own == "fp32" else ""
+        remedy = f"pass {use('backend', 'torch')}{in_openvino}"
     return f"dtype {dtype} is not this bundle's ({own}); {remedy}"
 
 

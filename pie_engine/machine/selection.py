@@ -1,4 +1,4 @@
-"""Which backend `--backend auto` takes, and why not the ones before it; what a backend that was asked for comes to."""
+"""Which backend "auto" takes, and why not the ones before it; what a backend that was asked for comes to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pie_engine.backends import openvino_session
 from pie_engine.backends.gpu import probe
 from pie_engine.config import FLAVOURS
-from pie_engine.errors import BackendError, BundleError
+from pie_engine.errors import BackendError, BundleError, use
 
 if TYPE_CHECKING:
     from pie_engine.model.bundle import Bundle
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 BACKENDS = ("auto", *FLAVOURS, "torch", "openvino", "onnxruntime")
 # docs/performance.md; whoever installed it, an extra, wants it.
 _FASTEST = "openvino, the fastest at full size on the processor where it was measured"
-_HALF = "in fp16, the default on a GPU, and again in fp32 where that is not finite (--dtype fp32: all of it)"
+_HALF = "in fp16, the default on a GPU, and again in fp32 where that is not finite (dtype fp32: all of it)"
 _NO_RUNTIME = "torch on the processor: onnxruntime is not installed (pip install 'pie-engine[cpu]')"
 
 
@@ -52,9 +52,9 @@ def choose_for_bundle(
     """
     own = bundle.precision
     if compile:
-        return _torch("for --compile", device, dtype, own)
+        return _torch("for torch.compile", device, dtype, own)
     if device == "cpu":
-        return _choose_on_processor(bundle, dtype, "--device cpu was asked for")
+        return _choose_on_processor(bundle, dtype, "device cpu was asked for")
     flavour, passed = _choose_engines(bundle, device, dtype)
     if flavour is not None:
         return Choice(flavour, "; ".join([f"{flavour}; the bundle holds engines for this GPU", *passed]))
@@ -71,7 +71,7 @@ def choose_for_bundle(
         passed.append(_reason(error))
         raise BackendError(
             f"nothing runs bundle {bundle.path} on this machine's GPU ({'; '.join(passed)}); "
-            f"rebuild it: {bundle.build_command()}, or pass --device cpu"
+            f"rebuild it: {bundle.build_command()}, or pass {use('device', 'cpu')}"
         ) from None
     return Choice("onnxruntime", "; ".join(["onnxruntime, for a GPU", *passed]))
 
@@ -125,7 +125,7 @@ def choose_for_checkpoint(device: str | None, dtype: str | None, compile: bool) 
     passed = ["no engines are compiled unasked (pie-engine build --backend tensorrt does)"]
     gpu = wants_gpu(device)
     if gpu or compile:
-        return _torch("for a GPU" if gpu else "for --compile", device, dtype, "fp32", *passed)
+        return _torch("for a GPU" if gpu else "for torch.compile", device, dtype, "fp32", *passed)
     passed += [] if device == "cpu" else _unused_gpu()
     if importlib.util.find_spec("onnxruntime") is None:  # every export is compared with PyTorch in it
         return Choice("torch", _NO_RUNTIME, dtype or "fp32")

@@ -231,7 +231,7 @@ def test_a_manifest_with_another_kind_of_configuration(copied: Path, architectur
 
 def test_compiled(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = PieEngine.load(bundle.path, device="cpu", runtime=RuntimeConfig(compile=True))
-    assert engine.backend.name == "torch" and engine.chosen == "torch, for --compile"
+    assert engine.backend.name == "torch" and engine.chosen == "torch, for torch.compile"
     assert engine.backend.compiled  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="--compile compiles PyTorch modules; pass --backend torch, or leave it out"):
         PieEngine.load(bundle.path, backend="onnxruntime", runtime=RuntimeConfig(compile=True))

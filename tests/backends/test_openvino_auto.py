@@ -28,7 +28,7 @@ def test_auto_takes_it_where_it_is_installed(no_gpu: pytest.MonkeyPatch, bundle:
         assert choice.name == "openvino"
         assert choice.why.startswith("openvino, the fastest at full size on the processor where it was measured; no ")
     assert choose_for_checkpoint(None, None, True).name == "torch"  # --compile
-    for device, reason in ((None, "the bundle holds no compiled engines"), ("cpu", "--device cpu was asked for")):
+    for device, reason in ((None, "the bundle holds no compiled engines"), ("cpu", "device cpu was asked for")):
         choice = choose_for_bundle(bundle, device)
         assert (choice.name, choice.why.partition("; ")[2]) == ("openvino", reason)
     pretend_openvino(no_gpu, None)

@@ -188,7 +188,7 @@ def test_auto_for_a_bundle(here: None, holding: Any, bundle: Bundle, caplog: pyt
     name, why = choose(bundle)
     assert name == "torch" and why.endswith("; the bundle holds no compiled engines")
     both = holding(*FLAVOURS)
-    assert choose(both, "cpu") == ("onnxruntime", "onnxruntime; --device cpu was asked for")
+    assert choose(both, "cpu") == ("onnxruntime", "onnxruntime; device cpu was asked for")
     assert choose(both) == choose(both, "cuda") == choose(both, "cuda:0")
     assert choose(both) == ("tensorrt", "tensorrt; the bundle holds engines for this GPU")
     name, why = choose(holding("tensorrt-rtx"))

@@ -35,8 +35,7 @@ _VARIABLE = {
 }
 # Of the interface, and in no message yet.
 _UNNAMED = {"distances", "latents"}
-# The command line, and what is being rewritten: its settings are declared once, with their options.
-_LEFT = ("pie_engine/cli/", "pie_engine/config/", "pie_engine/evaluation/sweep/grid.py")
+_LEFT = ("pie_engine/cli/",)
 
 
 def sources() -> Iterator[tuple[str, ast.Module]]:

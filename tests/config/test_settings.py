@@ -87,7 +87,7 @@ def test_values_are_one_type() -> None:
 
 
 def test_needed_ones() -> None:
-    with pytest.raises(ConfigError, match="EngineConfig needs flavour; pass flavour=tensorrt"):
+    with pytest.raises(ConfigError, match="EngineConfig needs flavour; pass flavour='tensorrt'"):
         EngineConfig()  # type: ignore[call-arg]
 
 

@@ -84,7 +84,7 @@ def test_weights_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         PieEngine.load(checkpoint=GOLDEN / "checkpoint_ddim", backend="torch", device="cpu")
 
 
-HALF = "in fp16, the default on a GPU, and again in fp32 where that is not finite (--dtype fp32: all of it)"
+HALF = "in fp16, the default on a GPU, and again in fp32 where that is not finite (dtype fp32: all of it)"
 CHECKPOINT = {"checkpoint": GOLDEN / "checkpoint_ddim"}
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pie_engine.config import METHOD_OPTIONS, METHODS, MethodConfig
 from pie_engine.config.axes import AXES, MASK, METHOD, OFF, ON, SEED, Axis, Value, show
 from pie_engine.config.checks import one_of
-from pie_engine.errors import ConfigError
+from pie_engine.errors import ConfigError, use
 from pie_engine.imaging.item import Item
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def parse_axis(text: str) -> tuple[str, tuple[Value, ...]]:
     name = name.strip().replace("_", "-")
     axis = _axis(name)
     if not equals or not listed.strip():
-        raise ConfigError(f"grid '{text}' has no values; pass --grid {name}={axis.example}")
+        raise ConfigError(f"grid '{text}' has no values; pass {use('grid', _example(name, axis))}")
     values = []
     for word in listed.split(","):
         try:
@@ -37,7 +37,7 @@ def parse_axis(text: str) -> tuple[str, tuple[Value, ...]]:
         except ValueError:
             raise ConfigError(
                 f"grid {name} has '{word.strip()}', which is none of its values ({axis.what}); "
-                f"pass --grid {name}={axis.example}"
+                f"pass {use('grid', _example(name, axis))}"
             ) from None
     return name, tuple(values)
 
@@ -108,7 +108,7 @@ def make_cells(grid: Grid) -> list[Cell]:
     for name, values in grid.items():
         _axis(name)
         if not values:
-            raise ConfigError(f"grid {name} has no values; pass --grid {name}={AXES[name].example}")
+            raise ConfigError(f"grid {name} has no values; pass {use('grid', _example(name, AXES[name]))}")
         shown = [show(value) for value in values]
         for one in shown:
             if shown.count(one) > 1:
@@ -125,7 +125,14 @@ def make_cells(grid: Grid) -> list[Cell]:
     return [Cell(dict(zip(axes, values, strict=True))) for values in product(*(grid[name] for name in axes))]
 
 
+def _example(name: str, axis: Axis | None = None) -> str:
+    """An axis as it is written, with a value."""
+    return f"{name}={'0.1,0.5' if axis is None else axis.example}"
+
+
 def _axis(name: str) -> Axis:
     if name not in AXES:
-        raise ConfigError(f"grid axis '{name}' is unknown (one of {', '.join(AXES)}); pass --grid strength=0.1,0.5")
+        raise ConfigError(
+            f"grid axis '{name}' is unknown (one of {', '.join(AXES)}); pass {use('grid', _example('strength'))}"
+        )
     return AXES[name]

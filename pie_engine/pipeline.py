@@ -19,13 +19,12 @@ from pie_engine.imaging.item import Item
 from pie_engine.model.bundle import MANIFEST
 
 if TYPE_CHECKING:
-    from pie_engine.engine import PieEngine
     from pie_engine.imaging.regions.region import Regions
     from pie_engine.outputs import Result
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 # Called with (engine, evaluations done, of all, an empty mapping) after each U-Net evaluation.
-OnStepEnd = Callable[["PieEngine", int, int, dict[str, Any]], Any]
+OnStepEnd = Callable[[Any, int, int, dict[str, Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class PieOutput:
 
 
 def call(
-    engine: PieEngine,
+    engine: Any,
     prompt: str | Sequence[str],
     image: Any,
     mask_image: Any = None,

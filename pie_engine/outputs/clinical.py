@@ -14,7 +14,7 @@ from pie_engine.outputs.native import NativeFrames, check_native, save_native
 
 if TYPE_CHECKING:
     from pie_engine.config import OutputConfig, RunConfig
-    from pie_engine.outputs.result import Result
+    from pie_engine.outputs.result import Progression
 
 
 def check_source(stored: Stored, config: RunConfig, outputs: OutputConfig) -> None:
@@ -30,7 +30,7 @@ def check_source(stored: Stored, config: RunConfig, outputs: OutputConfig) -> No
 
 
 def write_clinical(
-    result: Result, shown: np.ndarray, folder: Path, outputs: OutputConfig
+    result: Progression, shown: np.ndarray, folder: Path, outputs: OutputConfig
 ) -> tuple[dict[str, list[Path]], dict[str, Any]]:
     """Write folder/native and folder/dicom, if they are asked for.
 

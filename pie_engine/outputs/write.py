@@ -19,7 +19,7 @@ from pie_engine.outputs.report import REPORT, make_report
 
 if TYPE_CHECKING:
     from pie_engine.config import OutputConfig
-    from pie_engine.outputs.result import Result
+    from pie_engine.outputs.result import Progression
 
 PROVENANCE = "provenance.json"
 
@@ -37,7 +37,7 @@ def check_outputs(outputs: OutputConfig) -> None:
 
 
 def write_result(
-    result: Result,
+    result: Progression,
     folder: Path,
     outputs: OutputConfig,
     *,
@@ -121,12 +121,12 @@ def check_confidence(confidence: Confidence | None, frames: int) -> dict[str, li
     return checked
 
 
-def _noun(result: Result) -> str:
+def _noun(result: Progression) -> str:
     """A baseline has frames, but no rounds."""
     return "round" if _method(result) in ("pie", "control") else "frame"
 
 
-def _method(result: Result) -> str:
+def _method(result: Progression) -> str:
     return str(result.provenance.get("method", {}).get("name", "pie"))
 
 
@@ -135,7 +135,7 @@ def _named(written: dict[str, Any], name: str, path: Path) -> Path:
     return path
 
 
-def _save_latents(result: Result, path: Path) -> None:
+def _save_latents(result: Progression, path: Path) -> None:
     from safetensors.numpy import save_file
 
     arrays = {"latents": result.latents, "original_latent": result.original_latent}

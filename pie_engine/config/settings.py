@@ -103,7 +103,7 @@ def settings(cls: type[T]) -> type[T]:
     @functools.wraps(validated)
     def __init__(self: Any, *values: Any, **named: Any) -> None:
         try:
-            validated(self, *values, **named)
+            validated(self, *map(_hashable, values), **{name: _hashable(value) for name, value in named.items()})
         except pydantic.ValidationError as error:
             raise _refusal(made, error) from None
         for name, own in declared(made):
@@ -137,6 +137,11 @@ def schema(cls: Any) -> dict[str, Any]:
     """JSON schema (draft 2020-12) of a class of settings."""
     found: dict[str, Any] = pydantic.TypeAdapter(cls).json_schema()
     return found
+
+
+def _hashable(value: Any) -> Any:
+    """A list as a tuple, which is what a frozen class keeps."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _setting(field: FieldInfo) -> Setting | None:

@@ -45,8 +45,8 @@ class Progression(ByContent):
 
     def __repr__(self) -> str:
         rounds, height, width = len(self.latents), *self.frames.shape[1:3]
-        what = self.provenance.get("simulated", {}).get("prompt", "")
-        return f"{type(self).__name__}({rounds} rounds of {height} x {width} towards {what!r}, item {self.provenance.get('item_id')!r})"
+        what, item = self.provenance.get("simulated", {}).get("prompt", ""), self.provenance.get("item_id")
+        return f"{type(self).__name__}({rounds} rounds of {height} x {width} towards {what!r}, item {item!r})"
 
     def _repr_html_(self) -> str:
         """The frames in a row, for notebooks."""

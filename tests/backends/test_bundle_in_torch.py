@@ -181,7 +181,7 @@ def test_a_bundle_of_an_earlier_version(copied: Path, bundle: Bundle, tmp_path: 
     assert str(caught.value) == (
         f"bundle {copied} holds no configuration of text_encoder, vae, which PyTorch needs: pie-engine "
         f"{older.manifest['pie_engine']} wrote it before bundles did; "
-        f"rebuild it: {older.build_command()}, or pass --backend onnxruntime"
+        f"rebuild it: {older.build_command()}, or pass backend='onnxruntime'"
     )
     assert PieEngine.load(copied, device="cpu").backend.name in ("openvino", "onnxruntime")
     other = load_checkpoint(CHECKPOINT)
@@ -200,7 +200,7 @@ def test_a_configuration_of_another_model(copied: Path, bundle: Bundle) -> None:
         PieEngine.load(copied, **CPU)
     line = str(caught.value)
     assert line.startswith(f"bundle {copied} does not run in PyTorch: ")
-    assert line.endswith(f"; rebuild it: {bundle.build_command()}, or pass --backend onnxruntime")
+    assert line.endswith(f"; rebuild it: {bundle.build_command()}, or pass backend='onnxruntime'")
     architecture["vae"] = bundle.manifest["architecture"]["vae"]
     architecture["unet"]["down_block_types"] = ["NoSuchBlock"]
     edit(copied, architecture=architecture)
@@ -232,8 +232,8 @@ def test_a_manifest_with_another_kind_of_configuration(copied: Path, architectur
 def test_compiled(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = PieEngine.load(bundle.path, device="cpu", runtime=RuntimeConfig(compile=True))
     assert engine.backend.name == "torch" and engine.chosen == "torch, for torch.compile"
-    assert engine.backend.compiled  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match="--compile compiles PyTorch modules; pass --backend torch, or leave it out"):
+    assert engine.backend._runtime.compile  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="compile is for PyTorch modules; pass backend='torch', or leave it out"):
         PieEngine.load(bundle.path, backend="onnxruntime", runtime=RuntimeConfig(compile=True))
 
 

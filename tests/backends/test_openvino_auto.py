@@ -61,5 +61,5 @@ def test_auto_runs_a_bundle_in_bf16(bundle: Bundle, dtype: str, monkeypatch: pyt
     engine = PieEngine.load(bundle.path, dtype=dtype, threads=1)
     assert (engine.backend.name, engine.backend.precisions["unet"]) == ("openvino", "bf16")
     pretend_openvino(monkeypatch, None)
-    with pytest.raises(ConfigError, match=r"dtype bf16 is not this bundle's \(fp32\); pass --backend torch, or --"):
+    with pytest.raises(ConfigError, match=r"dtype bf16 is not this bundle's \(fp32\); pass backend='torch', or b"):
         PieEngine.load(bundle.path, dtype=dtype, threads=1)

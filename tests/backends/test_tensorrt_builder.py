@@ -238,10 +238,10 @@ def test_graphs_that_do_not_compile(compiles: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "line"),
     [
-        ("import os; os.kill(os.getpid(), 9)", r"unet was killed, as happens when memory runs out; .*--batch"),
+        ("import os; os.kill(os.getpid(), 9)", r"unet was killed, as happens when memory runs out; .* fewer batches"),
         ("import sys; sys.exit('first\\nCUDA died')", r"unet ended with exit status 1 \(CUDA died\); report it"),
         ("pass", r"ended with exit status 0 \(no message\)"),
-        *((SAYS.format(text), "; close other programs, or build fewer --batch") for text in OUT_OF_MEMORY),
+        *((SAYS.format(text), "; close other programs, or build fewer batches") for text in OUT_OF_MEMORY),
     ],
 )
 def test_a_worker_that_fails(compiles: Any, monkeypatch: pytest.MonkeyPatch, script: str, line: str) -> None:

@@ -136,10 +136,10 @@ def test_engines_that_cannot_run_are_refused_with_what_helps(
     with pytest.raises(BundleError, match=r"holds no tensorrt engines; build them: .* --backend tensorrt$"):
         load(engines, backend="tensorrt")
     pretend(monkeypatch)
-    helps = "rebuild it: .*, or pass --backend onnxruntime$"
+    helps = "rebuild it: .*, or pass backend='onnxruntime'$"
     with pytest.raises(BundleError, match=rf"do not run here: this machine shows no GPU .*; {helps}"):
         load(engines)
-    with pytest.raises(ConfigError, match=r"tensorrt-rtx runs on an NVIDIA GPU, not on cpu; pass --backend onnx"):
+    with pytest.raises(ConfigError, match=r"tensorrt-rtx runs on an NVIDIA GPU, not on cpu; pass backend='onnxr"):
         load(engines, device="cpu")
 
 
@@ -246,7 +246,7 @@ def test_engines_of_some_components_are_none(here: None, holding: Any, tmp_path:
         (True, "cuda:0", "fp16", False, "torch", "a GPU"),
         (True, "cpu", None, False, "onnxruntime", "faster than torch on a processor; openvino is not installed"),
         (False, "cuda", None, False, "torch", "a GPU"),  # refused later, with the reason
-        (False, None, None, True, "torch", "--compile"),
+        (False, None, None, True, "torch", "torch.compile"),
         (False, None, "bf16", False, "torch", "no bf16"),
         (False, None, "fp32", False, "onnxruntime", "(pip install 'pie-engine[openvino]')"),
     ],

@@ -72,7 +72,7 @@ def test_official_semantics_crop() -> None:
 def test_pages_of_a_tiff(tmp_path: Path) -> None:
     pages = [Image.new("L", (4, 4), n) for n in (10, 20, 30)]
     pages[0].save(tmp_path / "a.tiff", save_all=True, append_images=pages[1:])
-    with pytest.raises(InputError, match="has 3 pages; pass --frame 1 to 3"):
+    with pytest.raises(InputError, match="has 3 pages; pass frame=1 to 3"):
         read_image(tmp_path / "a.tiff")
     image, facts = read_image(tmp_path / "a.tiff", reading=Reading(frame=2))
     assert np.asarray(image).max() == 20

@@ -141,7 +141,7 @@ def test_the_frame_that_refers_to_the_image(tmp_path: Path) -> None:
             assert (found.pixels == masks[n, segment]).all()
     facts = found.facts["regions"][0]
     assert (facts["kind"], facts["segment"], facts["matched_by"]) == ("DICOM SEG", 2, "reference")
-    assert "has 2 segments (1, 2); pass --mask-label 1 or another" in refused(tmp_path / "0.dcm", path)
+    assert "has 2 segments (1, 2); pass label=1 or another" in refused(tmp_path / "0.dcm", path)
     assert "has no segment 3 (it has 1, 2)" in refused(tmp_path / "0.dcm", Region(path, label=3))
 
 

@@ -282,7 +282,7 @@ def test_items_and_official_semantics() -> None:
     for item, line in (
         (Item(image, "x", [box, box]), "a mask of 2 regions is not what the published code computes"),
         (Item(image, "x", Region(box, 0.5)), "a region with its own beta is not what the published code computes"),
-        (Item(image, "x", box, keep=box), "keep is not what the published code computes; pass --semantics engine"),
+        (Item(image, "x", box, keep=box), "keep is not what the published code computes; pass semantics='engine'"),
         (Item(image, "x", box, shift=(1, 0)), "shift is not what the published code computes"),
         (Item(image, "x", box, dilate=-1), "dilate is not what the published code computes"),
         (Item(image, "x", box, components=2), "mask-components is not what"),

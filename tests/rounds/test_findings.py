@@ -227,7 +227,7 @@ def test_batches_that_no_engine_was_compiled_for() -> None:
         sizes_for((1, 2), 2, SHORT)
     assert str(caught.value) == (
         "2 findings ask the U-Net about 3 latents at once, and the engines take 1, 2, 4; "
-        "build them with --batch 1,3, or pass --backend onnxruntime"
+        "build them with --batch 1,3, or pass backend='onnxruntime'"
     )
     # Rounds with and without guidance need both.
     mixed = replace(SHORT, schedule=RoundSchedule.parse([{"rounds": 1, "guidance_scale": 1}]))

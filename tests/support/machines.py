@@ -61,7 +61,7 @@ def pretend_openvino(monkeypatch: pytest.MonkeyPatch, finds: tuple[str, ...] | N
 
     def load() -> None:
         if finds is None:
-            raise BackendError("backend 'openvino' is not installed; pip install it, or pass --backend onnxruntime")
+            raise BackendError("backend 'openvino' is not installed; pip install it, or pass backend='onnxruntime'")
 
     monkeypatch.setattr(openvino_session, "installed", lambda: finds is not None)
     monkeypatch.setattr(openvino_session, "import_openvino", load)

@@ -91,7 +91,7 @@ def test_frames_of_a_walk_depend_on_how_many_there_are() -> None:
 def test_options_and_settings_that_no_method_takes_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"healthy-prompt belongs to method control, which the grid has not"):
         Design([PATIENT], BASE, {"method": ("pie", "walk")}, {"healthy_prompt": "normal"})
-    with pytest.raises(ConfigError, match=r"pass --healthy-prompt TEXT"):
+    with pytest.raises(ConfigError, match=r"pass healthy_prompt=TEXT"):
         Design([PATIENT], BASE, {"method": ("control",)})
     with pytest.raises(ConfigError, match=r"noise 'fresh' means nothing to method 'walk'"):
         Design([PATIENT], BASE, {"method": ("walk",), "noise": ("fresh",)})
@@ -120,11 +120,11 @@ def test_recipes_are_grids_under_explicit_axes() -> None:
     ("text", "line"),
     [
         ("gamma=0.1", "grid axis 'gamma' is unknown (one of strength, steps,"),
-        ("strength", "grid 'strength' has no values; pass --grid strength=0.1"),
+        ("strength", "grid 'strength' has no values; pass grid strength=0.1"),
         ("strength=", "has no values"),
         ("strength=0.1,fast", "grid strength has 'fast', which is none of its values (numbers)"),
         ("strength=0.1,,0.2", "grid strength has '', which is"),
-        ("steps=2.5", "grid steps has '2.5', which is none of its values (whole numbers); pass --grid steps=10"),
+        ("steps=2.5", "grid steps has '2.5', which is none of its values (whole numbers); pass grid steps=10"),
         ("mask=yes", "grid mask has 'yes', which is none of its values (on and off)"),
         ("shift=3", "grid shift has '3', which is none of its values (pixels right and down, DX:DY)"),
         ("inversion=ddpm", "grid inversion has 'ddpm'"),
@@ -174,5 +174,5 @@ def test_patients_that_cannot_run() -> None:
     with pytest.raises(ConfigError, match="grid strength is given twice"):
         parse_grid(["strength=0.1", "strength=0.2"])
     schedule = RoundSchedule.parse([{"rounds": "1", "guidance_scale": 3}])
-    with pytest.raises(ConfigError, match="leave out --schedule"):
+    with pytest.raises(ConfigError, match="leave out schedule"):
         Design([PATIENT], replace(BASE, schedule=schedule), {})

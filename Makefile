@@ -82,7 +82,8 @@ gpu-wheels:
 	$(if $(WHEELS),,$(error gpu-wheels needs WHEELS=DIR))
 	$(PYTHON) -m pip --disable-pip-version-check download --quiet --no-deps --only-binary=:all: \
 	  --python-version $(GPU_PYTHON) --implementation cp --platform manylinux_2_28_x86_64 \
-	  --platform manylinux2014_x86_64 --constraint constraints.txt --dest $(WHEELS) diffusers importlib_metadata zipp
+	  --platform manylinux2014_x86_64 --constraint constraints.txt --dest $(WHEELS) diffusers importlib_metadata zipp \
+	  pydantic pydantic-core annotated-types typing-inspection
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

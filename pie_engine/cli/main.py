@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
 from typing import NoReturn
 
 from pie_engine import __version__
@@ -54,6 +55,7 @@ _ALIASES = {
     "--pretrained-model-name-or-path": "--checkpoint",
     "--base": "--checkpoint",
     "--finetuned-path": "--unet",
+    "-o": "--output",
 }
 
 
@@ -72,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _silence_libraries()
     try:
         with _interruptible():
-            arguments = _parser().parse_args(_canonical(with_file(words)))
+            arguments = _parse(_canonical(with_file(words)))
             code = arguments.main(arguments)
             sys.stdout.flush()
         return code
@@ -142,6 +144,24 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
+def _parse(words: list[str]) -> argparse.Namespace:
+    """The command and its options. Raises ConfigError: see `_Parser`; an option that there is not, with the nearest."""
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
+    for option, other in (("--checkpoint", "--base"),):
+        if sum(word.partition("=")[0] == option for word in words) > 1:
+            raise ConfigError(f"{option} is given twice ({other} is another name of it); pass one checkpoint")
+    parser = _parser()
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        own = arguments.own_parser
+        options = [option for action in own._actions for option in action.option_strings]
+        close = get_close_matches(unknown[0].partition("=")[0], options, n=1)
+        nearest = f"did you mean {close[0]}? " if close else ""
+        raise ConfigError(f"unrecognized arguments: {' '.join(unknown)}; {nearest}see {own.prog} --help")
+    return arguments
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="pie-engine",
@@ -157,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in commands_in_order:
         added = command.add_parser(commands)
         added.add_argument("--debug", action="store_true", help="show tracebacks and libraries' warnings")
-        added.set_defaults(main=command.main)
+        added.set_defaults(main=command.main, own_parser=added)
     return parser
 
 
@@ -171,7 +191,7 @@ def _canonical(argv: Sequence[str]) -> list[str]:
     for index, word in enumerate(argv):
         if word == "--":
             return [*words, *argv[index:]]
-        if word.startswith("--"):
+        if word in _ALIASES or word.startswith("--"):
             option, equals, value = word.partition("=")
             option = option.replace("_", "-")
             word = _ALIASES.get(option, option) + equals + value

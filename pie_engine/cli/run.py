@@ -61,7 +61,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     output.add_argument("--json", action="store_true", help="print the result as one JSON object")
     output.add_argument("--quiet", action="store_true", help="no progress")
     add_config_options(parser.add_argument_group("settings as a file"))
-    parser.set_defaults(parser=parser)
     return parser
 
 
@@ -174,7 +173,7 @@ def main(arguments: argparse.Namespace) -> int:
     # Everything that can be refused cheaply is refused before a model is loaded.
     config, method, outputs = config_from(arguments), method_from(arguments), outputs_from(arguments)
     if arguments.print_config:
-        sys.stdout.write(to_text(arguments, arguments.parser, (config, method, runtime_from(arguments), outputs)))
+        sys.stdout.write(to_text(arguments, arguments.own_parser, (config, method, runtime_from(arguments), outputs)))
         return 0
     method.check(config)
     check_outputs(outputs)

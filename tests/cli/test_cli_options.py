@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pie_engine.cli.main import main
+
 RANGES = [
     (["--strength", "0"], "strength 0.0 is outside (0, 1]; pass --strength 0.5"),
     (["--strength", "-0.1"], "strength -0.1 is outside (0, 1]"),
@@ -191,3 +193,36 @@ def test_every_optimisation_switches_off(simulate: Any, checkpoint: Path, tmp_pa
     assert all(np.abs(frame - frames[0]).max() <= 1 for frame in frames)  # a pixel on a rounding edge
     chosen = described[0]["fused_step"]
     assert [runtime["fused_step"] for runtime in described] == [chosen, "eager", chosen, chosen, chosen, "eager"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("run", "--image", "a.png", "--prompt", "x", "--stepps", "3"),
+            "did you mean --steps? see pie-engine run --help",
+        ),
+        (("build", "--checkpoint", "a", "--base", "b"), "--checkpoint is given twice (--base is another name of it)"),
+        (("view", "--zzz"), "unrecognized arguments: --zzz; see pie-engine view --help"),
+    ],
+)
+def test_slips_of_the_hand(pie: Any, words: tuple[str, ...], message: str) -> None:
+    outcome = pie(*words)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_help_in_other_words(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["help"], ["help", "run"], ["run", "--help"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        assert stopped.value.code == 0
+    assert "usage: pie-engine run" in capsys.readouterr().out
+
+
+def test_it_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pie_engine", "--version"], capture_output=True, text=True, check=True, cwd="/"
+    )
+    assert done.stdout.startswith("pie-engine ")

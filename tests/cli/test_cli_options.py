@@ -203,7 +203,7 @@ def test_every_optimisation_switches_off(simulate: Any, checkpoint: Path, tmp_pa
             "did you mean --steps? see pie-engine run --help",
         ),
         (("build", "--checkpoint", "a", "--base", "b"), "--checkpoint is given twice (--base is another name of it)"),
-        (("view", "--zzz"), "unrecognized arguments: --zzz; see pie-engine view --help"),
+        (("view", "x", "--zzz"), "unrecognized arguments: --zzz; see pie-engine view --help"),
     ],
 )
 def test_slips_of_the_hand(pie: Any, words: tuple[str, ...], message: str) -> None:

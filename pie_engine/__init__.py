@@ -11,7 +11,12 @@ Research use only: every output is synthetic.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# ONNX Runtime reports to its maker unless this stands before its import, and so does the hub; a user's own value holds.
+for _name in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ.setdefault(_name, "1")
 
 if TYPE_CHECKING:
     from pie_engine.checkpoint import LoraSpec

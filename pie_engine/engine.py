@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 class PieEngine:
     """A model on a backend, ready to simulate progressions.
 
+    Any number of threads may call one engine: calls take turns, first come, first served, and each gives what it gives
+    alone. A progress callback cannot call the engine that calls it, and after a fork an engine refuses.
+
     Buffers and captured rounds of the last two kinds of run (batch size, resolution, settings) are kept, so that a
     cohort pays for them once.
 

@@ -24,6 +24,7 @@ from pie_engine.rounds.loop import Loop
 from pie_engine.rounds.memory import explain, release
 from pie_engine.rounds.methods import Previous
 from pie_engine.rounds.plan import Batch, Plan
+from pie_engine.rounds.turns import Turns
 
 if TYPE_CHECKING:
     from pie_engine.backends import Backend
@@ -70,20 +71,21 @@ class Simulator:
         self.loops: dict[object, Loop] = {}
         self.timeline: Timeline | None = None
         self._bound_precisions = dict(backend.precisions)  # of the weights that the kept loops are bound to
+        self._turns = Turns()
 
     def simulate(
         self, items: Sequence[PreparedItem], chosen: Chosen, report: OnProgress, between: int
     ) -> list[Simulated]:
-        """The rounds of one batch (`group_items`).
+        """The rounds of one batch (`group_items`). Batches of several threads take turns.
 
         Args:
             chosen: the method, and its settings with the resolution filled in.
             between: K pictures between two frames.
 
         Raises:
-            BackendError: the model gave values that are not finite, or memory ran out.
+            BackendError: the model gave values that are not finite, or memory ran out; or see `Turns.turn`.
         """
-        with torch.inference_mode(), self._explaining_memory(len(items), chosen.config):
+        with self._turns.turn(), torch.inference_mode(), self._explaining_memory(len(items), chosen.config):
             return self._simulate(items, chosen, report, between)
 
     def _simulate(

@@ -19,7 +19,7 @@ from pie_engine.benchmarks.harness.measure import Call, Samples, quantile
 from pie_engine.benchmarks.harness.memory import Peaks
 from pie_engine.benchmarks.harness.remote import remotes
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "support"
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks can be forgotten on Linux only")
 
 

@@ -18,7 +18,7 @@ demo: $(VENV)/.demo
 	$(BIN)/pie-engine demo --output $(OUTPUT)
 
 check: $(VENV)/.demo
-	$(BIN)/python tests/check.py
+	$(BIN)/python tests/support/check.py
 
 TESTS := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
@@ -36,7 +36,7 @@ smoke: $(VENV)/.smoke
 # Fresh environments for every Python that is found, with both builds of torch: about a quarter of an hour each. May be
 # narrowed: PYTHONS=3.12,3.13 BUILDS=cpu,cuda QUICK=1 (the smoke set). TORCH_INDEX is where the CPU build comes from.
 test-matrix:
-	$(PYTHON) tests/matrix.py $(if $(PYTHONS),--pythons $(PYTHONS)) $(if $(BUILDS),--builds $(BUILDS)) \
+	$(PYTHON) tests/support/matrix.py $(if $(PYTHONS),--pythons $(PYTHONS)) $(if $(BUILDS),--builds $(BUILDS)) \
 	  $(if $(QUICK),--quick) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
 # Apart from the tests, as tracing every line makes them a fifth slower.

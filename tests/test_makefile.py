@@ -84,14 +84,14 @@ def test_tests_say_their_own_size_and_serve_the_demo(venv: Path) -> None:
     assert "3.2 GB with a CPU build of torch" in said and "TensorRT-RTX" in said
     assert calls[1].endswith("constraints.txt torch===9.0+cpu")
     assert calls[2].endswith("--editable .[cpu,test,test-bindings,lint]")
-    assert make(venv, "check")[1][len(calls) :] == ["python tests/check.py"]
+    assert make(venv, "check")[1][len(calls) :] == ["python tests/support/check.py"]
 
 
 def test_the_matrix_is_narrowed_by_variables(venv: Path) -> None:
     said, calls = make(venv, "test-matrix", "PYTHONS=3.12,3.13", "BUILDS=cpu", "QUICK=1", "TORCH_INDEX=https://e.org")
     narrowed = "--pythons 3.12,3.13 --builds cpu --quick --torch-index https://e.org"
-    assert calls == [f"python tests/matrix.py {narrowed}"] and "Installs" not in said
-    assert make(venv, "test-matrix")[1][1:] == ["python tests/matrix.py"]
+    assert calls == [f"python tests/support/matrix.py {narrowed}"] and "Installs" not in said
+    assert make(venv, "test-matrix")[1][1:] == ["python tests/support/matrix.py"]
 
 
 def test_the_smoke_set_is_there() -> None:

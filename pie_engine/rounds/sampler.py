@@ -57,7 +57,7 @@ class Region:
     eps_background: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Prepared:
     """One schedule on the device: its first row [1] int32, its entry [4], and how its noise is read back [4]."""
 

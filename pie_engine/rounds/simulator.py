@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from pie_engine.equality import ByContent
 from pie_engine.errors import BackendError
 from pie_engine.kernels.dispatch import select
 from pie_engine.rounds import loop as loops
@@ -38,8 +39,8 @@ OnProgress = Callable[[int, int], None]
 KEPT_LOOPS = 2
 
 
-@dataclass(frozen=True)
-class Simulated:
+@dataclass(frozen=True, eq=False)
+class Simulated(ByContent):
     """What the rounds of one item gave.
 
     Attributes:

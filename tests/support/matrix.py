@@ -1,6 +1,6 @@
 """Demo and tests in fresh environments: every Python that is found, with the CPU's and the CUDA build of torch.
 
-    python tests/matrix.py [--pythons 3.12,3.13] [--builds cpu,cuda] [--quick]
+    python tests/support/matrix.py [--pythons 3.12,3.13] [--builds cpu,cuda] [--quick]
 
 Each row is a fresh clone of the commit, set up and run with the README's own commands; its environment is deleted
 after it. Rows of one commit are kept in build/matrix/results.json, so that the table can be made in several sittings.
@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 OLDEST = (3, 11)
 BUILDS = ("cpu", "cuda", "any")  # "any" is the one that a plain `pip install torch` takes
 NEEDED_BYTES = 10e9  # an environment with a CUDA build, and what pip unpacks beside it

@@ -73,8 +73,9 @@ class TorchBackend:
         self.precisions: dict[str, str] = {}
         self._vae, self._unet, self._text_encoder = checkpoint.vae, checkpoint.unet, checkpoint.text_encoder
         self._kernels = None if precision == "fp32" else self._select_kernels()
-        for model_ in (self._unet, self._vae):
-            self._fuse(model_, self._kernels)
+        # A component that stays in fp32 keeps PyTorch's own blocks, and with it the other half of its VAE.
+        self._fuse(self._unet, None if "unet" in in_fp32 else self._kernels)
+        self._fuse(self._vae, None if _VAE_PARTS.keys() & {*in_fp32} else self._kernels)
         for component in COMPONENTS:
             own = "fp32" if component in in_fp32 else precision
             for module in self._parts(component).values():

@@ -52,7 +52,7 @@ def _describe_torch(bundle: Bundle) -> dict[str, Any]:
     try:
         check_restorable(bundle)
     except BundleError as error:
-        return {"runs": False, "reason": str(error)}
+        return {"runs": False, "reason": Notice(error.message)}
     return {"runs": True, "reason": None}
 
 
@@ -60,7 +60,7 @@ def _auto(bundle: Bundle) -> dict[str, Any]:
     try:
         choice = choose_for_bundle(bundle)
     except BackendError as error:
-        return {"backend": None, "why": str(error)}
+        return {"backend": None, "why": Notice(error.message)}
     return {"backend": choice.name, "why": choice.why}
 
 

@@ -249,8 +249,8 @@ def test_every_section_runs_on_a_processor(tmp_path: Path) -> None:
     rungs = {name: [result.get("rung") for result in own["results"]] for name, own in found["sections"].items()}
     assert rungs["full_size"] == [
         "eager", "step graph only", "+ channels last, fused projections", "+ cudnn.benchmark", "+ fused blocks",
-        "+ cuDNN attention", "everything on", "whole progression, first run", "whole progression, second run", "kernels of step",
-        "kernels of decoding",
+        "+ cuDNN attention", "everything on", "whole progression, first run", "whole progression, second run",
+        "kernels of step", "kernels of decoding",
     ]  # fmt: skip
     assert all("ms_per_guided_step" in result for result in found["sections"]["full_size"]["results"][:7])
     assert all(own["results"] for own in found["sections"].values())

@@ -89,7 +89,7 @@ CONTRADICTIONS = [
     (["--lora", "x"], "a LoRA cannot be fused into a bundle"),
     (["--device", "cuda"], "device 'cuda' needs an NVIDIA GPU and this machine shows none; pass --device cpu"),
     (["--checkpoint", "DIR", "--backend", "onnxruntime", "--dtype", "bf16"], "has no bf16; pass --dtype fp32 or fp16"),
-    (["--compile", "--backend", "onnxruntime"], "--compile compiles PyTorch modules; pass --backend torch, or leave"),
+    (["--compile", "--backend", "onnxruntime"], "compile is for PyTorch modules; pass --backend torch, or leave"),
     (["--fused-step", "triton"], "fused step 'triton' does not run on cpu (Triton needs an NVIDIA GPU"),
 ]
 

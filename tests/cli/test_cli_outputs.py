@@ -142,7 +142,7 @@ def test_interrupted_run_and_build(
 ) -> None:
     interrupted = (130, "", "pie-engine: error: interrupted; nothing was written")
     output = tmp_path / "deep" / "output"
-    for where in ("pie_engine.rounds.loop.decode_frames", "PIL.Image.Image.save"):
+    for where in ("pie_engine.rounds.loop.run_round", "PIL.Image.Image.save"):
         with monkeypatch.context() as patch:
             patch.setattr(where, interrupt)
             outcome = simulate("--output", output)

@@ -56,7 +56,7 @@ def test_methods_and_their_comparison(pie: Any, runs: Path, tmp_path: Path) -> N
     [
         (("--method", "gan"), "invalid choice: 'gan'"),
         (("--method", "control"), "pass --healthy-prompt TEXT"),
-        (("--start-prompt", "x"), "start-prompt belongs to --method walk, not to 'pie'"),
+        (("--start-prompt", "x"), "start-prompt belongs to method walk, not to 'pie'"),
         (("--method", "walk", "--semantics", "official"), "pass --semantics engine"),
         (("--method", "vae", "--inversion", "ddim"), "pass --inversion noise"),
         (("--method", "walk", "--total-strength", "1.5"), "total-strength 1.5 is outside (0, 1]"),

@@ -42,7 +42,7 @@ def test_outputs_and_what_reads_them(simulate: Any, pie: Any, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("entries", "words", "line"),
     [
-        ([{"rounds": "2-4", "prompt": "a"}], (), "schedule: round 4 is beyond the 3 of --steps; pass --steps 4"),
+        ([{"rounds": "2-4", "prompt": "a"}], (), "schedule: round 4 is beyond the 3 of steps; pass --steps 4"),
         (
             [{"rounds": "1-3", "prompt": "a"}],
             (),

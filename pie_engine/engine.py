@@ -224,10 +224,21 @@ class PieEngine:
             ConfigError, InputError: a setting or an input cannot be used; nothing has run then.
             BackendError: the model gave values that are not finite, or memory ran out.
         """
-        if isinstance(items, Item):
-            return self.run([items], config, method=method, on_progress=on_progress, interpolate=interpolate)[0]
-        method = MethodConfig(method) if isinstance(method, str) else method
-        config = self._complete(config or RunConfig())
+        alone = isinstance(items, Item)
+        given = [items] if isinstance(items, Item) else items
+        chosen = MethodConfig(method) if isinstance(method, str) else method
+        results = self._run(given, self._complete(config or RunConfig()), chosen, on_progress, interpolate)
+        return results[0] if alone else results
+
+    def _run(
+        self,
+        items: Sequence[Item],
+        config: RunConfig,
+        method: MethodConfig,
+        on_progress: OnProgress | None,
+        interpolate: int,
+    ) -> list[Result]:
+        """See `run`; the settings are complete."""
         method.check(config)
         check_findings(items, method)
         check_interpolation(interpolate, rounds=method.is_pie)

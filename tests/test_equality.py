@@ -30,7 +30,7 @@ def dataclasses() -> Iterator[type]:
     """Those of the whole package, each once."""
     seen = set()
     for module in pkgutil.walk_packages(pie_engine.__path__, "pie_engine."):
-        if module.name.endswith("__main__"):
+        if module.name.endswith(("__main__", "._ops")):  # a library of torch's, no module
             continue
         for value in vars(importlib.import_module(module.name)).values():
             if isinstance(value, type) and is_dataclass(value) and value.__module__ == module.name:

@@ -23,7 +23,7 @@ def test_versions_are_those_of_the_modules() -> None:
 
 
 def test_a_result_names_the_build_of_torch() -> None:
-    for versions in (environment.versions(), describe_run(RunConfig())["versions"], exporter_versions()):
+    for versions in (environment.versions(), describe_run(RunConfig(), "rounds")["versions"], exporter_versions()):
         assert versions["torch"] == torch.__version__
 
 

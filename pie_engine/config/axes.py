@@ -55,7 +55,8 @@ def declared_axes(cls: type) -> dict[str, Axis]:
     axes = {}
     for name, own in declared(cls):
         if own.vary:
-            example = default_of(cls, name) if own.example is None else own.example
+            given = (own.example, default_of(cls, name), *own.choices)
+            example = next(value for value in given if value is not None)
             kinds = [type_of(cls, name), *getattr(type_of(cls, name), "__args__", ())]
             parse = _one_of(*own.choices) if own.choices else next(kind for kind in (int, float, str) if kind in kinds)
             called = (own.called or name).replace("_", "-")

@@ -17,7 +17,7 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform, get_origin
 
 import pydantic
 from pydantic.dataclasses import dataclass as pydantic_dataclass
@@ -98,12 +98,17 @@ def settings(cls: type[T]) -> type[T]:
     """
     config = pydantic.ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
     made: Any = pydantic_dataclass(frozen=True, config=config)(cls)
-    validated = made.__init__
+    validated, names = made.__init__, list(made.__pydantic_fields__)
 
     @functools.wraps(validated)
     def __init__(self: Any, *values: Any, **named: Any) -> None:
         try:
-            validated(self, *map(_hashable, values), **{name: _hashable(value) for name, value in named.items()})
+            validated(
+                self,
+                *(_frozen(made, name, value) for name, value in zip(names, values, strict=False)),
+                *values[len(names) :],
+                **{name: _frozen(made, name, value) for name, value in named.items()},
+            )
         except pydantic.ValidationError as error:
             raise _refusal(made, error) from None
         for name, own in declared(made):
@@ -139,9 +144,11 @@ def schema(cls: Any) -> dict[str, Any]:
     return found
 
 
-def _hashable(value: Any) -> Any:
-    """A list as a tuple, which is what a frozen class keeps."""
-    return tuple(value) if isinstance(value, list) else value
+def _frozen(cls: Any, name: str, value: Any) -> Any:
+    """A list as a tuple, where that is what a field keeps."""
+    field = cls.__pydantic_fields__.get(name)
+    takes = field is not None and get_origin(field.annotation) is tuple
+    return tuple(value) if takes and isinstance(value, list) else value
 
 
 def _setting(field: FieldInfo) -> Setting | None:

@@ -125,7 +125,7 @@ def test_processors_agree_on_every_bit(monkeypatch: pytest.MonkeyPatch, tmp_path
         monkeypatch.setattr(build.platform, "machine", lambda machine=machine: machine)
         library = build.build(tmp_path / machine).path
         command = [sys.executable, "-c", PROGRAM, str(library), str(tmp_path / f"{machine}.pt")]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "support")}
         subprocess.run(command, env=environment, check=True)
         results.append(torch.load(tmp_path / f"{machine}.pt"))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))

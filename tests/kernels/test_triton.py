@@ -248,7 +248,7 @@ def test_without_triton() -> None:
             sys.exit(str(error))
     """
     finished = subprocess.run(
-        [sys.executable, "-c", script], cwd=GOLDEN.parent.parent, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script], cwd=GOLDEN.parents[1] / "support", capture_output=True, text=True, check=False
     )
     assert finished.returncode == 1, finished.stderr
     assert finished.stderr.strip().startswith("triton is not installed; pip install"), finished.stderr

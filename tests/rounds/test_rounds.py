@@ -134,7 +134,7 @@ REFUSALS: dict[str, tuple[Any, str]] = {
         [{"rounds": "1-3", "prompt": "a"}, {"rounds": "3-4", "strength": 0.5}],
         "round 3 is in both 1-3 and 3-4; name each round once",
     ),
-    "beyond": ([{"rounds": "4-6", "prompt": "a"}], "round 6 is beyond the 5 of --steps; pass steps=6"),
+    "beyond": ([{"rounds": "4-6", "prompt": "a"}], "round 6 is beyond the 5 of steps; pass steps=6"),
     "no prompt": ([{"rounds": 1, "prompt": 3}], "prompt 3 of rounds 1 is not text"),
     "not UTF-8": ([{"rounds": 1, "prompt": "\ud800"}], "prompt '\\ud800' of rounds 1 is not UTF-8"),
     "strength 0": ([{"rounds": 1, "strength": 0}], "strength of rounds 1 0 is outside (0, 1]; write 0.5"),
@@ -171,9 +171,11 @@ def test_refusals_of_files_and_semantics(tmp_path: Path) -> None:
     path.write_bytes(b"\xff")
     with pytest.raises(ConfigError, match="is not UTF-8; save it"):
         RoundSchedule.read(path)
-    with pytest.raises(ConfigError, match=r"schedule of type list is none; pass RoundSchedule\.read"):
+    with pytest.raises(ConfigError, match=r"schedule of type list is not a RoundSchedule; pass .*=RoundSchedule\.read"):
         RunConfig(schedule=[{"rounds": 1, "prompt": "a"}])  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="a schedule is not what the published code computes; pass semantics='eng'"):
+    with pytest.raises(
+        ConfigError, match="a schedule is not what the published code computes; pass semantics='engine'"
+    ):
         RunConfig(semantics="official", schedule=RoundSchedule((Stretch(1, 1, "a"),)))
 
 

@@ -89,7 +89,7 @@ def test_frames_of_a_walk_depend_on_how_many_there_are() -> None:
 
 
 def test_options_and_settings_that_no_method_takes_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"healthy-prompt belongs to method control, which the grid has not"):
+    with pytest.raises(ConfigError, match=r"healthy_prompt belongs to method control, which the grid has not"):
         Design([PATIENT], BASE, {"method": ("pie", "walk")}, {"healthy_prompt": "normal"})
     with pytest.raises(ConfigError, match=r"pass healthy_prompt=TEXT"):
         Design([PATIENT], BASE, {"method": ("control",)})
@@ -120,11 +120,11 @@ def test_recipes_are_grids_under_explicit_axes() -> None:
     ("text", "line"),
     [
         ("gamma=0.1", "grid axis 'gamma' is unknown (one of strength, steps,"),
-        ("strength", "grid 'strength' has no values; pass grid strength=0.1"),
+        ("strength", "grid 'strength' has no values; pass grid='strength=0.5'"),
         ("strength=", "has no values"),
         ("strength=0.1,fast", "grid strength has 'fast', which is none of its values (numbers)"),
         ("strength=0.1,,0.2", "grid strength has '', which is"),
-        ("steps=2.5", "grid steps has '2.5', which is none of its values (whole numbers); pass grid steps=10"),
+        ("steps=2.5", "grid steps has '2.5', which is none of its values (whole numbers); pass grid='steps=10'"),
         ("mask=yes", "grid mask has 'yes', which is none of its values (on and off)"),
         ("shift=3", "grid shift has '3', which is none of its values (pixels right and down, DX:DY)"),
         ("inversion=ddpm", "grid inversion has 'ddpm'"),
@@ -164,7 +164,7 @@ def test_patients_that_cannot_run() -> None:
     for patients, line in (
         ([], "no patient is given"),
         ([PATIENT, PATIENT], "two patients have the id 'a'"),
-        ([replace(PATIENT, item_id="a/b")], "item-id 'a/b' cannot name a folder"),
+        ([replace(PATIENT, item_id="a/b")], "item_id 'a/b' cannot name a folder"),
         ([PATIENT, replace(bare, item_id="b")], "grid mask=on needs a mask, and patient b has none"),
     ):
         with pytest.raises(InputError, match=line):

@@ -63,7 +63,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, list[Item]]]
     original = PieEngine.run
 
     def run(self: PieEngine, items: list[Item], config: RunConfig, **rest: Any) -> list[Result]:
-        asked.append((config, list(items)))
+        asked.append((config, [items] if isinstance(items, Item) else list(items)))
         return original(self, items, config, **rest)
 
     monkeypatch.setattr(PieEngine, "run", run)
@@ -301,7 +301,7 @@ def test_other_runs_in_the_place_are_refused(
         with pytest.raises(OutputError) as caught:
             run_sweep(grid, **{"items": patients[1:], **changed})
         assert line in str(caught.value)
-        assert str(caught.value).endswith("; pass another --output, or remove it")
+        assert str(caught.value).endswith("; pass another output, or remove it")
         assert "\n" not in str(caught.value)
 
     refused(f"{here} guidance_scale 7.5, not 3.0", base=replace(BASE, guidance_scale=3.0))

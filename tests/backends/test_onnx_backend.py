@@ -118,7 +118,7 @@ def test_a_gpu_session_runs_on_the_loop_s_stream(gpu_runtime: type[FakeSession])
 def test_a_gpu_that_does_not_start_is_said(gpu_runtime: type[FakeSession]) -> None:
     gpu_runtime.started = ("CPUExecutionProvider",)
     stream: Any = SimpleNamespace(cuda_stream=4711)
-    with pytest.raises(BackendError, match=r"could not start its CUDA provider .* pass --device cpu"):
+    with pytest.raises(BackendError, match=r"could not start its CUDA provider .* pass device='cpu'"):
         onnx_session.open_session(GOLDEN, "unet", device=torch.device("cuda", 0), stream=stream, threads=None)
 
 

@@ -27,8 +27,8 @@ def test_auto_takes_it_where_it_is_installed(no_gpu: pytest.MonkeyPatch, bundle:
     for choice in (choose_for_checkpoint(None, None, False), choose_for_checkpoint("cpu", "fp32", False)):
         assert choice.name == "openvino"
         assert choice.why.startswith("openvino, the fastest at full size on the processor where it was measured; no ")
-    assert choose_for_checkpoint(None, None, True).name == "torch"  # --compile
-    for device, reason in ((None, "the bundle holds no compiled engines"), ("cpu", "--device cpu was asked for")):
+    assert choose_for_checkpoint(None, None, True).name == "torch"  # compile
+    for device, reason in ((None, "the bundle holds no compiled engines"), ("cpu", "the processor was asked for")):
         choice = choose_for_bundle(bundle, device)
         assert (choice.name, choice.why.partition("; ")[2]) == ("openvino", reason)
     pretend_openvino(no_gpu, None)
@@ -61,5 +61,5 @@ def test_auto_runs_a_bundle_in_bf16(bundle: Bundle, dtype: str, monkeypatch: pyt
     engine = PieEngine.load(bundle.path, dtype=dtype, threads=1)
     assert (engine.backend.name, engine.backend.precisions["unet"]) == ("openvino", "bf16")
     pretend_openvino(monkeypatch, None)
-    with pytest.raises(ConfigError, match=r"dtype bf16 is not this bundle's \(fp32\); pass --backend openvino"):
+    with pytest.raises(ConfigError, match=r"dtype bf16 is not this bundle's \(fp32\); pass backend='openvino'"):
         PieEngine.load(bundle.path, dtype=dtype, threads=1)

@@ -179,7 +179,7 @@ def test_not_installed(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not openvino_session.installed()
     with pytest.raises(BackendError) as caught:
         PieEngine.load(bundle.path, backend="openvino")
-    expected = "backend 'openvino' is not installed; pip install 'pie-engine[openvino]', or pass --backend onnxruntime"
+    expected = "backend 'openvino' is not installed; pip install 'pie-engine[openvino]', or pass backend='onnxruntime'"
     assert str(caught.value) == expected
 
 
@@ -199,7 +199,7 @@ def test_a_gpu_is_refused(bundle: Bundle, arguments: dict[str, Any]) -> None:
     given = {"engine": bundle.path} if "engine" in arguments else arguments
     with pytest.raises(ConfigError) as caught:
         PieEngine.load(**given, backend="openvino", device="cuda:1")
-    expected = "backend openvino runs on a processor, not on cuda:1; pass --device cpu"
+    expected = "backend openvino runs on a processor, not on cuda:1; pass device='cpu'"
     assert str(caught.value) == expected
 
 
@@ -211,7 +211,7 @@ def test_bf16_on_a_processor_without_it(
     given = {"engine": bundle.path} if "engine" in arguments else arguments
     with pytest.raises(BackendError) as caught:
         PieEngine.load(**given, backend="openvino", dtype="bf16")
-    expected = "this processor has no bf16 (OpenVINO finds FP32, INT8); pass --dtype fp32, or --backend torch"
+    expected = "this processor has no bf16 (OpenVINO finds FP32, INT8); pass dtype='fp32', or backend='torch'"
     assert str(caught.value) == expected
 
 
@@ -220,16 +220,16 @@ def test_another_precision_than_asked_for_is_not_passed_over(bundle: Bundle, mon
     if "FP16" in openvino_session.capabilities():
         pytest.skip("this processor has fp16, which this test asks for in vain elsewhere")
     monkeypatch.setitem(openvino_session._HINTS, "bf16", "f16")
-    with pytest.raises(BackendError, match=r"^openvino [\d.]+ computes in \w+ here, not in bf16; pass --dtype fp32$"):
+    with pytest.raises(BackendError, match=r"^openvino [\d.]+ computes in \w+ here, not in bf16; pass dtype='fp32'$"):
         openvino_session.open_graph(bundle.graph("unet"), "unet", precision="bf16", threads=1)
 
 
 def test_other_dtypes_than_a_bundle_s(bundle: Bundle, half: Bundle) -> None:
     with pytest.raises(ConfigError, match=r"dtype fp16 is not this bundle's \(fp32\); .* build --precision fp16$"):
         PieEngine.load(bundle.path, backend="openvino", dtype="fp16")
-    with pytest.raises(ConfigError, match=r"dtype bf16 is not this bundle's \(fp16\); pass --checkpoint$"):
+    with pytest.raises(ConfigError, match=r"dtype bf16 is not this bundle's \(fp16\); pass checkpoint$"):
         PieEngine.load(half.path, backend="openvino", dtype="bf16")
-    with pytest.raises(ConfigError, match=r"dtype bf16 is not this bundle's \(fp32\); pass --backend openvino"):
+    with pytest.raises(ConfigError, match=r"dtype bf16 is not this bundle's \(fp32\); pass backend='openvino'"):
         PieEngine.load(bundle.path, backend="onnxruntime", dtype="bf16")
 
 
@@ -240,7 +240,7 @@ def test_a_graph_that_is_none(tmp_path: Path) -> None:
         openvino_session.open_graph(path, "unet", precision="fp32", threads=1)
     line = str(caught.value)
     assert "\n" not in line and f"cannot load {path} (Unable to read the model" in line
-    assert line.endswith("; upgrade openvino, rebuild the bundle, or pass --backend onnxruntime")
+    assert line.endswith("; upgrade openvino, rebuild the bundle, or pass backend='onnxruntime'")
 
 
 def test_an_operation_that_it_lacks(bundle: Bundle, tmp_path: Path) -> None:

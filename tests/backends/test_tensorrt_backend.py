@@ -165,7 +165,7 @@ def test_each_shape_keeps_its_results_where_they_are(opens: Opens, small: Bundle
 
 def test_a_resolution_without_an_engine(opens: Opens) -> None:
     engine = PieEngine(opens())
-    with pytest.raises(ConfigError, match=r"resolution 256 has no engine .*128 pixels, batch 1, 2.*--resolution 128"):
+    with pytest.raises(ConfigError, match=r"resolution 256 has no engine .*128 pixels, batch 1, 2.*resolution=128"):
         engine.run(ITEM, replace(RUN, resolution=256))
     assert engine.backend.raise_precision("unet") is None
 
@@ -252,7 +252,7 @@ def test_a_new_plan_is_compared_with_its_graph(
         record = engines.cached_engine(*asked).record
         assert record["relative_error"] == 0 and record["attention"]["fused"] is None
     else:
-        remedy = "--precision fp32" if weights == "fixed" else "--weights fixed, or --precision fp32"
+        remedy = "precision='fp32'" if weights == "fixed" else "weights='fixed', or precision='fp32'"
         error = "1.0e-02" if factor == 1.01 else "inf"
         with pytest.raises(BuildError, match=rf"11.4.0.106 differs from its graph by {error} .*; pass {remedy}"):
             engines.cached_engine(*asked)
@@ -325,7 +325,7 @@ def test_types_and_profiles_come_from_the_plan(doubling: dict[str, Any], monkeyp
     ("changes", "line"),
     [
         ({"cut": True}, r"tensorrt cannot load it \(deserialisation failed: .*\); rebuild the bundle"),
-        ({"memory": "no 9 GB left"}, r"it cannot be set up \(no 9 GB left\); lower --resolution or batch"),
+        ({"memory": "no 9 GB left"}, r"it cannot be set up \(no 9 GB left\); lower resolution or batch"),
         ({"broken": True}, r"it failed on the GPU \(an illegal access\)"),
         ({"refit": "absent.onnx"}, r"it does not take the weights of .* \(not the same graph\); build"),
         ({"missing": ["a", "b"]}, r"it is left without 2 weights \(a, ...\); build the bundle anew"),
@@ -342,10 +342,10 @@ def test_what_the_library_refuses_is_told(doubling: dict[str, Any], changes: dic
 
 def test_a_machine_without_a_gpu(doubling: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "probe", lambda: Machine((), "", "no NVIDIA driver"))
-    with pytest.raises(BackendError, match=r"'tensorrt' runs on an NVIDIA GPU .*\(no NVIDIA driver\); pass --backend"):
+    with pytest.raises(BackendError, match=r"'tensorrt' runs on an NVIDIA GPU .*\(no NVIDIA driver\); pass backend="):
         load(doubling)
     monkeypatch.setattr(library, "probe", lambda: Machine((fake_tensorrt.GPU,), "13.0", ""))
-    with pytest.raises(BackendError, match=r"device 'cuda:3' is not one of 1 GPUs; pass --device cuda:0"):
+    with pytest.raises(BackendError, match=r"device 'cuda:3' is not one of 1 GPUs; pass device='cuda:0'"):
         Engine("tensorrt", b"", "it", torch.device("cuda", 3))
 
 

@@ -237,7 +237,7 @@ def test_a_u_net_that_is_not_fused_is_called_a_defect(
     assert engine.record["attention"] == {"graph": number, "fused": 0}
     (message,) = [record.getMessage() for record in caplog.records]
     assert message.startswith(f"defect: {number} of {number} attentions of the U-Net are not fused")
-    assert message.endswith("build with --precision fp16")
+    assert message.endswith("build with precision='fp16'")
 
 
 def test_graphs_that_do_not_compile(compiles: Any, tmp_path: Path) -> None:
@@ -255,10 +255,10 @@ def test_graphs_that_do_not_compile(compiles: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "line"),
     [
-        ("import os; os.kill(os.getpid(), 9)", r"unet was killed, as happens when memory runs out; .*--batch"),
+        ("import os; os.kill(os.getpid(), 9)", r"unet was killed, as happens when memory runs out; .*batches"),
         ("import sys; sys.exit('first\\nCUDA died')", r"unet ended with exit status 1 \(CUDA died\); report it"),
         ("pass", r"ended with exit status 0 \(no message\)"),
-        *((SAYS.format(text), "; close other programs, or build fewer --batch") for text in OUT_OF_MEMORY),
+        *((SAYS.format(text), "; close other programs, or build fewer batches") for text in OUT_OF_MEMORY),
     ],
 )
 def test_a_worker_that_fails(compiles: Any, monkeypatch: pytest.MonkeyPatch, script: str, line: str) -> None:

@@ -136,10 +136,10 @@ def test_engines_that_cannot_run_are_refused_with_what_helps(
     with pytest.raises(BundleError, match=r"holds no tensorrt engines; build them: .* --backend tensorrt$"):
         load(engines, backend="tensorrt")
     pretend(monkeypatch)
-    helps = "rebuild it: .*, or pass --backend onnxruntime$"
+    helps = "rebuild it: .*, or pass backend='onnxruntime'$"
     with pytest.raises(BundleError, match=rf"do not run here: this machine shows no GPU .*; {helps}"):
         load(engines)
-    with pytest.raises(ConfigError, match=r"tensorrt-rtx runs on an NVIDIA GPU, not on cpu; pass --backend onnx"):
+    with pytest.raises(ConfigError, match=r"tensorrt-rtx runs on an NVIDIA GPU, not on cpu; pass backend='onnx"):
         load(engines, device="cpu")
 
 
@@ -187,7 +187,7 @@ def test_auto_for_a_bundle(here: None, holding: Any, bundle: Bundle, caplog: pyt
 
     assert choose(bundle) == ("onnxruntime", "onnxruntime; the bundle holds no compiled engines")
     both = holding(*FLAVOURS)
-    assert choose(both, "cpu") == ("onnxruntime", "onnxruntime; --device cpu was asked for")
+    assert choose(both, "cpu") == ("onnxruntime", "onnxruntime; the processor was asked for")
     assert choose(both) == choose(both, "cuda") == choose(both, "cuda:0")
     assert choose(both) == ("tensorrt", "tensorrt; the bundle holds engines for this GPU")
     name, why = choose(holding("tensorrt-rtx"))
@@ -245,7 +245,7 @@ def test_engines_of_some_components_are_none(here: None, holding: Any, tmp_path:
         (True, "cuda:0", "fp16", False, "torch", "a GPU"),
         (True, "cpu", None, False, "onnxruntime", "faster than torch on a processor; openvino is not installed"),
         (False, "cuda", None, False, "torch", "a GPU"),  # refused later, with the reason
-        (False, None, None, True, "torch", "--compile"),
+        (False, None, None, True, "torch", "which compiles"),
         (False, None, "bf16", False, "torch", "no bf16"),
         (False, None, "fp32", False, "onnxruntime", "(pip install 'pie-engine[openvino]')"),
     ],

@@ -16,7 +16,7 @@ def test_unet_in_text_encoder_of_a_base(copied: Path, models: SimpleNamespace) -
     shutil.rmtree(copied / "text_encoder")
     models.unet.save_pretrained(copied / "text_encoder")
     refused(
-        r"text_encoder holds a UNet2DConditionModel where a CLIPTextModel is expected.*--unet .*/text_encoder", copied
+        r"text_encoder holds a UNet2DConditionModel where a CLIPTextModel is expected.*unet='.*/text_encoder", copied
     )
 
 
@@ -27,11 +27,11 @@ def test_ambiguous_unet(folder: Path, models: SimpleNamespace, tmp_path: Path) -
 
 
 def test_wrong_flag(folder: Path, models: SimpleNamespace, tmp_path: Path) -> None:
-    refused("U-Net alone; pass it as --unet", folder / "unet")
+    refused("U-Net alone; pass it as unet=", folder / "unet")
     refused("holds a AutoencoderKL", folder / "vae")
     refused("holds a AutoencoderKL", folder, unet=folder / "vae")
     save_file({f"model.diffusion_model.{k}": v for k, v in ldm_unet(models.unet).items()}, tmp_path / "u.safetensors")
-    refused("U-Net alone; pass it as --unet", tmp_path / "u.safetensors")
+    refused("U-Net alone; pass it as unet=", tmp_path / "u.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def test_misfits_are_refused(folder: Path, models: SimpleNamespace, tmp_path: Pa
 def test_model_given_as_lora_and_lora_given_as_model(folder: Path, models: SimpleNamespace, tmp_path: Path) -> None:
     refused(folder, models.unet.state_dict(), tmp_path, "fit no layer")
     save_file(make(models, [LINEAR], kohya, 2.0)[0], tmp_path / "lora.safetensors")
-    with pytest.raises(CheckpointError, match="pass it as --lora"):
+    with pytest.raises(CheckpointError, match="pass it as lora="):
         load_checkpoint(folder, unet=tmp_path / "lora.safetensors")
 
 

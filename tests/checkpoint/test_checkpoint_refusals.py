@@ -22,7 +22,7 @@ from pie_engine.checkpoint import load_checkpoint
 
 
 def test_nothing_given() -> None:
-    refused("pass --base, --unet or both")
+    refused("pass checkpoint, unet or both")
 
 
 @pytest.mark.parametrize(

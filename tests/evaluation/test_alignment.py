@@ -259,7 +259,7 @@ def test_refusals_leave_nothing(clip: Any, cohort: Path, tmp_path: Path) -> None
         (cohort, output, clip[0], 0, InputError, "0 permutations are too few; pass at least 1"),
         (tmp_path / "none", output, clip[0], 10, InputError, "is no folder; pass a folder that pie-engine run wrote"),
         (silent, output, clip[0], 10, InputError, "does not say its prompt; run pie-engine run again"),
-        (changing, output, clip[0], 10, InputError, r"changes over its rounds \(--schedule\); leave that run out"),
+        (changing, output, clip[0], 10, InputError, r"changes over its rounds \(schedule\); leave that run out"),
         (cohort, tmp_path / "other", clip[0], 10, OutputError, r"holds no summary\.json of an earlier result"),
     ):
         with pytest.raises(kind, match=line):

@@ -296,7 +296,7 @@ def test_refusals(save: Save, classifier: Path, tmp_path: Path) -> None:
             InputError,
             [pie],
             [classifier],
-            r"the runs are of pie alone; pass PIE's and a baseline's \(run --method NAME\)",
+            r"the runs are of pie alone; pass PIE's and a baseline's \(method=NAME\)",
         ),
         (InputError, [walk], [classifier], "the runs are of walk alone"),
         (InputError, [pie, odd], [classifier], "does not say which method made it"),

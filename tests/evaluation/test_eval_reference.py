@@ -99,7 +99,7 @@ def test_refusals(tmp_path: Path) -> None:
     run = _save_run(tmp_path / "run", 0, [_noise(0), _noise(1)])
     (tmp_path / "real").mkdir()
     Image.fromarray(_noise(0)).save(tmp_path / "real" / "0.png")
-    with pytest.raises(ConfigError, match="pass --clip DIR too"):
+    with pytest.raises(ConfigError, match="pass clip=DIR too"):
         evaluate([run], tmp_path / "out", reference=tmp_path / "real")
     for folder, line in (
         (tmp_path / "real", "holds 1 pictures"),

@@ -253,7 +253,7 @@ def test_refusals(save: Save, classifier: Path, tmp_path: Path) -> None:
         ([damaged("f", lambda p: small.save(p / "frames" / "001.png"))], "differ in size"),
         ([damaged("g", lambda p: small.save(p / "mask.png"))], r"mask\.png of .* is not of its frames' size"),
         ([damaged("h", lambda p: (p / "mask.png").unlink())], r"mask\.png is missing or damaged \(FileNotFoundError\)"),
-        ([save("m", "0", 5, outputs=OutputConfig(mark=True))], "without --mark"),
+        ([save("m", "0", 5, outputs=OutputConfig(mark=True))], "without mark"),
     ]
     for folders, line in cases:
         with pytest.raises(InputError, match=line) as caught:

@@ -142,9 +142,9 @@ def test_colour(tmp_path: Path) -> None:
 
 def test_frames(tmp_path: Path) -> None:
     path = write(tmp_path / "a.dcm", np.stack([np.full((2, 2), n, np.uint8) for n in (10, 20, 30)]))
-    with pytest.raises(InputError, match="has 3 frames; pass --frame 1 to 3"):
+    with pytest.raises(InputError, match="has 3 frames; pass frame=1 to 3"):
         read_image(path)
-    with pytest.raises(InputError, match="none of them 4; pass --frame 1 to 3"):
+    with pytest.raises(InputError, match="none of them 4; pass frame=1 to 3"):
         grey(path, frame=4)
     pixels, facts = grey(path, frame=2)
     assert pixels == [[20, 20], [20, 20]]

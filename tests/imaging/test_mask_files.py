@@ -141,7 +141,7 @@ def test_the_frame_that_refers_to_the_image(tmp_path: Path) -> None:
             assert (found.pixels == masks[n, segment]).all()
     facts = found.facts["regions"][0]
     assert (facts["kind"], facts["segment"], facts["matched_by"]) == ("DICOM SEG", 2, "reference")
-    assert "has 2 segments (1, 2); pass --mask-label 1 or another" in refused(tmp_path / "0.dcm", path)
+    assert "has 2 segments (1, 2); pass label=1 or another" in refused(tmp_path / "0.dcm", path)
     assert "has no segment 3 (it has 1, 2)" in refused(tmp_path / "0.dcm", Region(path, label=3))
 
 
@@ -299,9 +299,9 @@ def test_an_ordinary_dicom_image_is_divided_at_half(tmp_path: Path) -> None:
     write_image(tmp_path / "frames.dcm", frames)
     second = roi_of(tmp_path / "frames.dcm", tmp_path / "frames.dcm", Reading(frame=2))
     assert (second.pixels == (255 - values >= 128)).all()
-    assert "mask-label 2 picks nothing" in refused(values.astype(np.uint8), Region(tmp_path / "mask.dcm", label=2))
+    assert "label 2 picks nothing" in refused(values.astype(np.uint8), Region(tmp_path / "mask.dcm", label=2))
     Image.fromarray(values.astype(np.uint8)).save(tmp_path / "mask.png")
-    assert "is a picture, and mask-label 2 picks a part of" in refused(
+    assert "is a picture, and label 2 picks a part of" in refused(
         values.astype(np.uint8), Region(str(tmp_path / "mask.png"), label=2)
     )
 

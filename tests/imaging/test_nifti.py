@@ -62,8 +62,8 @@ def test_range_without_a_window(tmp_path: Path, caplog: pytest.LogCaptureFixture
 def test_refusals(tmp_path: Path) -> None:
     path = write(tmp_path / "a.nii", VOLUME)
     for reading, line in (
-        ({}, r"has 4 axial slices; pass --slice 1 to 4"),
-        ({"slice": 5}, "none of them 5; pass --slice 1 to 4"),
+        ({}, r"has 4 axial slices; pass slice=1 to 4"),
+        ({"slice": 5}, "none of them 5; pass slice=1 to 4"),
         ({"slice": 1, "frame": 2}, "has 1 volumes, none of them 2"),
     ):
         with pytest.raises(InputError, match=line):
@@ -73,7 +73,7 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"slice 1, has 1 of 6 values that are not finite"):
         read(write(tmp_path / "nan.nii", broken), slice=1)
     four = write(tmp_path / "four.nii", np.stack([VOLUME, VOLUME + 100], axis=-1))
-    with pytest.raises(InputError, match=r"has 2 volumes; pass --frame 1 to 2"):
+    with pytest.raises(InputError, match=r"has 2 volumes; pass frame=1 to 2"):
         read(four, slice=1)
     assert read(four, slice=1, frame=2)[0][0] == VOLUME[1, 2, 0] + 100
     data = path.read_bytes()

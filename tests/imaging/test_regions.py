@@ -95,8 +95,8 @@ def test_a_region_is_moved_then_grown_and_keep_stays(caplog: pytest.LogCaptureFi
     assert [betas.betas[betas.owner[y, x]] for y, x in ((22, 15), (22, 35))] == [0.9, 0.2]
     with caplog.at_level(logging.WARNING):
         assert roi(Box(50, 0, 60, 10), shift=(6, 0)).facts["pixels"] == 40
-    assert caplog.messages == ["--shift 6,0 takes 60 of the 100 pixels of the mask out of the image"]
-    with pytest.raises(InputError, match=r"mask leaves the image by --shift -20,0 \(all 100 pixels\); pass a smaller"):
+    assert caplog.messages == ["shift=(6, 0) takes 60 of the 100 pixels of the mask out of the image"]
+    with pytest.raises(InputError, match=r"mask leaves the image by shift=\(-20, 0\) \(all 100 pixels\)"):
         roi(Box(0, 20, 10, 30), shift=(-20, 0))
     for wrong in ((1.5, 0), (0, True), (1,), (0, 20_000)):
         with pytest.raises(ConfigError, match="shift"):
@@ -181,8 +181,8 @@ def test_what_the_crop_cuts_off(caplog: pytest.LogCaptureFixture) -> None:
         mask = fit_roi(roi(Box(30, 10, 80, 30), size=(100, 40)), 32)
     # The middle 40 of 100 columns stay, 30 to 70.
     assert mask.facts["cut_off_pixels"] == 200
-    assert "--fit crop cuts off 20 % of the mask (200 of 1000 pixels)" in caplog.text
-    with pytest.raises(InputError, match=r"outside the square that --fit crop takes \(all 100 pixels\)"):
+    assert "fit='crop' cuts off 20 % of the mask (200 of 1000 pixels)" in caplog.text
+    with pytest.raises(InputError, match=r"outside the square that fit='crop' takes \(all 100 pixels\)"):
         fit_roi(roi(Box(0, 0, 10, 10), size=(100, 40)), 32)
     caplog.clear()
     assert fit_roi(roi(Box(0, 0, 10, 10), size=(100, 40)), 32, how="pad").facts["cut_off_pixels"] == 0
@@ -282,12 +282,12 @@ def test_items_and_official_semantics() -> None:
     for item, line in (
         (Item(image, "x", [box, box]), "a mask of 2 regions is not what the published code computes"),
         (Item(image, "x", Region(box, 0.5)), "a region with its own beta is not what the published code computes"),
-        (Item(image, "x", box, keep=box), "keep is not what the published code computes; pass --semantics engine"),
+        (Item(image, "x", box, keep=box), "keep is not what the published code computes; pass semantics='engine'"),
         (Item(image, "x", box, shift=(1, 0)), "shift is not what the published code computes"),
         (Item(image, "x", box, dilate=-1), "dilate is not what the published code computes"),
-        (Item(image, "x", box, components=2), "mask-components is not what"),
+        (Item(image, "x", box, components=2), "components is not what"),
         (Item(image, "x", shift=(0, 1)), r"shift belongs to a mask, and none is given"),
-        (Item(image, "x", dilate=1), r"dilate belongs to a mask, and none is given; .*--mask-box 0,0,60,50"),
+        (Item(image, "x", dilate=1), r"dilate belongs to a mask, and none is given; .*mask=Box\(0, 0, 60, 50\)"),
         (Item(image, "x", keep=box), "keep belongs to a mask, and none is given"),
     ):
         with pytest.raises(ConfigError, match=line):

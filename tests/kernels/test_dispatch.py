@@ -79,7 +79,7 @@ def test_one_that_was_asked_for_is_not_replaced(monkeypatch: pytest.MonkeyPatch)
     with_cpp(monkeypatch, RuntimeError("ptxas died"))
     with pytest.raises(BackendError) as caught:
         select("cpu", "cpp")
-    assert str(caught.value) == "fused step 'cpp' does not run on cpu (ptxas died); pass --fused-step auto"
+    assert str(caught.value) == "fused step 'cpp' does not run on cpu (ptxas died); pass fused_step='auto'"
     with pytest.raises(BackendError, match=r"fused step 'triton' does not run on cpu \(Triton needs an NVIDIA GPU\)"):
         select("cpu", "triton")
 
@@ -89,7 +89,7 @@ def test_on_a_gpu_there_is_no_cpp_step() -> None:
     with pytest.raises(BackendError) as caught:
         select("cuda", "cpp")
     reason = "the C++ step is for processors; a GPU runs Triton's"
-    assert str(caught.value) == f"fused step 'cpp' does not run on cuda ({reason}); pass --fused-step auto"
+    assert str(caught.value) == f"fused step 'cpp' does not run on cuda ({reason}); pass fused_step='auto'"
 
 
 def test_on_a_gpu_triton_comes_first_and_then_eager(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,13 +37,13 @@ def load(**settings: Any) -> PieEngine:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_no_gpu() -> None:
-    with pytest.raises(ConfigError, match="'cuda' needs an NVIDIA GPU and this machine shows none; pass --device cpu"):
+    with pytest.raises(ConfigError, match="'cuda' needs an NVIDIA GPU and this machine shows none; pass device='cpu'"):
         load(device="cuda")
 
 
 def test_a_gpu_that_is_not_there(gpu: Any) -> None:
     gpu((8, 0), ["sm_80"])
-    with pytest.raises(ConfigError, match="device 'cuda:3' is not one of 1 GPUs; pass --device cuda:0"):
+    with pytest.raises(ConfigError, match="device 'cuda:3' is not one of 1 GPUs; pass device='cuda:0'"):
         load(device="cuda:3")
 
 
@@ -53,19 +53,19 @@ def test_a_gpu_that_torch_was_not_built_for(gpu: Any) -> None:
         load(device="cuda")
     assert str(caught.value) == (
         f"NVIDIA Pretended (compute capability 7.0) is not one that torch {torch.__version__} was built for "
-        "(sm_80, sm_90); install another build of torch, or pass --device cpu"
+        "(sm_80, sm_90); install another build of torch, or pass device='cpu'"
     )
 
 
 def test_a_gpu_without_bf16(gpu: Any) -> None:
     gpu((7, 5), ["sm_75"])
-    with pytest.raises(ConfigError, match=r"capability 7\.5\) has no bf16 \(8\.0 needed\); pass --dtype fp16"):
+    with pytest.raises(ConfigError, match=r"capability 7\.5\) has no bf16 \(8\.0 needed\); pass dtype='fp16'"):
         load(device="cuda", dtype="bf16")
 
 
 def test_an_onnxruntime_without_cuda(gpu: Any) -> None:
     gpu((8, 0), ["sm_80"])
-    with pytest.raises(BackendError, match=r"has no CUDA provider; .* or pass --device cpu"):
+    with pytest.raises(BackendError, match=r"has no CUDA provider; .* or pass device='cpu'"):
         PieEngine.load(checkpoint=Path("never read"), backend="onnxruntime", device="cuda")
 
 

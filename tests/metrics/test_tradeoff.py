@@ -81,10 +81,10 @@ def test_one_patient_is_taken_at_the_value() -> None:
 
 
 def test_thresholds_are_checked() -> None:
-    for confidence, similarity, name in ((1.1, 0.7, "min-confidence"), (0.5, -2.0, "min-similarity")):
+    for confidence, similarity, name in ((1.1, 0.7, "Stable.confidence"), (0.5, -2.0, "Stable.similarity")):
         with pytest.raises(ConfigError, match=name):
             Stable(confidence, similarity)
-    with pytest.raises(ConfigError, match="min-confidence nan is not a finite number"):
+    with pytest.raises(ConfigError, match=r"Stable\.confidence nan is not a finite number"):
         Stable(confidence=math.nan)
 
 

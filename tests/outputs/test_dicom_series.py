@@ -314,7 +314,7 @@ def test_other_formats_make_a_series_too_but_have_no_study(tmp_path: Path) -> No
     back, source = ds.pixel_array, noise(20000, 40000)
     assert np.array_equal(back[~roi()], source[~roi()])
     assert (back[roi()] == source[roi()] + 2570).all()
-    with pytest.raises(ConfigError, match=r"dicom-same-study keeps .*, and the image is PNG; leave it out"):
+    with pytest.raises(ConfigError, match=r"dicom_same_study keeps .*, and the image is PNG; leave it out"):
         result.save(tmp_path / "run", SAME_STUDY)
     Image.fromarray(noise(60, 180, np.uint8)).save(tmp_path / "a.jpg")
     ds = pydicom.dcmread(brightened(tmp_path / "a.jpg", 10).save(tmp_path / "run", FRAMES)["dicom"][0])

@@ -262,8 +262,8 @@ def test_the_mark_is_drawn_at_the_sources_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stored", "settings", "line"),
     [
-        ({}, {"composite": False}, "--no-composite lets all of a frame change"),
-        ({}, {"semantics": "official"}, "--semantics official lets all of a frame change"),
+        ({}, {"composite": False}, "composite=False lets all of a frame change"),
+        ({}, {"semantics": "official"}, "semantics='official' lets all of a frame change"),
         ({"values": np.zeros((4, 4, 3), np.uint16), "facts": {"bits": 16}}, {}, "in colour with 16 bits a channel"),
         ({"values": np.zeros((4, 4), np.float32), "limits": None}, {}, "in floating point, which PNG does not hold"),
         ({"values": np.zeros((4, 4), np.uint32), "facts": {"bits": 32}}, {}, "has stored values of 32 bits"),

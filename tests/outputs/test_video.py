@@ -78,7 +78,7 @@ def test_beside_the_other_files_and_marked(result: Result, tmp_path: Path) -> No
 
 def test_without_av(result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(OutputError, match=r"--mp4 needs PyAV, which is missing; pip install 'pie-engine\[video\]'"):
+    with pytest.raises(OutputError, match=r"mp4 needs PyAV, which is missing; pip install 'pie-engine\[video\]'"):
         result.save(tmp_path / "run", OutputConfig(mp4=True))
     check_outputs(OutputConfig())
     assert not list(tmp_path.iterdir())

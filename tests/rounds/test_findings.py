@@ -194,7 +194,7 @@ def test_refusals(torch_engine: PieEngine) -> None:
         assert message in str(caught.value)
 
     refused(Item(PICTURE, "base", REGIONS), "prompt 'base' is read in no region, for each has its own finding")
-    refused(Item(PICTURE, "", [Region(HEART, prompt=3)]), "finding of type int is not text", InputError)  # type: ignore[arg-type]
+    refused(Item(PICTURE, "", [Region(HEART, prompt=3)]), "Region.prompt of type int is not text", InputError)  # type: ignore[arg-type]
     schedule = RoundSchedule.parse([{"rounds": 1, "prompt": "lung"}])
     refused(Item(PICTURE, "", REGIONS), "the schedule's prompts would take the place of 2 findings", schedule=schedule)
     one = Item(PICTURE, "", [Region(HEART, prompt="heart")])
@@ -227,10 +227,10 @@ def test_batches_that_no_engine_was_compiled_for() -> None:
         sizes_for((1, 2), 2, SHORT)
     assert str(caught.value) == (
         "2 findings ask the U-Net about 3 latents at once, and the engines take 1, 2, 4; "
-        "build them with --batch 1,3, or pass --backend onnxruntime"
+        "build them with batches=(1, 3), or pass backend='onnxruntime'"
     )
     # Rounds with and without guidance need both.
     mixed = replace(SHORT, schedule=RoundSchedule.parse([{"rounds": 1, "guidance_scale": 1}]))
-    with pytest.raises(ConfigError, match=r"about 3 and 4 latents at once, .* build them with --batch 1,2,3,"):
+    with pytest.raises(ConfigError, match=r"about 3 and 4 latents at once, .* build them with batches=\(1, 2, 3\),"):
         sizes_for((1,), 3, mixed)
     assert sizes_for((1, 2, 3), 3, mixed) == (1,)

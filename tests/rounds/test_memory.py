@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pie_engine.errors import Notice
 from pie_engine.rounds.memory import explain, explain_weights, requested_bytes
 
 CPU = torch.device("cpu")
@@ -35,13 +36,13 @@ def test_torch_still_says_it_so() -> None:
 
 def test_a_run_names_what_lowers_it() -> None:
     line = explain(RuntimeError(ORT_TEXT), CPU, batch=4, resolution=512, precision="fp32")
-    assert line == (
+    assert Notice(str(line)) == (
         "out of memory: 4 items at 512 in fp32 needed 1.00 GiB more; "
-        "lower --resolution, or run fewer items at once, or use fp16 (--dtype or --precision)"
+        "lower resolution, or run fewer items at once, or use fp16 (dtype or precision)"
     )
     assert explain(RuntimeError("something else"), CPU, batch=1, resolution=512, precision="fp16") is None
 
 
 def test_weights() -> None:
     line = explain_weights(RuntimeError(ORT_TEXT), CPU, "fp32")
-    assert line == "out of memory: the weights in fp32 needed 1.00 GiB more; use fp16 (--dtype or --precision)"
+    assert Notice(str(line)) == "out of memory: the weights in fp32 needed 1.00 GiB more; use fp16 (dtype or precision)"

@@ -175,5 +175,5 @@ def test_probing_leaves_the_random_stream_alone() -> None:
 
 def test_a_full_schedule_of_every_timestep_is_refused_by_name() -> None:
     """Stable Diffusion's offset of 1 asks for timestep 1000 of 0 to 999."""
-    with pytest.raises(ConfigError, match="num-inference-steps 1000 asks for timestep 1000 of 0 to 999"):
+    with pytest.raises(ConfigError, match="num_inference_steps 1000 asks for timestep 1000 of 0 to 999"):
         build_schedule(SD_V1, name="ddim", num_inference_steps=1000, denoising_steps=1000)

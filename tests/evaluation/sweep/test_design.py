@@ -164,7 +164,7 @@ def test_patients_that_cannot_run() -> None:
     for patients, line in (
         ([], "no patient is given"),
         ([PATIENT, PATIENT], "two patients have the id 'a'"),
-        ([replace(PATIENT, item_id="a/b")], "item-id 'a/b' cannot name a folder"),
+        ([replace(PATIENT, item_id="a/b")], "item_id 'a/b' cannot name a folder"),
         ([PATIENT, replace(bare, item_id="b")], "grid mask=on needs a mask, and patient b has none"),
     ):
         with pytest.raises(InputError, match=line):
@@ -174,5 +174,5 @@ def test_patients_that_cannot_run() -> None:
     with pytest.raises(ConfigError, match="grid strength is given twice"):
         parse_grid(["strength=0.1", "strength=0.2"])
     schedule = RoundSchedule.parse([{"rounds": "1", "guidance_scale": 3}])
-    with pytest.raises(ConfigError, match="leave out --schedule"):
+    with pytest.raises(ConfigError, match="leave out schedule"):
         Design([PATIENT], replace(BASE, schedule=schedule), {})

@@ -301,7 +301,7 @@ def test_other_runs_in_the_place_are_refused(
         with pytest.raises(OutputError) as caught:
             run_sweep(grid, **{"items": patients[1:], **changed})
         assert line in str(caught.value)
-        assert str(caught.value).endswith("; pass another --output, or remove it")
+        assert str(caught.value).endswith("; pass another output, or remove it")
         assert "\n" not in str(caught.value)
 
     refused(f"{here} guidance_scale 7.5, not 3.0", base=replace(BASE, guidance_scale=3.0))

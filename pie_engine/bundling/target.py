@@ -67,7 +67,7 @@ def resolve_target(config: EngineConfig, facts: dict[str, Any]) -> Target:
             value=config.flavour,
         )
     if not gpus and not config.capabilities:
-        known = ", ".join(library.RTX_CAPABILITIES)
+        known = ",".join(library.RTX_CAPABILITIES)
         raise ConfigError(
             f"this machine shows no GPU to compile for; pass {argument('capabilities')} with some of {known}",
             field="capabilities",

@@ -165,7 +165,7 @@ def test_each_shape_keeps_its_results_where_they_are(opens: Opens, small: Bundle
 
 def test_a_resolution_without_an_engine(opens: Opens) -> None:
     engine = PieEngine(opens())
-    with pytest.raises(ConfigError, match=r"resolution 256 has no engine .*128 pixels, batch 1, 2.*--resolution 128"):
+    with pytest.raises(ConfigError, match=r"resolution 256 has no engine .*128 pixels, batch 1, 2.*resolution=128"):
         engine.run(ITEM, replace(RUN, resolution=256))
     assert engine.backend.raise_precision("unet") is None
 

@@ -114,7 +114,7 @@ def test_refusals(save: Save, tmp_path: Path) -> None:
     refused([one], r"holds no 0\.png, the map of .*a; add it, or leave structures out")
     refused([long], "holds no x{80}, the map of .*c; add it")
     draw_map(maps, "0", lines(True))
-    refused([one, other], r"0\.png would serve both .*a and .*b, which are of different inputs; .* --item-id each")
+    refused([one, other], r"0\.png would serve both .*a and .*b, which are of different inputs; .* item_id each")
     evaluate([one], tmp_path / "alone", structures=maps)
     draw_map(maps, "d", np.dstack([lines(True)] * 4))
     refused([faint], r"d\.png is a PNG of mode RGBA; save it as grey levels")

@@ -301,7 +301,7 @@ def test_an_ordinary_dicom_image_is_divided_at_half(tmp_path: Path) -> None:
     assert (second.pixels == (255 - values >= 128)).all()
     assert "label 2 picks nothing" in refused(values.astype(np.uint8), Region(tmp_path / "mask.dcm", label=2))
     Image.fromarray(values.astype(np.uint8)).save(tmp_path / "mask.png")
-    assert "is a picture, and mask-label 2 picks a part of" in refused(
+    assert "is a picture, and label 2 picks a part of" in refused(
         values.astype(np.uint8), Region(str(tmp_path / "mask.png"), label=2)
     )
 

@@ -133,5 +133,5 @@ def test_regions_from_text() -> None:
             Region.parse(text, shape)
     with pytest.raises(ConfigError, match="label 1 picks a part of a NIfTI or DICOM SEG file, and this mask is box"):
         Region(Box(1, 2, 3, 4), label=1)
-    with pytest.raises(ConfigError, match="mask-label 0"):
+    with pytest.raises(ConfigError, match="label 0"):
         Region("a.nii", label=0)

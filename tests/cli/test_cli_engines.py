@@ -51,7 +51,7 @@ def test_a_build_with_engines(pie: Any, simulate: Any, checkpoint: Path, bundle:
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ((), "this machine shows no GPU to compile for; pass --compute-capability with some of 7.5, 8.0, 8.6"),
+        ((), "this machine shows no GPU to compile for; pass --compute-capability with some of 7.5,8.0,8.6"),
         (("--compute-capability", "9.0"), "not 9.0; pass one of them, or --backend tensorrt on that GPU"),
         (("--compute-capability", "sm86"), "compute-capability 'sm86' is not a number such as 8.6"),
         (("--compute-capability", "8.6", "--weights", "refittable"), "build there, or pass --weights fixed"),

@@ -83,7 +83,7 @@ gpu-wheels:
 	$(PYTHON) -m pip --disable-pip-version-check download --quiet --no-deps --only-binary=:all: \
 	  --python-version $(GPU_PYTHON) --implementation cp --platform manylinux_2_28_x86_64 \
 	  --platform manylinux2014_x86_64 --constraint constraints.txt --dest $(WHEELS) diffusers importlib_metadata zipp \
-	  pydantic pydantic-core annotated-types typing-inspection
+	  pydantic pydantic-core annotated-types typing-inspection typing-extensions
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

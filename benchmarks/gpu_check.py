@@ -148,6 +148,7 @@ def prepare(folder: Path, wheels: Path | None) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "TEARDOWN_CUPTI": "0",  # the profiler runs twice, and graphs were captured before it
         "PIE_ENGINE_CACHE": str(folder / "cache"),
+        "PIE_TESTS_TELL": "1",  # why a test failed at once, as the tests may be cut short
     }
 
 
@@ -182,8 +183,14 @@ def run_section(
         results.add(section, counted)
     else:
         command = [sys.executable, str(ROOT / "benchmarks" / "gpu_sections.py"), section, "--device", device]
-        run = Run(section, [*command, f"--deadline={time.time() + limit}"], environment, results)
+        command.append(f"--deadline={time.time() + limit}")
+        run = Run(section, command, environment, results)
         code = run.wait(limit)
+        # A library that crashes takes the process with it: what comes after that rung is measured in another one.
+        while code is not None and code < 0 and run.rung is not None and limit > time.monotonic() - began + LEAST:
+            results.add(section, {"rung": run.rung[1], "ok": False, "error": f"crashed by signal {-code}"})
+            run = Run(section, [*command, f"--start={run.rung[0] + 1}", "--failed"], environment, results, "a")
+            code = run.wait(limit - (time.monotonic() - began))
     own["outcome"] = "ok"
     if code is None:
         own["outcome"] = f"cut short after {limit:.0f} s"
@@ -218,9 +225,12 @@ def tests_command(device: str) -> list[str]:
 class Run:
     """A process in a session of its own; what it says goes to its log and its results to the file, as it goes."""
 
-    def __init__(self, section: str, command: list[str], environment: dict[str, str], results: Results):
+    def __init__(
+        self, section: str, command: list[str], environment: dict[str, str], results: Results, mode: str = "w"
+    ):
         self.lines: collections.deque[str] = collections.deque(maxlen=4000)
-        self._section, self._results = section, results
+        self.rung: tuple[int, str] | None = None  # that it has begun last
+        self._section, self._results, self._mode = section, results, mode
         self._process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
             cwd=ROOT, start_new_session=True, text=True, errors="replace",
@@ -231,7 +241,7 @@ class Run:
     def _read(self) -> None:
         assert self._process.stdout is not None
         room = LOG_BYTES
-        with (self._results.folder / f"{self._section}.log").open("w", encoding="utf-8") as log:
+        with (self._results.folder / f"{self._section}.log").open(self._mode, encoding="utf-8") as log:
             for line in self._process.stdout:
                 room -= len(line.encode())
                 if room > 0:
@@ -243,6 +253,8 @@ class Run:
                         continue
                     except (ValueError, TypeError, AttributeError):
                         pass  # cut off, or another's: it stays a line of the log
+                if begun := re.match(r"begin (\d+): (.*)", line):
+                    self.rung = int(begun[1]), begun[2]
                 self.lines.append(line.rstrip()[:500])
 
     def wait(self, limit: float, notice: float = 0.0) -> int | None:

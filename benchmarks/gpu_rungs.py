@@ -68,6 +68,8 @@ def run_rungs(rungs: Sequence[Rung], start: int, deadline: float, share: float =
         timer = threading.Timer(limit, _give_up, (name, limit, index + 1))
         timer.daemon = True
         timer.start()
+        sys.stdout.write(f"begin {index}: {name}\n")  # whoever started this process goes on from here, if it crashes
+        sys.stdout.flush()
         began = time.monotonic()
         # What an earlier rung switched on must not be on in this one.
         set_tf32(matmul=False, cudnn=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import platform
 import sys
 import time
@@ -17,7 +18,7 @@ from pie_engine.benchmarks.harness.machine import device_name
 
 NO_GPU = 3  # exit code
 # How much of what is left of a section one rung may take: a rung that compiles for a minute does not hang.
-RUNG_SHARES = {"compiled": 0.85, "batch": 0.8}
+RUNG_SHARES = {"compiled": 0.85, "batch": 0.8, "parity": 0.75}
 PACKAGES = (
     "triton", "diffusers", "transformers", "huggingface_hub", "accelerate", "onnx", "onnxruntime-gpu", "onnxruntime",
     "tensorrt", "tensorrt-rtx", "numpy", "pytest-xdist", "pytest-timeout",
@@ -32,6 +33,7 @@ def main() -> int:
     parser.add_argument("--start", type=int, default=0, help="the first rung, where a process goes on for another")
     parser.add_argument("--failed", action="store_true", help="a rung before it failed")
     arguments = parser.parse_args()
+    faulthandler.enable(sys.stdout)  # a crash in a library leaves at least where it was called from
     torch.set_grad_enabled(False)
     on_gpu = arguments.device == "cuda"
     if not on_gpu:

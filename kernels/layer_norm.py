@@ -79,7 +79,9 @@ def add_layer_norm_kernel(
         total += tl.load(shift_ptr + column, held, other=0.0).to(tl.float32)[None, :]
     if sum_ptr is not None:
         tl.store(sum_ptr + here, total, inside)
-    mean = tl.sum(total, 1) / WIDTH
+    # Rounded as IEEE does, not approximate: a row of one value then differs from its mean by nothing. An error of one
+    # unit of a large mean would otherwise be magnified by 1 / sqrt(eps).
+    mean = tl.div_rn(tl.sum(total, 1), WIDTH * 1.0)
     away = tl.where(held[None, :], total - mean[:, None], 0.0)
     scale = tl.rsqrt(tl.sum(away * away, 1) / WIDTH + eps)
     tl.store(normed_ptr + here, away * scale[:, None] * weight[None, :] + bias[None, :], inside)

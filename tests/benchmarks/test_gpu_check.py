@@ -86,6 +86,9 @@ if section == "batch":
     print('RESULT {"rung": "second", "ok": false}')
 if section == "eager_fp32":
     sys.exit("broken")
+if section == "compiled" and "--start=2" not in sys.argv:
+    print("begin 1: crashes", flush=True)
+    os.kill(os.getpid(), signal.SIGSEGV)
 """
 
 
@@ -123,6 +126,15 @@ def test_a_section_that_dies_or_hangs_costs_itself_only(broken: Path, tmp_path: 
     )
     # The first section's figures end the output.
     assert done.stdout.rindex("== full_size") > done.stdout.rindex("== parity") > done.stdout.rindex("== batch")
+
+
+def test_a_rung_that_crashes_leaves_those_after_it(broken: Path, tmp_path: Path) -> None:
+    done = run_script(broken, "--seconds", "60", "--results", str(tmp_path / "out"), "--sections", "compiled")
+    assert done.returncode == 1, done.stderr
+    own = read(tmp_path / "out")["sections"]["compiled"]
+    assert own["outcome"] == "failed: see results that are not ok"
+    assert [result["rung"] for result in own["results"]] == ["first", "crashes", "first"]
+    assert own["results"][1]["error"] == "crashed by signal 11"
 
 
 def test_what_was_measured_is_there_when_the_check_is_stopped(broken: Path, tmp_path: Path) -> None:

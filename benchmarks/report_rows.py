@@ -33,6 +33,7 @@ class Source:
         setting: columns that rows of one table share, beside the machine.
         options: of the script, by column: a filter by one of them becomes part of the command.
         run: of `key`, the columns whose rows have to come from the same run; all of them unless given.
+        script: that measures; named as the file unless given.
     """
 
     csv: str
@@ -40,6 +41,7 @@ class Source:
     setting: tuple[str, ...] = ("model", "resolution", "rounds", "evaluations", "batch")
     options: tuple[str, ...] = ("model", "resolution", "rounds", "batch", "threads")
     run: tuple[str, ...] | None = None
+    script: str = ""
 
     def command(self, filters: dict[str, str]) -> str:
         """What measures the rows that the filters ask for."""
@@ -49,7 +51,7 @@ class Source:
             if steps != int(_STEPS * _STRENGTH):
                 exact = steps / _STEPS
                 given.append(f"--strength {exact if int(_STEPS * exact) == steps else (steps + 0.5) / _STEPS:g}")
-        return " ".join([f"python benchmarks/{self.csv}.py", *given])
+        return " ".join([f"python benchmarks/{self.script or self.csv}.py", *given])
 
 
 @dataclass(frozen=True)

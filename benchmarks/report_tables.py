@@ -125,6 +125,13 @@ DENOISE_STEP = Source("denoise_step", ("dtype", "kept", "variant"), ("shape",), 
 ROUND_SHARE = Source("round_share", ("variant",))
 BUILD_TIMES = Source("build_times", ("what", "component", "backend", "precision", "flavour"), ("model", "resolution"),
                      ("model", "resolution", "threads"))  # fmt: skip
+GPU_STEP, GPU_KERNELS, GPU_PROGRESSION, GPU_ERRORS = (
+    Source(f"gpu_{name}", key, options=(), run=(), script="gpu_check")
+    for name, key in (
+        ("step", ("dtype", "variant")), ("kernels", ("part", "group")), ("progression", ("variant",)),
+        ("errors", ("variant",)),
+    )
+)  # fmt: skip
 
 # fmt: off
 TABLES = {
@@ -172,6 +179,23 @@ TABLES = {
         text("what", "what"), text("component", "component"), text("by", "flavour", "backend"),
         text("precision", "precision"), number("time", "median_s", "seconds"), MEMORY, memory("graph", "graph_mb"),
         memory("plan", "plan_mb"), text("attentions", "attentions"), text("fused", "fused"), NOTE,
+    )),
+    "gpu-step": Table(GPU_STEP, (
+        text("what is on", "variant"), number("guided step", "step_ms"), between("p20 to p80", "p20_ms", "p80_ms"),
+        number("speed-up", "speedup"), SHARE, number("decoding", "decode_ms"), number("its speed-up", "decode_speedup"),
+        number("its share of peak", "decode_share"), DEVICE_MEMORY,
+    )),
+    "gpu-kernels": Table(GPU_KERNELS, (
+        text("part", "part"), text("kernels", "group"), number("time", "time_us"), number("share", "time_share"),
+    )),
+    "gpu-progression": Table(GPU_PROGRESSION, (
+        text("run", "variant"), number("whole", "seconds"), number("preparing", "prepare_s"),
+        number("rounds", "rounds_s"), number("their steps and decodings alone", "steps_s"),
+        number("after", "after_s"),
+    )),
+    "gpu-errors": Table(GPU_ERRORS, (
+        text("what is on", "variant"), number("latent, largest", "latent_max"), number("rms", "latent_rmse"),
+        number("eager's largest", "eager_latent_max"), number("eager's rms", "eager_latent_rmse"),
     )),
 }
 # fmt: on

@@ -20,7 +20,9 @@ import pytest
 import torch
 
 from pie_engine.benchmarks import gpu_parity, gpu_table
+from pie_engine.benchmarks.gpu_csv import VERSIONS, tables
 from pie_engine.benchmarks.gpu_profile import group_of, shorten
+from pie_engine.benchmarks.harness import results
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPT = BENCHMARKS / "gpu_check.py"
@@ -267,3 +269,26 @@ def test_every_section_runs_on_a_processor(tmp_path: Path) -> None:
     assert all("ms_per_guided_step" in result for result in found["sections"]["full_size"]["results"][:7])
     assert all(own["results"] for own in found["sections"].values())
     assert len(list(tmp_path.iterdir())) == 8  # as many files as a lent machine gives back
+
+
+def test_the_results_are_those_of_the_carried_check() -> None:
+    found = json.loads((BENCHMARKS / "results" / "gpu-check-nvidia-h200.json").read_text())
+    made = tables(found)
+    assert {name: len(rows) for name, rows in made.items()} == {
+        "gpu_step": 7, "gpu_kernels": 15, "gpu_progression": 2, "gpu_errors": 9,
+    }  # fmt: skip
+    for name, rows in made.items():
+        carried = [row for row in results.read(results.FOLDER / f"{name}.csv") if row["date"] == found["date"]]
+        for row, expected in zip(carried, rows, strict=True):
+            for key, value in expected.items():
+                if isinstance(value, float):
+                    assert float(row[key]) == pytest.approx(value, rel=1e-5)
+                else:
+                    assert row[key] == str(value)
+
+
+def test_what_failed_leaves_no_row() -> None:
+    rung = {"rung": "eager", "ms_per_guided_step": 1.0, "ok": False}
+    environment = {"device": "toy", "python": "3", "cudnn": None, "versions": dict.fromkeys(VERSIONS)}
+    found = {"date": "", "revision": "", "environment": environment, "sections": {"full_size": {"results": [rung]}}}
+    assert not any(tables(found).values())

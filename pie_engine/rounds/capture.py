@@ -69,7 +69,8 @@ def cuda_graph(stream: torch.cuda.Stream) -> Capture:
                 function()
         except BaseException:
             # An operation that cannot be captured makes the end of the capture fail too, and then PyTorch's allocator
-            # still takes this capture for one under way and refuses to free memory for the rest of the process.
+            # still takes this capture for one under way and refuses to free memory for the rest of the process. From
+            # 2.12 on it ends both of its pools itself (its pull request 180395); before, that of pinned memory stays.
             _FAILED.append(graph)
             with contextlib.suppress(RuntimeError):
                 torch._C._cuda_endAllocateToPool(stream.device_index, pool)

@@ -55,7 +55,7 @@ RANGES = [
     (["--semantics", "paper"], "--semantics: invalid choice: 'paper'"),
     (["--device", "tpu"], "device 'tpu' is unknown (cpu, cuda or cuda:N); pass --device cpu"),
     (["--device", ""], "device '' is unknown"),
-    (["--stren", "0.5"], "unrecognized arguments: --stren 0.5; see pie-engine --help"),
+    (["--stren", "0.5"], "unrecognized arguments: --stren 0.5; did you mean --strength? see pie-engine run --help"),
     (["--strength"], "--strength: expected one argument (one that begins with a hyphen is written --strength=VALUE)"),
     (["--prompt", "a\udcff"], "prompt 'a\\udcff' is not UTF-8"),
     (["--negative-prompt", "\udcff"], "negative-prompt '\\udcff' is not UTF-8"),

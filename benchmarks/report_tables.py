@@ -94,6 +94,16 @@ def _bytes_floor(row: Row) -> float | None:
     return taken * share if taken is not None and share is not None else None
 
 
+def _of_share(time: str, share: str) -> Callable[[Row], float | None]:
+    """Seconds at the peak, of a row that says how long it took and which share of the peak that is."""
+
+    def cell(row: Row) -> float | None:
+        taken, reached = value(row, time), value(row, share)
+        return None if taken is None or reached is None else taken * reached
+
+    return cell
+
+
 VARIANT = text("variant", "variant")
 MEDIAN = number("median", "median_s")
 SPREAD = between("p20 to p80", "p20_s", "p80_s")
@@ -182,8 +192,9 @@ TABLES = {
     )),
     "gpu-step": Table(GPU_STEP, (
         text("what is on", "variant"), number("guided step", "step_ms"), between("p20 to p80", "p20_ms", "p80_ms"),
-        number("speed-up", "speedup"), SHARE, number("decoding", "decode_ms"), number("its speed-up", "decode_speedup"),
-        number("its share of peak", "decode_share"), DEVICE_MEMORY,
+        Column("floor", _from(_of_share("step_ms", "share"), "floor_s")), SHARE, number("speed-up", "speedup"),
+        number("decoding", "decode_ms"), Column("its floor", _from(_of_share("decode_ms", "decode_share"), "floor_s")),
+        number("its share", "decode_share"), number("its speed-up", "decode_speedup"), DEVICE_MEMORY,
     )),
     "gpu-kernels": Table(GPU_KERNELS, (
         text("part", "part"), text("kernels", "group"), number("time", "time_us"), number("share", "time_share"),

@@ -23,7 +23,7 @@ from torch.utils.benchmark import Timer
 
 from pie_engine.backends.torch_backend import torch_dtype
 from pie_engine.benchmarks.common import check, measured_limits, place, run, say
-from pie_engine.benchmarks.harness import Samples, clock, interleave, results, summarise
+from pie_engine.benchmarks.harness import Samples, captured, clock, interleave, results, summarise
 from pie_engine.benchmarks.harness.machine import Limits, identify
 from pie_engine.benchmarks.harness.measure import Call
 from pie_engine.config import DTYPES
@@ -104,19 +104,11 @@ def repeated(call: Callable[[], None], reset: Callable[[], Any], threads: int | 
 def replayed(call: Callable[[], None], reset: Callable[[], Any], device: str) -> Callable[[], Call]:
     """On a GPU: the mean of some calls in a graph that is replayed, so that gaps between launches do not count."""
     with torch.cuda.device(device):
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                call()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            for _ in range(CALLS):
-                call()
+        replay = captured(call, CALLS)
 
     def sample() -> Call:
         reset()
-        return Call(clock(graph.replay, device)[0] / CALLS)
+        return Call(clock(replay, device)[0] / CALLS)
 
     return sample
 

@@ -20,6 +20,7 @@ from pie_engine.benchmarks.gpu_subject import (
     unknown,
     without_overlap,
 )  # fmt: skip
+from pie_engine.benchmarks.harness import captured
 
 
 def kernels(size: Size) -> list[Rung]:
@@ -99,23 +100,10 @@ def _compiled_decoder(size: Size) -> None:
     with quick_compile(size), torch.no_grad():
         decode = torch.compile(lambda z: vae.decode(z, return_dict=False)[0], dynamic=False)
         first = wall(lambda: decode(latent))
-        run = _graphed(lambda: decode(latent)) if size.full else lambda: decode(latent)
+        run = captured(lambda: decode(latent)) if size.full else lambda: decode(latent)
         run()
         found = milliseconds(run, size.device, size.repeats)
     emit(rung="compiled decoder", dtype=size.half, compile_s=first, decode_ms=found["ms"], flags=flags())
-
-
-def _graphed(run: Any) -> Any:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        run()
-    return graph.replay
 
 
 def batch(size: Size) -> list[Rung]:

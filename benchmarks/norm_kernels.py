@@ -3,8 +3,8 @@
     python -m pie_engine.benchmarks.norm_kernels [--repeats 20] [--json PATH]
 
 Each time is of one operation within a CUDA graph of 20, so that launching costs what it costs there. Both variants of
-the group norm are timed at every size: `ONE_LAUNCH` in kernels/group_norm.py is the size of a group (H W C / groups)
-up to which the first is the faster one. On a CPU the eager references run once, at a small size.
+the group norm are timed at every size: `ONE_LAUNCH` in kernels/group_norm_plan.py is the size of a group (H W C /
+groups) up to which the first is the faster one. On a CPU the eager references run once, at a small size.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pie_engine.benchmarks.harness import captured
 from pie_engine.kernels.geglu import geglu, geglu_triton
-from pie_engine.kernels.group_norm import ONE_LAUNCH, group_norm, group_norm_triton
+from pie_engine.kernels.group_norm import group_norm, group_norm_triton
+from pie_engine.kernels.group_norm_plan import ONE_LAUNCH
 from pie_engine.kernels.layer_norm import add_layer_norm, add_layer_norm_triton
 from pie_engine.kernels.residual import add_residual, add_residual_triton
 
@@ -117,22 +119,12 @@ def operations(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, 
 
 def microseconds(call: Callable[[], Any], repeats: int) -> float:
     """The median time of one call, of replays of a graph of several."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):  # compiles, and lets PyTorch choose its own kernels
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(LAUNCHES):
-            call()
-    graph.replay()
+    replay = captured(call, LAUNCHES)
+    replay()
     events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
     for start, end in events:
         start.record()
-        graph.replay()
+        replay()
         end.record()
     torch.cuda.synchronize()
     return 1000 * statistics.median(start.elapsed_time(end) for start, end in events) / LAUNCHES

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pie_engine.kernels.residual import ELEMENTS, INDICES, WARPS, launch_grid
-from pie_engine.kernels.triton_launch import check
+from pie_engine.kernels.residual import ELEMENTS
+from pie_engine.kernels.triton_launch import WARPS, check, check_floating, check_indices, launch_grid
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -58,10 +58,8 @@ def geglu_triton(x: Tensor) -> Tensor:
     check(x, "x", x, tuple(x.shape), x.dtype)
     if x.dim() == 0 or x.shape[-1] % 2:
         raise ValueError(f"x is {list(x.shape)}; its last dimension, a value and a gate, has to be even")
-    if not x.dtype.is_floating_point or x.dtype.itemsize > 4:
-        raise ValueError(f"x is {x.dtype}; float32, float16 or bfloat16 expected")
-    if x.numel() >= INDICES:
-        raise ValueError(f"x has {x.numel()} elements; less than 2^31 expected")
+    check_floating("x", x)
+    check_indices("x", x)
     width = x.shape[-1] // 2
     y = x.new_empty((*x.shape[:-1], width))
     if y.numel():

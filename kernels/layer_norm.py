@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pie_engine.kernels.residual import check_rows, launch_grid
-from pie_engine.kernels.triton_launch import check
+from pie_engine.kernels.residual import check_rows
+from pie_engine.kernels.triton_launch import check, launch_grid
 
 if TYPE_CHECKING:
     import triton.language as tl

@@ -7,39 +7,15 @@ The sum is rounded once, to x's dtype, where separate additions round twice and 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pie_engine.errors import BackendError
-from pie_engine.kernels import triton_launch
+from pie_engine.kernels.triton_launch import WARPS, check, check_floating, check_indices, launch_grid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import triton.language as tl
     from torch import Tensor
 
-WARPS = 4
 ELEMENTS = 8 * 32 * WARPS  # of a program of an elementwise kernel: 16 bytes of a 16-bit type per thread
-INDICES = 2**31  # offsets within an item, or within a whole tensor for elementwise kernels, are 32-bit
-
-
-def launch_grid(
-    kernel: Callable[..., None], x: Tensor, grid: tuple[int, ...], *arguments: Any, warps: int, **constants: Any
-) -> None:
-    """Launch `kernel` over `grid` on the device of `x`. The first launch compiles: make it before a graph's capture.
-
-    Raises:
-        BackendError: Triton is not installed, or `x` is not on a GPU.
-    """
-    import torch
-
-    compiled = triton_launch.jitted(kernel)
-    import triton
-
-    if not x.is_cuda and isinstance(compiled, triton.JITFunction):
-        raise BackendError(f"the Triton kernels run on a GPU and the tensor is on {x.device}; use the eager operation")
-    with torch.cuda.device_of(x):  # Triton launches on the current device, whatever its arguments are on
-        compiled[grid](*arguments, num_warps=warps, **constants)
 
 
 def rows(x: Tensor) -> Tensor:
@@ -52,13 +28,11 @@ def check_rows(x: Tensor, name: str, tensor: Tensor) -> None:
     if tensor.dim() == x.dim():
         if x.dim() == 4 and not rows(tensor).is_contiguous():
             raise ValueError(f"{name} {list(tensor.shape)} is not channels-last")
-        triton_launch.check(x, name, rows(tensor), tuple(rows(x).shape), x.dtype)
+        check(x, name, rows(tensor), tuple(rows(x).shape), x.dtype)
     else:
-        triton_launch.check(x, name, tensor, tuple(x.shape), x.dtype)
-    if not tensor.dtype.is_floating_point or tensor.dtype.itemsize > 4:
-        raise ValueError(f"{name} is {tensor.dtype}; float32, float16 or bfloat16 expected")
-    if tensor.numel() >= INDICES:
-        raise ValueError(f"{name} has {tensor.numel()} elements; less than 2^31 expected")
+        check(x, name, tensor, tuple(x.shape), x.dtype)
+    check_floating(name, tensor)
+    check_indices(name, tensor)
 
 
 def add_residual(x: Tensor, residual: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -116,7 +90,7 @@ def add_residual_triton(x: Tensor, residual: Tensor, bias: Tensor | None = None)
     check_rows(x, "residual", residual)
     channels = rows(x).shape[-1]
     if bias is not None:
-        triton_launch.check(x, "bias", bias, (channels,), bias.dtype)
+        check(x, "bias", bias, (channels,), bias.dtype)
     y = torch.empty_like(x)
     if x.numel():
         launch_grid(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # most of a GPU idle at batch 1, where the whole latent is 16384 elements.
 WARPS = 4
 BLOCK = 4 * 32 * WARPS
+INDICES = 2**31  # offsets within an item, or within a whole tensor for elementwise kernels, are 32-bit
 # A kernel compiled for one value of these serves them all. Vector loads need the plane's size to be divisible by 16,
 # so that stays; the flags and the counter of rows may be parts of a larger tensor, aligned or not.
 UNSPECIALISED = ("row_ptr", "planes", "channels", "flags_ptr")
@@ -49,10 +50,33 @@ def check(x: Tensor, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: t
     )
 
 
-def launch(kernel: Callable[..., None], x: Tensor, *arguments: Any, **constants: int) -> None:
-    """Launch `kernel` with one program per block of each plane of `x` [B, C, h, w].
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Refuse a dtype that the kernels do not compute from. Raises ValueError."""
+    if not tensor.dtype.is_floating_point or tensor.dtype.itemsize > 4:
+        raise ValueError(f"{name} is {tensor.dtype}; float32, float16 or bfloat16 expected")
 
-    Nothing is allocated and nothing waits for the device. The first launch compiles: make it before a graph's capture.
+
+def check_indices(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor whose elements 32 bits do not number. Raises ValueError."""
+    if tensor.numel() >= INDICES:
+        raise ValueError(f"{name} has {tensor.numel()} elements; less than 2^31 expected")
+
+
+def launch_grid(
+    kernel: Callable[..., None],
+    x: Tensor,
+    grid: tuple[int, ...],
+    *arguments: Any,
+    warps: int,
+    what: str = "tensor",
+    **constants: Any,
+) -> None:
+    """Launch `kernel` over `grid` on the device of `x`. The first launch compiles: make it before a graph's capture.
+
+    Nothing is allocated and nothing waits for the device.
+
+    Args:
+        what: x in an error's words.
 
     Raises:
         BackendError: Triton is not installed, or `x` is not on a GPU.
@@ -63,10 +87,16 @@ def launch(kernel: Callable[..., None], x: Tensor, *arguments: Any, **constants:
     import triton
 
     if not x.is_cuda and isinstance(compiled, triton.JITFunction):
-        raise BackendError(f"the Triton step runs on a GPU and the latent is on {x.device}; use the eager step")
+        raise BackendError(f"the Triton kernels run on a GPU and the {what} is on {x.device}; use the eager ones")
+    with torch.cuda.device_of(x):  # Triton launches on the current device, whatever its arguments are on
+        compiled[grid](*arguments, num_warps=warps, **constants)
+
+
+def launch(kernel: Callable[..., None], x: Tensor, *arguments: Any, **constants: int) -> None:
+    """`launch_grid` with one program per block of each plane of `x` [B, C, h, w]."""
     batch, channels, height, width = x.shape
     planes, size = batch * channels, height * width
-    with torch.cuda.device_of(x):  # Triton launches on the current device, whatever its arguments are on
-        compiled[(planes, -(-size // BLOCK))](
-            *arguments, planes, channels, size, BLOCK=BLOCK, num_warps=WARPS, **constants
-        )
+    grid = (planes, -(-size // BLOCK))
+    launch_grid(
+        kernel, x, grid, *arguments, planes, channels, size, what="latent", BLOCK=BLOCK, warps=WARPS, **constants
+    )

@@ -15,7 +15,16 @@ from pie_engine.imaging.item import Item, check_findings, check_text, prepare_it
 from pie_engine.machine.loading import Source, open_backend
 from pie_engine.outputs import Result
 from pie_engine.outputs.provenance import describe_run, describe_simulated
-from pie_engine.pipeline import OnStepEnd, PieOutput, call, dtype_name, is_bundle
+from pie_engine.pipeline import (
+    OnStepEnd,
+    PieOutput,
+    check_output_type,
+    convert,
+    dtype_name,
+    is_bundle,
+    make_config,
+    make_items,
+)
 from pie_engine.rounds.batches import group_items
 from pie_engine.rounds.methods import choose_method
 from pie_engine.rounds.simulator import OnProgress, Simulator
@@ -168,10 +177,15 @@ class PieEngine:
         Raises:
             ConfigError, InputError, BackendError: see `run`.
         """
-        return call(
-            self, prompt, image, mask_image, steps=steps, num_rounds=num_rounds, seed=seed, generator=generator,
-            callback_on_step_end=callback_on_step_end, output_type=output_type, settings=settings,
-        )  # fmt: skip
+        check_output_type(output_type)
+        config = make_config(settings, steps=steps, num_rounds=num_rounds, seed=seed, generator=generator)
+
+        def on_progress(done: int, total: int) -> None:
+            if callback_on_step_end is not None:
+                callback_on_step_end(self, done, total, {})
+
+        results = self.run(make_items(prompt, image, mask_image), config, on_progress=on_progress)
+        return PieOutput([convert(result.frames, output_type) for result in results], results)
 
     @overload
     def run(

@@ -57,24 +57,15 @@ class PieOutput:
         return [result.save(place) for result, place in zip(self.results, places, strict=True)]
 
 
-def call(
-    engine: Any,
-    prompt: str | Sequence[str],
-    image: Any,
-    mask_image: Any = None,
-    *,
-    steps: int | None = None,
-    num_rounds: int | None = None,
-    seed: int | None = None,
-    generator: torch.Generator | None = None,
-    callback_on_step_end: OnStepEnd | None = None,
-    output_type: str = "pil",
+def make_config(
     settings: Mapping[str, Any],
-) -> PieOutput:
-    """See `PieEngine.__call__`."""
-    if output_type not in OUTPUT_TYPES:
-        limit = ", ".join(OUTPUT_TYPES)
-        raise ConfigError(f"output_type {output_type!r} is unknown; pass one of {limit}")
+    *,
+    steps: int | None,
+    num_rounds: int | None,
+    seed: int | None,
+    generator: torch.Generator | None,
+) -> RunConfig:
+    """The settings of a call; those that are None are left open. Raises ConfigError: one is given by both its names."""
     for one, other, first, second in (
         (steps, num_rounds, "steps", "num_rounds"), (seed, generator, "seed", "generator"),
     ):  # fmt: skip
@@ -83,15 +74,14 @@ def call(
     rounds = steps if num_rounds is None else num_rounds
     drawn = seed if generator is None else int(generator.initial_seed()) & (2**63 - 1)
     given = {"steps": rounds, "seed": drawn, **settings}
-    config = RunConfig(**{name: value for name, value in given.items() if value is not None})
-    items = make_items(prompt, image, mask_image)
+    return RunConfig(**{name: value for name, value in given.items() if value is not None})
 
-    def on_progress(done: int, total: int) -> None:
-        if callback_on_step_end is not None:
-            callback_on_step_end(engine, done, total, {})
 
-    results = engine.run(items, config, on_progress=on_progress)
-    return PieOutput([convert(result.frames, output_type) for result in results], results)
+def check_output_type(output_type: str) -> None:
+    """Raises ConfigError: it is none of `OUTPUT_TYPES`."""
+    if output_type not in OUTPUT_TYPES:
+        limit = ", ".join(OUTPUT_TYPES)
+        raise ConfigError(f"output_type {output_type!r} is unknown; pass one of {limit}")
 
 
 def make_items(prompt: str | Sequence[str], image: Any, mask_image: Any) -> list[Item]:

@@ -1,6 +1,6 @@
 """Measuring: interleaved repeats, memory, arithmetic, the machine's own limits, and results as rows of a CSV."""
 
-from pie_engine.benchmarks.harness.measure import Samples, clock, interleave, quantile, summarise
+from pie_engine.benchmarks.harness.measure import Samples, captured, clock, interleave, quantile, summarise
 from pie_engine.benchmarks.harness.remote import BenchmarkError, MemoryRanOut, Remote, Spec
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Remote",
     "Samples",
     "Spec",
+    "captured",
     "clock",
     "interleave",
     "quantile",

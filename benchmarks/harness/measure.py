@@ -44,6 +44,26 @@ class Call:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+def captured(call: Callable[[], Any], calls: int = 1) -> Callable[[], None]:
+    """What replays `calls` calls from one CUDA graph on the current device, so that gaps between launches do not count.
+
+    They are warmed up before: they compile, and choose their algorithms.
+    """
+    import torch
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())  # which made what they read
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(calls):
+            call()
+    return graph.replay
+
+
 def clock(
     run: Callable[[], Any],
     device: str = "cpu",

@@ -175,8 +175,11 @@ class TorchBackend:
         """
         import torch
 
+        if self.device.type != "cuda":
+            yield
+            return
         before = torch.backends.cudnn.benchmark
-        torch.backends.cudnn.benchmark = self._runtime.autotune and self.device.type == "cuda"
+        torch.backends.cudnn.benchmark = self._runtime.autotune
         try:
             yield
         finally:

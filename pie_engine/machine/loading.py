@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,14 @@ from pie_engine import commands
 from pie_engine.config import COMPONENTS, DTYPES, FLAVOURS, BuildConfig, EngineConfig
 from pie_engine.config.checks import one_of
 from pie_engine.errors import BackendError, BundleError, ConfigError, argument, mention, use
+from pie_engine.machine.devices import (
+    check_device,
+    check_gpu,
+    check_openvino,
+    check_threads,
+    onnx_device,
+    torch_device,
+)
 from pie_engine.machine.selection import (
     BACKENDS,
     Choice,
@@ -20,7 +27,6 @@ from pie_engine.machine.selection import (
     choose_for_checkpoint,
     device_index,
     take,
-    wants_gpu,
 )
 
 if TYPE_CHECKING:
@@ -64,16 +70,8 @@ def open_backend(
     one_of("backend", backend, BACKENDS)
     if dtype is not None:
         one_of("dtype", dtype, DTYPES)
-    if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise ConfigError(
-            f"device {device!r} is unknown (cpu, cuda or cuda:N); pass {use('device', 'cpu')}",
-            field="device", value=device, limit="cpu, cuda or cuda:N",
-        )  # fmt: skip
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise ConfigError(
-            f"threads {threads!r} is not a whole number of at least 1; pass {use('threads', 1)}",
-            field="threads", value=threads, limit="at least 1",
-        )  # fmt: skip
+    check_device(device)
+    check_threads(threads)
     given = source.checkpoint is not None or source.unet is not None
     if (source.engine is None) != given:
         found = "both" if given else "neither"
@@ -135,7 +133,7 @@ def _run_in_torch(
     from pie_engine.model.bundle import open_bundle
 
     check_restorable(bundle)
-    device = _torch_device(device, choice, threads)  # before gigabytes are read
+    device = torch_device(device, choice, threads)  # before gigabytes are read
 
     def reload() -> Checkpoint:
         again = open_bundle(bundle.path)
@@ -159,18 +157,18 @@ def _run_bundle(bundle: Bundle, backend: str, device: str | None, dtype: str | N
                 field="backend", value=backend,
             )  # fmt: skip
         check_engines(bundle, backend, device_index(device))
-        device = _check_gpu(device or "cuda:0", bundle.precision)
+        device = check_gpu(device or "cuda:0", bundle.precision)
         with _explaining_memory(device, bundle.precision):
             return TensorRTBackend(bundle, backend, device=device)
     if backend == "openvino":
         from pie_engine.backends.openvino_backend import OpenVINOBackend
 
-        precision = _check_openvino(device, dtype)
+        precision = check_openvino(device, dtype)
         with _explaining_memory("cpu", precision):
             return OpenVINOBackend(bundle, precision=precision, threads=threads)
     from pie_engine.backends.onnx_backend import OnnxBackend
 
-    device = _onnx_device(device)
+    device = onnx_device(device)
     with _explaining_memory(device, bundle.precision):
         return OnnxBackend(bundle, device=device, threads=threads)
 
@@ -197,7 +195,7 @@ def _build_checkpoint(
             limit="fp32, fp16",
         )
     if choice.name == "openvino":
-        _check_openvino(device, dtype)  # before a checkpoint of gigabytes is read
+        check_openvino(device, dtype)  # before a checkpoint of gigabytes is read
         config = BuildConfig(precision="fp16" if dtype == "fp16" else "fp32")
     elif compiled:
         from pie_engine.backends.tensorrt.library import import_library, require_gpu
@@ -206,7 +204,7 @@ def _build_checkpoint(
         require_gpu(choice.name)
         config = BuildConfig(precision=dtype or "fp16", engines=EngineConfig(choice.name))
     else:
-        device = _onnx_device(device)
+        device = onnx_device(device)
         config = BuildConfig(precision=dtype or "fp32")
     loaded = load_checkpoint(source.checkpoint, unet=source.unet, lora=source.lora)
     bundle = cached_bundle(loaded, config, on_component=on_component)
@@ -224,20 +222,10 @@ def _open_checkpoint(
     def load() -> Checkpoint:
         return load_checkpoint(source.checkpoint, unet=source.unet, lora=source.lora)
 
-    device = _torch_device(device, choice, threads)  # before a checkpoint of gigabytes is read
+    device = torch_device(device, choice, threads)  # before a checkpoint of gigabytes is read
     loaded = load()
     backend = _start_torch(loaded, model_info(loaded), load, device, runtime, choice)
     return Opened(backend, loaded.sources, choice.why)
-
-
-def _torch_device(device: str | None, choice: Choice, threads: int | None) -> str:
-    import torch
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if not wants_gpu(device):
-        return "cpu"
-    return _check_gpu(device or "cuda", str(choice.dtype))
 
 
 def _start_torch(
@@ -256,78 +244,6 @@ def _start_torch(
         return TorchBackend(
             checkpoint, model, device=device, precision=precision, runtime=runtime, reload=reload, in_fp32=in_fp32
         )
-
-
-def _check_openvino(device: str | None, dtype: str | None) -> str:
-    """The precision that OpenVINO computes in, once it is known to run here."""
-    from pie_engine.backends.openvino_session import check_bf16, import_openvino
-
-    if device is not None and device != "cpu":
-        raise ConfigError(
-            f"backend openvino runs on a processor, not on {device}; pass {use('device', 'cpu')}",
-            field="device", value=device, limit="cpu",
-        )  # fmt: skip
-    import_openvino()
-    if dtype == "bf16":
-        check_bf16()
-        return "bf16"
-    return "fp32"
-
-
-def _onnx_device(device: str | None) -> str:
-    """The device for ONNX Runtime: a GPU if asked for, or if both PyTorch and ONNX Runtime can use one."""
-    import torch
-
-    from pie_engine.backends.onnx_session import check_cuda_provider, import_onnxruntime
-
-    providers = import_onnxruntime().get_available_providers()
-    if device is None:
-        usable = torch.cuda.is_available() and "CUDAExecutionProvider" in providers
-        device = "cuda" if usable else "cpu"
-    if device.startswith("cuda"):
-        device = _check_gpu(device, "fp32")
-        check_cuda_provider()
-    return device
-
-
-def _check_gpu(device: str, dtype: str) -> str:
-    """The device with its number, "cuda:0": engines other than PyTorch know no current device."""
-    import torch
-
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            f"device {device!r} needs an NVIDIA GPU and this machine shows none; pass {use('device', 'cpu')}",
-            field="device", value=device, limit="cpu",
-        )  # fmt: skip
-    index = int(device.partition(":")[2] or torch.cuda.current_device())
-    if index >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device {device!r} is not one of {torch.cuda.device_count()} GPUs; pass {use('device', 'cuda:0')}",
-            field="device", value=device, limit=f"cuda:0 to cuda:{torch.cuda.device_count() - 1}",
-        )  # fmt: skip
-    capability = torch.cuda.get_device_capability(index)
-    name = f"{torch.cuda.get_device_name(index)} (compute capability {capability[0]}.{capability[1]})"
-    if not _runs_on(torch.cuda.get_arch_list(), capability):
-        built = ", ".join(torch.cuda.get_arch_list())
-        raise ConfigError(
-            f"{name} is not one that torch {torch.__version__} was built for ({built}); "
-            f"install another build of torch, or pass {use('device', 'cpu')}",
-            field="device",
-            value=device,
-        )
-    if dtype == "bf16" and capability < (8, 0):
-        raise ConfigError(f"{name} has no bf16 (8.0 needed); pass {use('dtype', 'fp16')}", field="dtype", value=dtype)
-    return f"cuda:{index}"
-
-
-def _runs_on(built: list[str], capability: tuple[int, int]) -> bool:
-    """Whether a torch built for these targets runs on a GPU: sm_86 on 8.6 and up to 8.9, compute_80 on all above."""
-    for target in built:
-        kind, _, number = target.partition("_")
-        major, minor = divmod(int(number.rstrip("af")), 10)
-        if (major, minor) <= capability and (kind == "compute" or major == capability[0]):
-            return True
-    return False
 
 
 @contextlib.contextmanager

@@ -118,8 +118,10 @@ class Simulator:
                 host.add(result)
                 seconds["rounds"].append(round(time.monotonic() - last, 4))
                 last = time.monotonic()
-        latents = [original, *np.stack([own.latents for own in frames], axis=1)]  # N + 1 of [B, 4, h, w]
-        pictures = decode_between(loop, latents, between)
+        pictures: list[np.ndarray] = []
+        if between:
+            latents = [original, *np.stack([own.latents for own in frames], axis=1)]  # N + 1 of [B, 4, h, w]
+            pictures = decode_between(loop, latents, between)
         self._keep_loop(loop, config)
         computed = describe_computation(loop, self.runtime, evaluations=total, rounds=method is None)
         computed["seconds"] = seconds

@@ -17,7 +17,7 @@ from pie_engine.checkpoint import Checkpoint, load_checkpoint
 from pie_engine.config import RuntimeConfig
 from pie_engine.demo.assets import CHECKPOINT
 from pie_engine.kernels import blocks
-from pie_engine.machine.loading import _runs_on
+from pie_engine.machine.devices import _runs_on
 
 
 def draw(*shape: int) -> torch.Tensor:

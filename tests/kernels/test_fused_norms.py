@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from pie_engine.errors import BackendError
 from pie_engine.kernels import triton_launch
 from pie_engine.kernels.geglu import geglu, geglu_triton
-from pie_engine.kernels.group_norm import MOST_BLOCKS, group_norm, group_norm_triton, plan
+from pie_engine.kernels.group_norm import group_norm, group_norm_triton
+from pie_engine.kernels.group_norm_plan import MOST_BLOCKS, plan
 from pie_engine.kernels.layer_norm import add_layer_norm, add_layer_norm_triton
 from pie_engine.kernels.residual import add_residual, add_residual_triton
 
@@ -134,9 +135,9 @@ def test_a_large_mean(dtype: torch.dtype, one_launch: bool, device: str, monkeyp
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tiles per program at sizes that the interpreter gets through."""
     for name in ("HELD_TILE", "LOOPED_TILE", "STATISTICS_TILE", "APPLY_TILE"):
-        monkeypatch.setattr(f"pie_engine.kernels.group_norm.{name}", 512)
-    monkeypatch.setattr("pie_engine.kernels.group_norm.STATISTICS_PROGRAMS", 8)
-    monkeypatch.setattr("pie_engine.kernels.group_norm.APPLY_PROGRAMS", 8)
+        monkeypatch.setattr(f"pie_engine.kernels.group_norm_plan.{name}", 512)
+    monkeypatch.setattr("pie_engine.kernels.group_norm_plan.STATISTICS_PROGRAMS", 8)
+    monkeypatch.setattr("pie_engine.kernels.group_norm_plan.APPLY_PROGRAMS", 8)
     monkeypatch.setattr("pie_engine.kernels.group_norm.plan", plan.__wrapped__)
 
 

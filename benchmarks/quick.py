@@ -27,6 +27,8 @@ COMPARE = {
     "published": ("eager fp32, as published", "eager fp32, as published"),
     "tuned": ("eager bf16, tuned", "eager fp16, tuned"),
 }
+# What --quick takes for these three: the least that still runs every part on every backend.
+QUICKEST: Mapping[str, Any] = {"rounds": 1, "strength": 0.04, "repeats": 1}
 _PARTS = ("unet", "step", "decode")
 
 

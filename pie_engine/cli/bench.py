@@ -37,11 +37,15 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     what.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if it can be used)")
     what.add_argument("--threads", type=int, help="processor threads of every library (default: all cores)")
     size = parser.add_argument_group("progression")
-    size.add_argument("--rounds", type=int, default=3, help="(3)")
-    size.add_argument("--strength", type=float, default=0.5, help="share of a schedule of 50 steps per round (0.5)")
+    size.add_argument(
+        "--quick", action="store_true",
+        help="one round of two steps, timed once, unless the options below say otherwise: does everything run here?",
+    )  # fmt: skip
+    size.add_argument("--rounds", type=int, help="(3)")
+    size.add_argument("--strength", type=float, help="share of a schedule of 50 steps per round (0.5)")
     size.add_argument("--resolution", type=int, metavar="PIXELS", help="side of the square (default: the model's)")
     size.add_argument("--batch", type=int, default=1, help="items that the engine runs at once; eager runs one (1)")
-    size.add_argument("--repeats", type=int, default=3, help="timed progressions of each, after one to warm up (3)")
+    size.add_argument("--repeats", type=int, help="timed progressions of each, after one to warm up (3)")
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print the findings as one JSON object")
     output.add_argument("--output", type=Path, metavar="FILE.json", help="write that object to a file too")
@@ -52,11 +56,13 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from pie_engine.benchmarks.quick import Quick, bench
+    from pie_engine.benchmarks.quick import QUICKEST, Quick, bench
     from pie_engine.cli.doctor import plain
     from pie_engine.cli.progress import say
     from pie_engine.files import check_file, write_file
 
+    length = dict(QUICKEST) if arguments.quick else {}
+    length |= {name: own for name in QUICKEST if (own := getattr(arguments, name)) is not None}
     config = Quick(
         engine=arguments.engine,
         checkpoint=arguments.checkpoint,
@@ -65,14 +71,12 @@ def main(arguments: argparse.Namespace) -> int:
         backends=arguments.backend,
         dtype=arguments.dtype,
         compare=() if arguments.compare == ("none",) else arguments.compare,
-        rounds=arguments.rounds,
-        strength=arguments.strength,
         resolution=arguments.resolution,
         batch=arguments.batch,
-        repeats=arguments.repeats,
         threads=arguments.threads,
         device=arguments.device,
         limits_scale=arguments.limits_scale,
+        **length,
     )
     if arguments.output is not None:
         check_file(arguments.output, suffix=".json")

@@ -16,8 +16,7 @@ from pie_engine.kernels.dispatch import select
 
 # Two steps of one round at the smallest side, and limits from tiny sizes.
 SMALL = (
-    "bench", "--device", "cpu", "--rounds", 1, "--strength", 0.04, "--resolution", 32, "--repeats", 1, "--threads", 1,
-    "--limits-scale", 32,
+    "bench", "--quick", "--device", "cpu", "--resolution", 32, "--threads", 1, "--limits-scale", 32,
 )  # fmt: skip
 PUBLISHED = "eager fp32, as published"
 
@@ -47,6 +46,29 @@ def check_found(found: dict[str, Any]) -> None:
     assert part["variant"] == fastest["variant"] and part["round_s"] > 0
     assert part["fused_step"] == select("cpu").name  # what a run takes
     assert sum(part[f"{name}_share"] for name in ("unet", "step", "decode", "rest")) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("words", "length"),
+    [
+        ((), (3, 0.5, 3)),
+        (("--quick",), (1, 0.04, 1)),
+        (("--quick", "--rounds", 2), (2, 0.04, 1)),
+        (("--strength", 0.25, "--quick", "--repeats", 4), (1, 0.25, 4)),
+    ],
+)
+def test_quick_is_short_where_nothing_else_is_said(
+    pie: Any, monkeypatch: pytest.MonkeyPatch, words: tuple[Any, ...], length: tuple[float, ...]
+) -> None:
+    asked = []
+
+    def bench(config: quick.Quick, on_line: Any) -> None:
+        asked.append((config.rounds, config.strength, config.repeats))
+        raise BenchmarkError("enough")
+
+    monkeypatch.setattr(quick, "bench", bench)
+    assert pie("bench", *words).code == 2
+    assert asked == [length]
 
 
 def test_a_checkpoint_beside_eager(pie: Any, checkpoint: Path, tmp_path: Path) -> None:

@@ -233,8 +233,7 @@ def _stages(row: Row, run: Runner, interpreter: Path, build: str, asked: argpars
     run(str(venv / "bin" / "pie-engine"), "doctor", limit=300, what="doctor")
     if not asked.quick:
         yield "bench"
-        short = ("--rounds", "1", "--repeats", "1", "--strength", "0.04", "--compare", "none")
-        run(str(venv / "bin" / "pie-engine"), "bench", *short, limit=900, what="bench")
+        run(str(venv / "bin" / "pie-engine"), "bench", "--quick", limit=900, what="bench")
     yield "tests"
     target, needs = ("smoke", ".venv/.smoke") if asked.quick else ("test", ".venv/.dev")
     run(*make, needs, limit=asked.setup_limit, what="the tests' set-up", missing="skipped")

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
         BuildConfig,
         MethodConfig,
         OutputConfig,
+        RoundRange,
         RoundSchedule,
         RunConfig,
         RuntimeConfig,
-        Stretch,
     )
     from pie_engine.engine import PieEngine
     from pie_engine.errors import PieError
@@ -50,10 +50,10 @@ __all__ = [
     "Reading",
     "Region",
     "Result",
+    "RoundRange",
     "RoundSchedule",
     "RunConfig",
     "RuntimeConfig",
-    "Stretch",
     "__version__",
 ]
 
@@ -62,7 +62,7 @@ _HOME = {
     "MethodConfig": "config",
     "OutputConfig": "config",
     "RoundSchedule": "config",
-    "Stretch": "config",
+    "RoundRange": "config",
     "RunConfig": "config",
     "RuntimeConfig": "config",
     "Item": "imaging.item",

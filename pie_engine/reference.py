@@ -80,7 +80,7 @@ def progress_engine(
     prompt: str,
     config: RunConfig,
     item_id: str = "0",
-    inside: np.ndarray | None = None,
+    beta_map: np.ndarray | None = None,
     findings: Sequence[tuple[str, np.ndarray]] = (),
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
     """The engine's own semantics: latents carried from round to round, posterior means, one noise per item.
@@ -89,7 +89,7 @@ def progress_engine(
     rounds run with their own prompt, strength and guidance.
 
     Args:
-        inside: [1, h, w] float32, each pixel's beta averaged over the ROI, where its regions have their own, or None.
+        beta_map: [1, h, w] float32, each pixel's beta averaged over the ROI, where its regions have their own, or None.
         findings: several prompts instead of the one, each with its share of a latent, [1, h, w] float32, 1 in all.
     """
     import torch
@@ -97,7 +97,7 @@ def progress_engine(
     vae, scaling = checkpoint.vae, checkpoint.scaling_factor
     model = next(checkpoint.unet.parameters())
     m = None if mask is None else torch.from_numpy(mask)[None].to(model)
-    own = None if inside is None else torch.from_numpy(inside)[None].to(model)
+    own = None if beta_map is None else torch.from_numpy(beta_map)[None].to(model)
     with torch.inference_mode():
         settings = {
             each: replace(config, strength=each.strength, guidance_scale=each.guidance_scale, schedule=None)
@@ -107,9 +107,9 @@ def progress_engine(
             each: encode_prompts(checkpoint, prompt if each.prompt is None else each.prompt, now)
             for each, now in settings.items()
         }
-        shares = None
+        finding_weights = None
         if findings:
-            shares = torch.from_numpy(np.stack([share for _, share in findings])).to(model)
+            finding_weights = torch.from_numpy(np.stack([share for _, share in findings])).to(model)
             own_prompts = encode_text(checkpoint, [text for text, _ in findings])
             contexts = {each: torch.cat([contexts[each][:-1], own_prompts]) for each in contexts}
         empty = encode_text(checkpoint, [""])
@@ -127,7 +127,7 @@ def progress_engine(
                 number = None if config.noise == "shared" else round_index
                 eps = item_noise(tuple(z.shape[1:]), config.seed, item_id, number)[None].to(model)
             x = scheduler.add_noise(z, eps, timesteps[:1])
-            x = denoise(checkpoint, scheduler, timesteps, x, contexts[each], m, z0, eps, now, shares)
+            x = denoise(checkpoint, scheduler, timesteps, x, contexts[each], m, z0, eps, now, finding_weights)
             z = x if m is None else blend(x, z0, m, config, own)
             yield z.float().cpu().clone(), to_uint8(vae.decode(z / scaling).sample)
 
@@ -142,12 +142,12 @@ def denoise(
     z0: Tensor,
     eps: Tensor,
     config: RunConfig,
-    shares: Tensor | None = None,
+    finding_weights: Tensor | None = None,
 ) -> Tensor:
     """Step 2 of a round: k guided denoising steps, the outside of the ROI replaced before each but the first.
 
-    With several findings c is sum_j w_j c_j, w = `shares` [J, 1, h, w]: the model is asked about each, and each answer
-    holds in its own regions (composable diffusion, arXiv 2206.01714, with weights that vary over the image).
+    With several findings c is sum_j w_j c_j, w = `finding_weights` [J, 1, h, w]: the model is asked about each, and
+    each answer holds in its own regions (composable diffusion, arXiv 2206.01714; here weights vary over the image).
     """
     import torch
 
@@ -156,7 +156,11 @@ def denoise(
             x = m * x + (1 - m) * _renoise(scheduler, z0, eps, timesteps, i)
         sample = scheduler.scale_model_input(x, t)
         predicted = checkpoint.unet(torch.cat([sample] * len(context)), t, encoder_hidden_states=context).sample
-        e = predicted[-1:] if shares is None else (shares * predicted[-len(shares) :]).sum(0, keepdim=True)
+        e = (
+            predicted[-1:]
+            if finding_weights is None
+            else (finding_weights * predicted[-len(finding_weights) :]).sum(0, keepdim=True)
+        )
         if config.guided:
             e = predicted[:1] + config.guidance_scale * (e - predicted[:1])
         x = scheduler.step(e, t, x).prev_sample
@@ -175,10 +179,10 @@ def _renoise(scheduler: Any, z0: Tensor, eps: Tensor, timesteps: Tensor, i: int)
     return twin.add_noise(z0, eps, timesteps[i : i + 1])
 
 
-def blend(x: Tensor, z0: Tensor, m: Tensor, config: RunConfig, inside: Tensor | None = None) -> Tensor:
-    """Step 3 of a round: z0 + (beta1 (1 - m) + beta2 m) (x - z0); `inside` takes the place of beta2 m."""
-    inside = config.beta2 * m if inside is None else inside
-    return z0 + (config.beta1 * (1 - m) + inside) * (x - z0)
+def blend(x: Tensor, z0: Tensor, m: Tensor, config: RunConfig, beta_map: Tensor | None = None) -> Tensor:
+    """Step 3 of a round: z0 + (beta1 (1 - m) + beta2 m) (x - z0); `beta_map` takes the place of beta2 m."""
+    beta_map = config.beta2 * m if beta_map is None else beta_map
+    return z0 + (config.beta1 * (1 - m) + beta_map) * (x - z0)
 
 
 def invert(checkpoint: Checkpoint, z: Tensor, empty: Tensor, timesteps: Tensor, config: RunConfig) -> Tensor:

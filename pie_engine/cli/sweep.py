@@ -65,18 +65,18 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     patients.add_argument("--prompt", metavar="TEXT", help="the finding to progress towards")
     patients.add_argument("--item-id", default="0", metavar="ID", help="names the item in its noise's seed (0)")
 
-    judges = parser.add_argument_group("measures")
-    judges.add_argument(
+    evaluators = parser.add_argument_group("measures")
+    evaluators.add_argument(
         "--classifier", type=Path, action="append", default=[], metavar="JSON",
         help="file that declares a classifier (docs/evaluation.md); may be given several times, the first is plotted",
     )  # fmt: skip
-    judges.add_argument(
+    evaluators.add_argument(
         "--clip", type=Path, metavar="DIR", help="folder of a CLIP checkpoint: similarity is CLIP-I instead of SSIM"
     )
-    judges.add_argument(
+    evaluators.add_argument(
         "--min-confidence", type=float, default=0.5, metavar="C", help="of a stable cell, every classifier's (0.5)"
     )
-    judges.add_argument("--min-similarity", type=float, metavar="S", help="of a stable cell (SSIM 0.7, CLIP-I 0.9)")
+    evaluators.add_argument("--min-similarity", type=float, metavar="S", help="of a stable cell (SSIM 0.7, CLIP-I 0.9)")
 
     add_model_options(parser.add_argument_group("model"))
     add_progression_options(parser.add_argument_group("progression, where the grid does not say otherwise"))
@@ -99,7 +99,7 @@ def main(arguments: argparse.Namespace) -> int:
     from pie_engine.evaluation.sweep.grid import parse_grid
     from pie_engine.evaluation.sweep.recipes import with_recipe
     from pie_engine.evaluation.sweep.store import check_output
-    from pie_engine.evaluation.sweep.sweep import LEAST_SIMILARITY, Judges, sweep
+    from pie_engine.evaluation.sweep.sweep import LEAST_SIMILARITY, Evaluators, sweep
     from pie_engine.metrics.tradeoff import Stable
 
     # Everything that can be refused cheaply is refused before a model is loaded.
@@ -114,9 +114,9 @@ def main(arguments: argparse.Namespace) -> int:
     design = Design(_patients(arguments, config), config, grid, options)
     design.check_patients()
     check_plots()
-    judges = Judges.load(arguments.classifier, arguments.clip)
+    evaluators = Evaluators.load(arguments.classifier, arguments.clip)
     least = arguments.min_similarity
-    limits = Stable(arguments.min_confidence, LEAST_SIMILARITY[judges.similarity] if least is None else least)
+    limits = Stable(arguments.min_confidence, LEAST_SIMILARITY[evaluators.similarity] if least is None else least)
     quiet = arguments.quiet
     if not quiet:
         say(_size(design))
@@ -125,7 +125,7 @@ def main(arguments: argparse.Namespace) -> int:
         summary = sweep(
             engine,
             design,
-            judges,
+            evaluators,
             arguments.output,
             limits=limits,
             recipe=arguments.recipe,

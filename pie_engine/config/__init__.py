@@ -10,7 +10,7 @@ from pie_engine.config.build import (
 )
 from pie_engine.config.method import METHOD_OPTIONS, METHODS, MethodConfig
 from pie_engine.config.output import MOST_BETWEEN, OutputConfig, check_interpolation
-from pie_engine.config.rounds import Kind, RoundSchedule, RoundSettings, Stretch
+from pie_engine.config.rounds import RoundKind, RoundRange, RoundSchedule, RoundSettings
 from pie_engine.config.run import (
     DTYPES,
     FITS,
@@ -39,14 +39,14 @@ __all__ = [
     "STEP_KERNELS",
     "BuildConfig",
     "EngineConfig",
-    "Kind",
     "MethodConfig",
     "OutputConfig",
+    "RoundKind",
+    "RoundRange",
     "RoundSchedule",
     "RoundSettings",
     "RunConfig",
     "RuntimeConfig",
-    "Stretch",
     "check_interpolation",
     "check_resolution",
 ]

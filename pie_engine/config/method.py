@@ -66,11 +66,7 @@ class MethodConfig:
     def check(self, config: RunConfig) -> None:
         """Refuse settings that this method has no use for. Raises ConfigError."""
         schedule = config.schedule
-        if (
-            self.name == "control"
-            and schedule is not None
-            and any(one.prompt is not None for one in schedule.stretches)
-        ):
+        if self.name == "control" and schedule is not None and any(one.prompt is not None for one in schedule.ranges):
             raise ConfigError(
                 f"the schedule's prompts would take the place of {mention('healthy_prompt')}; leave them out of it"
             )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pie_engine.config.checks import number
 from pie_engine.errors import ConfigError, mention, use
 
-# A value for all rounds of a stretch, or those of its first and its last, with a straight line between.
+# A value for all rounds of a span, or those of its first and its last, with a straight line between.
 Ramp = float | tuple[float, float]
 
 _KEYS = ("rounds", "prompt", "strength", "guidance_scale")
@@ -22,7 +22,7 @@ _EXAMPLE = '{"rounds": "1-3", "guidance_scale": 5}'
 _DIGITS = 9
 
 
-class Kind(NamedTuple):
+class RoundKind(NamedTuple):
     """What rounds have in common that run the same operations: k denoising steps, with or without guidance."""
 
     denoising_steps: int
@@ -43,16 +43,16 @@ class RoundSettings:
     prompt: str | None
     strength: float
     guidance_scale: float
-    kind: Kind
+    kind: RoundKind
 
     @classmethod
     def of(cls, prompt: str | None, strength: float, guidance_scale: float, total: int) -> RoundSettings:
         """Settings of a round whose whole schedule has `total` steps."""
-        return cls(prompt, strength, guidance_scale, Kind(int(total * strength), guidance_scale > 1.0))
+        return cls(prompt, strength, guidance_scale, RoundKind(int(total * strength), guidance_scale > 1.0))
 
 
 @dataclass(frozen=True)
-class Stretch:
+class RoundRange:
     """Rounds in a row and what holds in them; what is None is the run's own.
 
     Attributes:
@@ -132,24 +132,24 @@ class RoundSchedule:
     """Prompt, strength and guidance of rounds that differ from the run's own.
 
     Attributes:
-        stretches: in the order of their rounds; no round is in two. Rounds in none run with the run's settings.
+        ranges: in the order of their rounds; no round is in two. Rounds in none run with the run's settings.
 
     Raises:
-        ConfigError: there is no stretch, or two share a round.
+        ConfigError: there is no span, or two share a round.
     """
 
-    stretches: tuple[Stretch, ...]
+    ranges: tuple[RoundRange, ...]
 
     def __post_init__(self) -> None:
-        if not self.stretches:
+        if not self.ranges:
             raise ConfigError(f"schedule: there are no rounds in it; write [{_EXAMPLE}]")
-        ordered = tuple(sorted(self.stretches, key=lambda stretch: stretch.first))
+        ordered = tuple(sorted(self.ranges, key=lambda span: span.first))
         for before, after in itertools.pairwise(ordered):
             if after.first <= before.last:
                 raise ConfigError(
                     f"schedule: round {after.first} is in both {before.name} and {after.name}; name each round once"
                 )
-        object.__setattr__(self, "stretches", ordered)
+        object.__setattr__(self, "ranges", ordered)
 
     @classmethod
     def read(cls, path: str | Path) -> RoundSchedule:
@@ -173,11 +173,11 @@ class RoundSchedule:
         """From a list of mappings, as in a file. Raises ConfigError."""
         if not isinstance(value, list):
             raise ConfigError(f"schedule: a list is expected, not {type(value).__name__}; write [{_EXAMPLE}]")
-        return cls(tuple(_stretch(entry) for entry in value))
+        return cls(tuple(_range(entry) for entry in value))
 
     def to_list(self) -> list[dict[str, Any]]:
         """As it stands in a file."""
-        return [stretch.to_dict() for stretch in self.stretches]
+        return [span.to_dict() for span in self.ranges]
 
     def rounds(self, steps: int, total: int, strength: float, guidance_scale: float) -> tuple[RoundSettings, ...]:
         """Settings of all `steps` rounds of `total` denoising steps; those given hold where the schedule is silent.
@@ -185,25 +185,25 @@ class RoundSchedule:
         Raises:
             ConfigError: the schedule names more rounds.
         """
-        end = self.stretches[-1].last
+        end = self.ranges[-1].last
         if end > steps:
             raise ConfigError(
                 f"schedule: round {end} is beyond the {steps} of {mention('steps')}; pass {use('steps', end)}"
             )
-        own = {index: stretch for stretch in self.stretches for index in range(stretch.first, stretch.last + 1)}
+        own = {index: span for span in self.ranges for index in range(span.first, span.last + 1)}
         found = []
         for index in range(1, steps + 1):
-            stretch = own.get(index)
-            if stretch is None:
+            span = own.get(index)
+            if span is None:
                 found.append(RoundSettings.of(None, strength, guidance_scale, total))
                 continue
-            gamma, scale = stretch.value("strength", index), stretch.value("guidance_scale", index)
+            gamma, scale = span.value("strength", index), span.value("guidance_scale", index)
             gamma, scale = strength if gamma is None else gamma, guidance_scale if scale is None else scale
-            found.append(RoundSettings.of(stretch.prompt, gamma, scale, total))
+            found.append(RoundSettings.of(span.prompt, gamma, scale, total))
         return tuple(found)
 
 
-def _stretch(entry: object) -> Stretch:
+def _range(entry: object) -> RoundRange:
     if not isinstance(entry, Mapping):
         raise ConfigError(f"schedule: {entry!r} is no object; write {_EXAMPLE}")
     unknown = [key for key in entry if key not in _KEYS]
@@ -216,7 +216,7 @@ def _stretch(entry: object) -> Stretch:
         name: tuple(entry[name]) if isinstance(entry.get(name), list) else entry.get(name)
         for name in ("strength", "guidance_scale")
     }
-    return Stretch(first, last, entry.get("prompt"), **ramps)
+    return RoundRange(first, last, entry.get("prompt"), **ramps)
 
 
 def _bounds(rounds: object) -> tuple[int, int]:

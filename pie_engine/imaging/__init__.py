@@ -1,6 +1,6 @@
 """Images and masks in: read, checked, resized and cropped to what the model takes."""
 
-from pie_engine.imaging.fitting import fit, inside_box, kept, placement, unfit
+from pie_engine.imaging.fitting import find_content_box, fit, kept, placement, unfit
 from pie_engine.imaging.grid import Grid
 from pie_engine.imaging.image import open_image, read_image, read_stored, to_image
 from pie_engine.imaging.reading import Reading
@@ -37,10 +37,10 @@ __all__ = [
     "component_sizes",
     "content_hash",
     "feather",
+    "find_content_box",
     "fit",
     "fit_grey",
     "fit_roi",
-    "inside_box",
     "kept",
     "latent_mask",
     "official_latent_mask",

@@ -14,16 +14,16 @@ def composite(
     decoded: np.ndarray,
     original: np.ndarray,
     mask: Mask | None,
-    inside: tuple[int, int, int, int] | None = None,
+    content_box: tuple[int, int, int, int] | None = None,
 ) -> np.ndarray:
     """w decoded + (1 - w) input: [N, H, W, 3] uint8, bit for bit the input where w is 0.
 
-    Without a mask decoded frames stay as they are, but for the padding outside of `inside`.
+    Without a mask decoded frames stay as they are, but for the padding outside of `content_box`.
     """
-    if mask is None and inside is None:
+    if mask is None and content_box is None:
         return decoded
     if mask is None:
-        left, top, right, bottom = inside or (0, 0, 0, 0)
+        left, top, right, bottom = content_box or (0, 0, 0, 0)
         kept = np.broadcast_to(original, decoded.shape).copy()
         kept[:, top:bottom, left:right] = decoded[:, top:bottom, left:right]
         return kept

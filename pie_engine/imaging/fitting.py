@@ -57,7 +57,7 @@ def placement(size: tuple[int, int], resolution: int, how: str) -> tuple[tuple[i
     return scaled, (round((scaled[0] - resolution) / 2.0), round((scaled[1] - resolution) / 2.0))
 
 
-def inside_box(size: tuple[int, int], resolution: int) -> tuple[int, int, int, int]:
+def find_content_box(size: tuple[int, int], resolution: int) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of an image of (width, height) in the square that "pad" makes of it."""
     (width, height), (left, top) = placement(size, resolution, "pad")
     return -left, -top, width - left, height - top

@@ -21,9 +21,9 @@ from pie_engine.imaging import (
     Roi,
     as_regions,
     content_hash,
+    find_content_box,
     fit,
     fit_roi,
-    inside_box,
     prepare_mask,
     read_image,
     read_mask,
@@ -74,14 +74,14 @@ class PreparedItem:
         mask: in all its forms.
         facts: what provenance says of the inputs: SHA-256 of both, format, size, how stored values became grey, what
             the region of interest was made of.
-        inside: (left, top, right, bottom) of the image within black padding, which never changes.
+        content_box: (left, top, right, bottom) of the image within black padding, which never changes.
     """
 
     item: Item
     image: Image
     mask: Mask | None
     facts: dict[str, Any]
-    inside: tuple[int, int, int, int] | None = None
+    content_box: tuple[int, int, int, int] | None = None
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -120,8 +120,8 @@ def prepare_item(item: Item, config: RunConfig, scale: int) -> PreparedItem:
         facts["roi"] |= mask.facts
     elif drawn is not None:
         mask = prepare_mask(drawn, image.size, resolution, official=True, scale=scale)
-    inside = inside_box(image.size, resolution) if config.fit == "pad" else None
-    return PreparedItem(item, fit(image, resolution, config.fit), mask, facts, inside)
+    content_box = find_content_box(image.size, resolution) if config.fit == "pad" else None
+    return PreparedItem(item, fit(image, resolution, config.fit), mask, facts, content_box)
 
 
 def findings_of(item: Item) -> tuple[str, ...]:

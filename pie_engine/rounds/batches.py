@@ -39,15 +39,15 @@ def make_batch(items: Sequence[PreparedItem]) -> Batch:
     """Items of one group, stacked."""
     pictures = np.stack([np.asarray(item.image) for item in items])  # [B, H, W, 3]
     masks = [item.mask for item in items if item.mask is not None]
-    inside = [torch.from_numpy(mask.inside) for mask in masks if mask.inside is not None]
-    shares = [torch.from_numpy(mask.shares) for mask in masks if mask.shares is not None]
+    beta_map = [torch.from_numpy(mask.beta_map) for mask in masks if mask.beta_map is not None]
+    finding_weights = [torch.from_numpy(mask.finding_weights) for mask in masks if mask.finding_weights is not None]
     return Batch(
         pixels=torch.from_numpy(pictures.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2).contiguous(),
         mask=torch.stack([torch.from_numpy(mask.latent) for mask in masks]) if masks else None,
         prompts=[prompt for finding in zip(*(item.prompts for item in items), strict=True) for prompt in finding],
         item_ids=[item.item.item_id for item in items],
-        inside=torch.stack(inside) if inside else None,
-        shares=torch.stack(shares, dim=1) if shares else None,
+        beta_map=torch.stack(beta_map) if beta_map else None,
+        finding_weights=torch.stack(finding_weights, dim=1) if finding_weights else None,
     )
 
 

@@ -46,7 +46,7 @@ class Buffers:
             `official` semantics.
         mask: [B, 1 or C, h, w], 1 = may change, or None.
         weight: beta1 (1 - mask) + beta2 mask, shaped like the mask, or None.
-        shares: [J, B, 1, h, w], each finding's share of a latent, or None where there is one.
+        finding_weights: [J, B, 1, h, w], each finding's share of a latent, or None where there is one.
         guidance: [B].
         moments: [B, 2 C, h, w], the originals' posterior.
         frame_moments: [B, 2 C, h, w], the last frames' posterior (`official` semantics; else None).
@@ -65,7 +65,7 @@ class Buffers:
     eps_background: Tensor
     mask: Tensor | None
     weight: Tensor | None
-    shares: Tensor | None
+    finding_weights: Tensor | None
     guidance: Tensor
     moments: Tensor
     frame_moments: Tensor | None
@@ -106,7 +106,7 @@ class Buffers:
             eps_background=latent() if official else eps,
             mask=mask(),
             weight=mask(),
-            shares=empty(shape.findings, batch, 1, height, width) if shape.findings > 1 else None,
+            finding_weights=empty(shape.findings, batch, 1, height, width) if shape.findings > 1 else None,
             guidance=empty(batch),
             moments=empty(batch, 2 * channels, height, width),
             frame_moments=empty(batch, 2 * channels, height, width) if official else None,

@@ -73,7 +73,7 @@ def enter_official(plan: Plan) -> None:
 def step(plan: Plan) -> None:
     """One U-Net evaluation and what follows it; the last one of a round ends in its final blend."""
     b = plan.buffers
-    plan.sampler.step(b.x, b.flags[DENOISE], plan.region)
+    plan.sampler.step(b.x, b.flags[DENOISE], plan.background)
 
 
 def enter_inversion(plan: Plan) -> None:

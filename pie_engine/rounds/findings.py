@@ -20,20 +20,20 @@ class RegionalUNet(UNetCall):
 
     Args:
         unet: its batch holds the unconditional latents first, then those of one finding after the other.
-        shares: [J, B, 1, h, w] float32, w; read at each call.
+        finding_weights: [J, B, 1, h, w] float32, w; read at each call.
     """
 
-    def __init__(self, unet: UNetCall, shares: Tensor, *, guided: bool):
+    def __init__(self, unet: UNetCall, finding_weights: Tensor, *, guided: bool):
         import torch
 
-        findings, batch = shares.shape[:2]
+        findings, batch = finding_weights.shape[:2]
         latent = unet.sample.shape[1:]
         own = batch * (2 if guided else 1)
-        self._unet, self._shares, self._guided = unet, shares, guided
+        self._unet, self._weights, self._guided = unet, finding_weights, guided
         self.sample, self.timestep, self.context = unet.sample[:own], unet.timestep, unet.context
         self._others = unet.sample[own:].view(findings - 1, batch, *latent)
         self.output = torch.empty_like(self.sample)
-        self._sum = torch.empty(batch, *latent, device=shares.device)
+        self._sum = torch.empty(batch, *latent, device=finding_weights.device)
 
     def condition(self, context: Tensor) -> None:
         self._unet.condition(context)
@@ -42,14 +42,14 @@ class RegionalUNet(UNetCall):
         self._unet.follow(timesteps, row)
 
     def __call__(self) -> None:
-        findings, batch = self._shares.shape[:2]
+        findings, batch = self._weights.shape[:2]
         self._others.copy_(self.sample[:batch])
         self._unet()
         conditional = self._unet.output[-findings * batch :].view(findings, batch, *self.sample.shape[1:])
         # In float32, whatever the U-Net computes in, and rounded once.
         self._sum.zero_()
-        for prediction, share in zip(conditional, self._shares, strict=True):
-            self._sum.addcmul_(prediction.float(), share)
+        for prediction, weights in zip(conditional, self._weights, strict=True):
+            self._sum.addcmul_(prediction.float(), weights)
         if self._guided:
             self.output[:batch].copy_(self._unet.output[:batch])
         self.output[-batch:].copy_(self._sum)

@@ -60,7 +60,7 @@ class Frames:
         """Frames [..., H, W, 3] uint8 as they are written."""
         if not self._composited:
             return decoded
-        return composite(decoded, self._input, self.item.mask, self.item.inside)
+        return composite(decoded, self._input, self.item.mask, self.item.content_box)
 
     @property
     def frames(self) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pie_engine.config import RoundSchedule, Stretch
+from pie_engine.config import RoundRange, RoundSchedule
 from pie_engine.rounds.buffers import ENCODE
 from pie_engine.rounds.equations import enter, run_inversion, run_steps
 from pie_engine.rounds.loop import Round
@@ -249,7 +249,7 @@ def rising_schedule(steps: Sequence[int], num_inference_steps: int) -> RoundSche
     strengths = [
         min(1.0, math.nextafter(k / num_inference_steps, 2.0)) for k in steps
     ]  # int(T * gamma) must not lose one
-    return RoundSchedule(tuple(Stretch(n, n, strength=strength) for n, strength in enumerate(strengths, 1)))
+    return RoundSchedule(tuple(RoundRange(n, n, strength=strength) for n, strength in enumerate(strengths, 1)))
 
 
 def _computed(config: RunConfig) -> tuple[int, ...]:

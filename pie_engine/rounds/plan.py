@@ -10,14 +10,14 @@ import numpy as np
 
 from pie_engine.rounds.buffers import Buffers, Shape
 from pie_engine.rounds.findings import RegionalUNet
-from pie_engine.rounds.sampler import Region, Sampler
+from pie_engine.rounds.sampler import Background, Sampler
 from pie_engine.rounds.schedule import build_inversion, build_schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pie_engine.backends import Backend
-    from pie_engine.config import Kind, RoundSettings, RunConfig
+    from pie_engine.config import RoundKind, RoundSettings, RunConfig
     from pie_engine.kernels.dispatch import Kernels
     from pie_engine.rounds.schedule import Schedule
 
@@ -31,16 +31,16 @@ class Batch:
         mask: [B, 1 or 4, h, w] float32, 1 = may change, or None. All items of a batch have one, or none has.
         prompts: J B strings, the first finding's of all items, then the second's; J is 1 but with several findings.
         item_ids: B strings.
-        inside: [B, 1, h, w] float32, the blend inside the mask where regions may have betas of their own; None: beta2.
-        shares: [J, B, 1, h, w] float32, each finding's share of a latent, 1 in all; None where J is 1.
+        beta_map: [B, 1, h, w] float32, the blend inside the mask where regions may have their own betas; None: beta2.
+        finding_weights: [J, B, 1, h, w] float32, each finding's share of a latent, 1 in all; None where J is 1.
     """
 
     pixels: Tensor
     mask: Tensor | None
     prompts: list[str]
     item_ids: list[str]
-    inside: Tensor | None = None
-    shares: Tensor | None = None
+    beta_map: Tensor | None = None
+    finding_weights: Tensor | None = None
 
 
 class Plan:
@@ -121,8 +121,8 @@ class Plan:
         batch, (_, height, width), buffers = self.shape.batch, self.shape.latent, self.buffers
         for guided in sorted({kind.guided for kind in self._schedules}):
             unet = self.backend.bind_unet(batch * (self.shape.findings + guided), height, width)
-            if buffers.shares is not None:
-                unet = RegionalUNet(unet, buffers.shares, guided=guided)
+            if buffers.finding_weights is not None:
+                unet = RegionalUNet(unet, buffers.finding_weights, guided=guided)
             own = {kind: denoising for kind, (denoising, _) in self._schedules.items() if kind.guided == guided}
             self._samplers[guided] = Sampler(own, unet, self.kernels, guidance=buffers.guidance if guided else None)
         inverting = {kind: table for kind, (_, table) in self._schedules.items() if table is not None}
@@ -145,10 +145,10 @@ class Plan:
         buffers.x.copy_(buffers.z0)
         if buffers.mask is not None and buffers.weight is not None and batch.mask is not None:
             buffers.mask.copy_(batch.mask)
-            inside = config.beta2 * batch.mask if batch.inside is None else batch.inside
-            buffers.weight.copy_(config.beta1 * (1 - batch.mask) + inside)
-        if buffers.shares is not None and batch.shares is not None:
-            buffers.shares.copy_(batch.shares)
+            beta_map = config.beta2 * batch.mask if batch.beta_map is None else batch.beta_map
+            buffers.weight.copy_(config.beta1 * (1 - batch.mask) + beta_map)
+        if buffers.finding_weights is not None and batch.finding_weights is not None:
+            buffers.finding_weights.copy_(batch.finding_weights)
 
     def enter(self, index: int) -> None:
         """Make the buffers hold what round `index` runs with, counted from 0: its guidance, and its prompts.
@@ -173,17 +173,17 @@ class Plan:
         return self.buffers.moments.chunk(2, dim=1)[0] * self.backend.model.scaling_factor
 
     @property
-    def region(self) -> Region | None:
+    def background(self) -> Background | None:
         b = self.buffers
         if b.mask is None or b.weight is None:
             return None
-        return Region(b.mask, b.weight, b.z0, b.z0_background, b.eps_background)
+        return Background(b.mask, b.weight, b.z0, b.z0_background, b.eps_background)
 
-    def _evaluations(self, kind: Kind) -> int:
+    def _evaluations(self, kind: RoundKind) -> int:
         denoising, inverting = self._schedules[kind]
         return denoising.steps + (0 if inverting is None else inverting.steps)
 
-    def _build(self, config: RunConfig, kind: Kind) -> tuple[Schedule, Schedule | None]:
+    def _build(self, config: RunConfig, kind: RoundKind) -> tuple[Schedule, Schedule | None]:
         """The tables of one kind's denoising and, if rounds enter by it, inversion."""
         scheduler_config, total = self.backend.model.scheduler_config, config.num_inference_steps
         denoising = build_schedule(
@@ -232,7 +232,7 @@ class Plan:
             self._inversion.unet.condition(self._empty_context)
 
 
-def _kinds(config: RunConfig) -> tuple[Kind, ...]:
+def _kinds(config: RunConfig) -> tuple[RoundKind, ...]:
     """Those of the rounds, each once."""
     return tuple(sorted({own.kind for own in config.rounds}))
 

@@ -47,7 +47,7 @@ def pack(schedule: Schedule, history: int | None = None) -> tuple[np.ndarray, np
 
 
 @dataclass(frozen=True, eq=False)
-class Region:
+class Background:
     """What keeps the outside of the region of interest: tensors of `Buffers`, which documents them."""
 
     mask: Tensor
@@ -143,19 +143,25 @@ class Sampler:
         self._row.copy_(self._start)
         self._kernels.noising(x, self._history, unet.sample, unet.timestep, flags, z, eps, self._entry)
 
-    def step(self, x: Tensor, flags: Tensor, region: Region | None) -> None:
+    def step(self, x: Tensor, flags: Tensor, background: Background | None) -> None:
         """One denoising step.
 
         Args:
             x: [B, C, h, w] float32, overwritten with the next latent; after the last step, with the round's.
             flags: [B] int32, set for an item that is not finite.
-            region: what keeps the outside of the region of interest, or None.
+            background: what keeps the outside of the region of interest, or None.
         """
         unet = self.unet
         unet()
         outside: tuple[Tensor, ...] = ()
-        if region is not None:
-            outside = (region.mask, region.z0_background, region.eps_background, region.weight, region.z0)
+        if background is not None:
+            outside = (
+                background.mask,
+                background.z0_background,
+                background.eps_background,
+                background.weight,
+                background.z0,
+            )
         self._kernels.denoise_step(
             x, self._history, unet.sample, unet.timestep, flags, unet.output, self._table, self._row, self._guidance,
             *outside,

@@ -81,9 +81,9 @@ def test_fused_blocks_follow_the_schedule_and_the_prompt(
     """A whole run, prompts changing between rounds, with what depends on the timestep alone computed ahead."""
     from golden import GOLDEN
 
-    from pie_engine import Item, PieEngine, RoundSchedule, RunConfig, Stretch
+    from pie_engine import Item, PieEngine, RoundRange, RoundSchedule, RunConfig
 
-    schedule = RoundSchedule((Stretch(2, 2, prompt="lung", strength=0.9), Stretch(3, 3, guidance_scale=1.0)))
+    schedule = RoundSchedule((RoundRange(2, 2, prompt="lung", strength=0.9), RoundRange(3, 3, guidance_scale=1.0)))
     config = RunConfig(steps=3, num_inference_steps=6, resolution=128, schedule=schedule)
     item = Item(GOLDEN / "image.png", "the heart lung", GOLDEN / "mask.png")
     results = []

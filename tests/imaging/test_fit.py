@@ -11,14 +11,14 @@ from PIL import Image
 
 from pie_engine.config import RunConfig
 from pie_engine.errors import ConfigError, InputError
-from pie_engine.imaging import Reading, fit, inside_box, prepare_mask, read_image
+from pie_engine.imaging import Reading, find_content_box, fit, prepare_mask, read_image
 from pie_engine.imaging.compositing import composite
 
 
 @pytest.mark.parametrize("size", [(300, 200), (200, 300), (64, 64), (1000, 3)])
 def test_pad_keeps_all_of_it_in_the_middle(size: tuple[int, int]) -> None:
     fitted = np.asarray(fit(Image.new("L", size, 200), 64, "pad"))
-    left, top, right, bottom = inside_box(size, 64)
+    left, top, right, bottom = find_content_box(size, 64)
     assert max(right - left, bottom - top) == 64
     assert (fitted[top:bottom, left:right] == 200).all()
     assert (fitted == 200).sum() == 3 * (right - left) * (bottom - top)  # black elsewhere

@@ -211,10 +211,10 @@ def test_betas_where_regions_overlap() -> None:
     beta = np.zeros((64, 64))
     for shape, value in ((first, 0.9), (second, 0.3), (third, 0.6)):  # the later one holds
         beta[shape.draw((64, 64))] = value
-    assert mask.inside is not None
-    assert np.abs(mask.inside - averaged(beta, 8)).max() < 1e-7
+    assert mask.beta_map is not None
+    assert np.abs(mask.beta_map - averaged(beta, 8)).max() < 1e-7
     assert (mask.latent == averaged(beta > 0, 8)).all()
-    assert mask.inside.dtype == mask.latent.dtype == np.float32
+    assert mask.beta_map.dtype == mask.latent.dtype == np.float32
     assert (mask.weight == mask.pixels).all()
 
 
@@ -223,11 +223,11 @@ def test_one_beta_is_the_runs_bit_for_bit() -> None:
     run = fit_roi(roi(shape, size=(64, 64)), 64, beta2=0.7)
     own = fit_roi(roi(Region(shape, 0.7), size=(64, 64)), 64, beta2=0.1)
     twice = fit_roi(roi(Region(shape, 0.7), shape, size=(64, 64)), 64, beta2=0.7)
-    assert run.inside is not None
-    assert (run.inside == np.float32(0.7) * run.latent).all()
+    assert run.beta_map is not None
+    assert (run.beta_map == np.float32(0.7) * run.latent).all()
     for other in (own, twice):
-        assert other.inside is not None
-        assert (other.inside == run.inside).all()
+        assert other.beta_map is not None
+        assert (other.beta_map == run.beta_map).all()
 
 
 def test_betas_at_a_soft_common_edge() -> None:
@@ -235,9 +235,9 @@ def test_betas_at_a_soft_common_edge() -> None:
     left, right = Region(Box(0, 0, 33, 100), 0.9), Region(Box(33, 0, 100, 100), 0.2)
     mask = fit_roi(roi(left, right, size=(100, 100)), 16, scale=1, beta2=0.5)
     assert mask.pixels.all()
-    assert mask.inside is not None
+    assert mask.beta_map is not None
     # A pixel is 6.25 columns wide: 33 lies in the sixth, 28 % of the way.
-    assert mask.inside[0, 7].tolist() == pytest.approx([0.9] * 5 + [0.2] * 11)
+    assert mask.beta_map[0, 7].tolist() == pytest.approx([0.9] * 5 + [0.2] * 11)
 
 
 def test_equal_shares_go_to_the_later_region() -> None:
@@ -246,15 +246,15 @@ def test_equal_shares_go_to_the_later_region() -> None:
     below = Region(Box(20, 0, 22, 32), 0.9)  # what is drawn over it has no part in the order
     for regions, middle in (((left, right), 0.2), ((right, left), 0.9), ((below, right, left), 0.9)):
         mask = fit_roi(roi(*regions, size=(32, 32)), 16, scale=1)
-        assert mask.inside is not None
-        assert mask.inside[0, 8].tolist() == pytest.approx([0.9] * 7 + [middle] + [0.2] * 8)
+        assert mask.beta_map is not None
+        assert mask.beta_map[0, 8].tolist() == pytest.approx([0.9] * 7 + [middle] + [0.2] * 8)
 
 
 def test_dilation_takes_the_nearest_beta() -> None:
     found = roi(Region(Box(10, 10, 20, 20), 0.9), Region(Box(40, 10, 50, 20), 0.2), dilate=8)
     mask = fit_roi(found, 64, scale=1, how="stretch", beta2=0.5)
-    assert mask.inside is not None
-    seen = mask.inside[0, 64 * 15 // 50]
+    assert mask.beta_map is not None
+    seen = mask.beta_map[0, 64 * 15 // 50]
     assert seen[round(64 * 5 / 60)] == pytest.approx(0.9)
     assert seen[round(64 * 25 / 60)] == pytest.approx(0.9)
     assert seen[round(64 * 35 / 60)] == pytest.approx(0.2)

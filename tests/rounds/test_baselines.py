@@ -19,7 +19,7 @@ from pie_engine.backends.onnx_backend import OnnxBackend
 from pie_engine.backends.torch_backend import TorchBackend
 from pie_engine.bundling import model_info
 from pie_engine.checkpoint import Checkpoint
-from pie_engine.config import MethodConfig, RoundSchedule, Stretch
+from pie_engine.config import MethodConfig, RoundRange, RoundSchedule
 from pie_engine.errors import BackendError, ConfigError
 from pie_engine.imaging import fit, open_image
 from pie_engine.model.bundle import Bundle
@@ -388,10 +388,10 @@ def test_slerp_by_hand() -> None:
         ({"name": "vae"}, {"inversion": "ddim"}, "inversion 'ddim' means nothing to method 'vae'"),
         ({"name": "previous"}, {"noise": "fresh"}, "noise 'fresh' means nothing to method 'previous'"),
         ({"name": "walk"}, {"noise": "fresh"}, "pass noise='shared'"),
-        ({"name": "one-shot"}, {"schedule": [Stretch(1, 1, strength=0.5)]}, "leave out schedule"),
+        ({"name": "one-shot"}, {"schedule": [RoundRange(1, 1, strength=0.5)]}, "leave out schedule"),
         (
             {"name": "control", "healthy_prompt": "x"},
-            {"schedule": [Stretch(1, 1, prompt="y")]},
+            {"schedule": [RoundRange(1, 1, prompt="y")]},
             "the schedule's prompts would take the place",
         ),
     ],

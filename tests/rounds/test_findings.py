@@ -53,12 +53,12 @@ def own_reference(checkpoint: Checkpoint, config: RunConfig) -> np.ndarray:
     heart, lung = means(np.maximum(drawn(HEART, BASE) - drawn(LUNG), 0)), means(drawn(LUNG))
     total = heart + lung
     with np.errstate(invalid="ignore"):
-        shares = [np.where(total > 0, own / total, 0.5).astype(np.float32) for own in (heart, lung)]
+        weights = [np.where(total > 0, own / total, 0.5).astype(np.float32) for own in (heart, lung)]
     beta = drawn(HEART, BASE) * config.beta2
     beta[drawn(LUNG) > 0] = 0.9
     rounds = progress_engine(
-        checkpoint, PICTURE, means(drawn(HEART, BASE, LUNG)), "unread", config, inside=means(beta),
-        findings=list(zip(("heart", "lung"), shares, strict=True)),
+        checkpoint, PICTURE, means(drawn(HEART, BASE, LUNG)), "unread", config, beta_map=means(beta),
+        findings=list(zip(("heart", "lung"), weights, strict=True)),
     )  # fmt: skip
     return np.concatenate([z.numpy() for z, _ in rounds])
 
@@ -77,11 +77,11 @@ def test_shares_of_the_latents() -> None:
     prepared = prepare_item(Item(PICTURE, "", REGIONS), SHORT, 8)
     assert prepared.prompts == ("heart", "lung")
     assert prepared.mask is not None
-    shares = prepared.mask.shares
-    assert shares is not None
-    assert shares.shape == (2, 1, 8, 8)
-    assert np.allclose(shares.sum(0), 1)
-    heart = shares[0, 0]
+    weights = prepared.mask.finding_weights
+    assert weights is not None
+    assert weights.shape == (2, 1, 8, 8)
+    assert np.allclose(weights.sum(0), 1)
+    heart = weights[0, 0]
     assert heart[1, 1:5].tolist() == [1, 1, 0, 0]  # alone, alone, where they overlap, the other one
     assert heart[0, 0] == 0.5  # none of them: evenly
     assert heart[6, 1] == 1  # the first finding's second region; of its latents a quarter may not change
@@ -89,11 +89,11 @@ def test_shares_of_the_latents() -> None:
     assert prepared.facts["roi"]["finding_shares"] == pytest.approx(areas)
     grown = prepare_item(Item(PICTURE, "", REGIONS[:2], dilate=8), SHORT, 8)
     assert grown.mask is not None
-    assert grown.mask.shares is not None
-    assert grown.mask.shares[0, 0, 2, 0] == 1  # the first finding grew to the left
+    assert grown.mask.finding_weights is not None
+    assert grown.mask.finding_weights[0, 0, 2, 0] == 1  # the first finding grew to the left
     # Where both grew the nearer one holds: below the overlap it is the later one, which has that.
-    assert grown.mask.shares[:, 0, 4, 1].tolist() == [1, 0]
-    assert grown.mask.shares[:, 0, 5, 3].tolist() == [0, 1]
+    assert grown.mask.finding_weights[:, 0, 4, 1].tolist() == [1, 0]
+    assert grown.mask.finding_weights[:, 0, 5, 3].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("setting", [{}, {"guidance_scale": 1.0}, {"inversion": "ddim", "steps": 1}])

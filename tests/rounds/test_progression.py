@@ -107,7 +107,7 @@ def test_regions_with_betas_of_their_own(torch_engine: PieEngine, pndm_checkpoin
     beta = np.zeros((128, 128))
     for shape, value in regions:  # where they overlap, the later one holds
         beta[shape.draw((128, 128))] = value
-    rounds = progress_engine(pndm_checkpoint, image, block_means(beta > 0), PROMPT, config, inside=block_means(beta))
+    rounds = progress_engine(pndm_checkpoint, image, block_means(beta > 0), PROMPT, config, beta_map=block_means(beta))
     expected = np.concatenate([z.numpy() for z, _ in rounds])
     masks = [Region(shape, None if value == config.beta2 else value) for shape, value in regions]
     items = [Item(image, PROMPT, masks), Item(image, PROMPT, [shape for shape, _ in regions])]

@@ -17,7 +17,7 @@ from golden import GOLDEN
 from graph_emulator import EmulatedTimeline
 
 import pie_engine.rounds.loop as loop_module
-from pie_engine import Item, PieEngine, RoundSchedule, RunConfig, Stretch
+from pie_engine import Item, PieEngine, RoundRange, RoundSchedule, RunConfig
 from pie_engine.backends import UNetCall
 from pie_engine.backends.onnx_backend import OnnxBackend
 from pie_engine.backends.torch_backend import TorchBackend
@@ -97,7 +97,7 @@ def test_settings_of_every_round() -> None:
     assert [own.kind.guided for own in config.rounds] == [False, True, True, True, True]
     assert [own.strength for own in config.rounds] == [0.5, 0.5, 0.5, 0.25, 1]
     # A straight line must not lose a step to its last digit: 0.2 + 0.2 / 2 is 0.30000000000000004 in floating point.
-    ramp = RoundSchedule((Stretch(1, 3, strength=(0.2, 0.4)), Stretch(5, 5, "lung")))
+    ramp = RoundSchedule((RoundRange(1, 3, strength=(0.2, 0.4)), RoundRange(5, 5, "lung")))
     own = RunConfig(steps=6, num_inference_steps=50, schedule=ramp).rounds
     assert [one.strength for one in own] == [0.2, 0.3, 0.4, 0.5, 0.5, 0.5]
     assert [one.kind.denoising_steps for one in own] == [10, 15, 20, 25, 25, 25]
@@ -176,7 +176,7 @@ def test_refusals_of_files_and_semantics(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match="a schedule is not what the published code computes; pass semantics='engine'"
     ):
-        RunConfig(semantics="official", schedule=RoundSchedule((Stretch(1, 1, "a"),)))
+        RunConfig(semantics="official", schedule=RoundSchedule((RoundRange(1, 1, "a"),)))
 
 
 @pytest.mark.parametrize("masked", [True, False])

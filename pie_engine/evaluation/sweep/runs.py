@@ -166,7 +166,7 @@ def _leakage(
     decoded = dict(zip(own, _decode(engine, [results[i].original_latent for i in own]), strict=True))
     found: list[list[float] | None] = [None] * len(results)
     for i in own:
-        mask, box = patients[i].mask, patients[i].inside
+        mask, box = patients[i].mask, patients[i].content_box
         assert mask is not None
         outside = ~mask.pixels
         if box is not None:

@@ -46,7 +46,7 @@ LEAST_SIMILARITY = {CLIP_I: 0.9, SSIM: 0.7}
 
 
 @dataclass(frozen=True)
-class Judges:
+class Evaluators:
     """What measures confidence and similarity.
 
     Attributes:
@@ -59,7 +59,7 @@ class Judges:
     clip: Path | None = field(default=None, repr=False)
 
     @classmethod
-    def load(cls, classifiers: Sequence[str | Path], clip: str | Path | None = None) -> Judges:
+    def load(cls, classifiers: Sequence[str | Path], clip: str | Path | None = None) -> Evaluators:
         """Load them from their JSON files, and the folder of a CLIP checkpoint.
 
         Raises:
@@ -97,7 +97,7 @@ class Judges:
 def sweep(
     engine: PieEngine,
     design: Design,
-    judges: Judges,
+    evaluators: Evaluators,
     output: str | Path,
     *,
     limits: Stable | None = None,
@@ -133,9 +133,9 @@ def sweep(
     integer("batch", batch, 1, 256, f"pass {use('batch', 4)}")
     check_plots()
     output = Path(output)
-    limits = limits or Stable(similarity=LEAST_SIMILARITY[judges.similarity])
+    limits = limits or Stable(similarity=LEAST_SIMILARITY[evaluators.similarity])
     runs, prepared = _prepare(engine, design)
-    judges.try_on(np.asarray(next(iter(prepared.values())).image))
+    evaluators.try_on(np.asarray(next(iter(prepared.values())).image))
     open_output(output, engine)
     if len(design.prompts) > 1:
         log.warning("the runs differ in prompt (%d prompts): a cell's means mix them", len(design.prompts))
@@ -150,12 +150,12 @@ def sweep(
     for run in runs:
         on_run(run.folder)
         mask = patients[run.patient.item_id].mask
-        measured.append((run, _measure(output / run.folder, judges, None if mask is None else mask.pixels)))
+        measured.append((run, _measure(output / run.folder, evaluators, None if mask is None else mask.pixels)))
     cells = [
-        figures(cell, [one for run, one in measured if run.cell is cell], judges.similarity, limits, seed)
+        figures(cell, [one for run, one in measured if run.cell is cell], evaluators.similarity, limits, seed)
         for cell in design.cells
     ]
-    return _write(output, design, judges, limits, recipe, seed, measured, cells)
+    return _write(output, design, evaluators, limits, recipe, seed, measured, cells)
 
 
 def _prepare(engine: PieEngine, design: Design) -> tuple[list[PlannedRun], dict[tuple[object, ...], PreparedItem]]:
@@ -187,10 +187,10 @@ def _prepare(engine: PieEngine, design: Design) -> tuple[list[PlannedRun], dict[
     return runs, prepared
 
 
-def _measure(folder: Path, judges: Judges, region: np.ndarray | None) -> Measured:
+def _measure(folder: Path, evaluators: Evaluators, region: np.ndarray | None) -> Measured:
     """A run against its input, inside and outside the patient's region as it was given."""
     (run,) = find_runs([folder])
-    measured = measure_run(run, judges.encoder, judges.classifiers, region=region)
+    measured = measure_run(run, evaluators.encoder, evaluators.classifiers, region=region)
     outside = run.provenance.get(KEY, {}).get("decoded_outside")
     if outside is not None:
         measured.series[LEAKAGE] = [None, *outside]
@@ -200,7 +200,7 @@ def _measure(folder: Path, judges: Judges, region: np.ndarray | None) -> Measure
 def _write(
     output: Path,
     design: Design,
-    judges: Judges,
+    evaluators: Evaluators,
     limits: Stable,
     recipe: str | None,
     seed: int,
@@ -219,14 +219,14 @@ def _write(
         "patients": len({one.run.patient for _, one in measured}),
         "runs": len(measured),
         "interval": describe_interval(seed),
-        "similarity": judges.similarity,
-        "models": judges.describe(),
+        "similarity": evaluators.similarity,
+        "models": evaluators.describe(),
         "stable": {"limits": limits.to_dict(), "stretches": stable_stretches(design.grid, cells)},
         "prompts": design.prompts,
-        "verdict": conclude(recipe, design.grid, cells, judges.similarity, seed),
+        "verdict": conclude(recipe, design.grid, cells, evaluators.similarity, seed),
         "cells": [own.to_dict() | {"front": beaten} for own, beaten in zip(cells, on_front, strict=True)],
     }
-    pictures = draw_plots(design.grid, cells, on_front, judges.similarity, limits)
+    pictures = draw_plots(design.grid, cells, on_front, evaluators.similarity, limits)
     summary["files"] = [TABLE, SUMMARY, *pictures]
     for path in output.glob("*.png"):
         if path.name not in pictures and path.name.startswith(("over-", "rounds")):

@@ -29,20 +29,20 @@ class Mask(ByContent):
         latent: float32 in [0, 1], [1, H/8, W/8] (engine semantics) or [4, H/8, W/8] (official).
         weight: [H, W] float32 in [0, 1], share of the decoded frame in the composited one; 0 outside the ROI.
         source: [height, width] bool, the ROI in the image's own pixels, before fitting; None in official semantics.
-        inside: [1, H/8, W/8] float32, area average of each pixel's beta over the ROI: beta2 * latent where all of it
+        beta_map: [1, H/8, W/8] float32, area average of each pixel's beta over the ROI: beta2 * latent where all of it
             takes the run's; None in official semantics, where that is all there is.
         facts: what provenance says of it at output resolution.
-        shares: [J, 1, H/8, W/8] float32, how much of each latent belongs to each finding, 1 in all, evenly where none
-            has a part; None where there is one finding.
+        finding_weights: [J, 1, H/8, W/8] float32, how much of each latent belongs to each finding, 1 in all, evenly
+            where none has a part; None where there is one finding.
     """
 
     pixels: np.ndarray
     latent: np.ndarray
     weight: np.ndarray
     source: np.ndarray | None = None
-    inside: np.ndarray | None = None
+    beta_map: np.ndarray | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    shares: np.ndarray | None = None
+    finding_weights: np.ndarray | None = None
 
 
 def prepare_mask(
@@ -127,24 +127,24 @@ def fit_roi(
 
     parts = divided(roi.owner, len(roi.betas))
     betas = [np.float32(beta2 if beta is None else beta) for beta in roi.betas]
-    inside = sum((beta * part for beta, part in zip(betas, parts, strict=True)), np.zeros_like(latent))
+    beta_map = sum((beta * part for beta, part in zip(betas, parts, strict=True)), np.zeros_like(latent))
     findings = divided(roi.finding, roi.findings)
-    shares = _shares(findings, latent)
-    if shares is not None:
+    finding_weights = _finding_weights(findings, latent)
+    if finding_weights is not None:
         facts["finding_shares"] = [float(part.mean()) for part in findings]
         if not all(facts["finding_shares"]):
             number = 1 + facts["finding_shares"].index(0)
             raise InputError(
-                f"finding {number} of {len(shares)} has nothing of its region left at {resolution} x {resolution}; "
-                f"pass a larger mask for it or a smaller {argument('keep')}, or put it after the finding that "
-                "covers it",
+                f"finding {number} of {len(finding_weights)} has nothing of its region left at {resolution} x "
+                f"{resolution}; pass a larger mask for it or a smaller {argument('keep')}, or put it after the "
+                "finding that covers it",
                 field="mask",
             )
-    return Mask(pixels, latent, feather(pixels, feather_width), source, inside, facts, shares)
+    return Mask(pixels, latent, feather(pixels, feather_width), source, beta_map, facts, finding_weights)
 
 
-def _shares(parts: list[np.ndarray], latent: np.ndarray) -> np.ndarray | None:
-    """`Mask.shares` of what each finding has of the ROI in each latent, [1, h, w]; `latent` is the sum of them."""
+def _finding_weights(parts: list[np.ndarray], latent: np.ndarray) -> np.ndarray | None:
+    """`Mask.finding_weights` of what each finding has of the ROI in each latent, [1, h, w]; `latent` is their sum."""
     if len(parts) == 1:
         return None
     covered = np.stack(parts)

@@ -24,7 +24,7 @@ from pie_engine.evaluation import compare, evaluate
 from pie_engine.evaluation.converge import check_run
 from pie_engine.evaluation.sweep.design import Design
 from pie_engine.evaluation.sweep.runs import Progress, first_rounds
-from pie_engine.evaluation.sweep.sweep import Judges, sweep
+from pie_engine.evaluation.sweep.sweep import Evaluators, sweep
 from pie_engine.rounds.plan import Plan
 
 BASE = RunConfig(steps=2, num_inference_steps=4, strength=0.5, resolution=64)
@@ -44,7 +44,7 @@ def run_sweep(engine: PieEngine, patients: list[Item], classifier: Path, tmp_pat
         **rest: Any,
     ) -> Any:
         design = Design(items or patients, base, grid, options or {})
-        return sweep(engine, design, Judges.load([classifier]), tmp_path / "out", **rest)
+        return sweep(engine, design, Evaluators.load([classifier]), tmp_path / "out", **rest)
 
     return run
 
@@ -348,11 +348,14 @@ def test_mistakes_are_told_before_anything_runs(
     (tmp_path / "second.json").write_text(json.dumps(spec))
     with pytest.raises(ConfigError, match="output 1 is beyond the model's 1"):
         sweep(
-            engine, Design(patients, BASE, {"steps": (1,)}), Judges.load([tmp_path / "second.json"]), tmp_path / "out"
+            engine,
+            Design(patients, BASE, {"steps": (1,)}),
+            Evaluators.load([tmp_path / "second.json"]),
+            tmp_path / "out",
         )
     assert not (tmp_path / "out").exists() and not calls
     with pytest.raises(ConfigError, match="needs the confidence of a classifier, and none is given"):
-        Judges.load([])
+        Evaluators.load([])
 
 
 def test_methods_are_swept_resumed_and_compared(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pie_engine.benchmarks.harness import BenchmarkError
 from pie_engine.bundling.restore import check_restorable
+from pie_engine.config import BACKENDS as _WITH_AUTO
 from pie_engine.config import FLAVOURS, BuildConfig, EngineConfig, check_resolution
 from pie_engine.errors import BackendError, BundleError
-from pie_engine.machine.selection import BACKENDS as _WITH_AUTO
 
 if TYPE_CHECKING:
     from pie_engine.benchmarks.harness.machine import Limits

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 
 from pie_engine.checkpoint import LoraSpec
-from pie_engine.config import MethodConfig, RunConfig, RuntimeConfig, check_interpolation, check_resolution
+from pie_engine.config import MethodConfig, Placement, RunConfig, RuntimeConfig, check_interpolation, check_resolution
 from pie_engine.imaging.item import Item, check_findings, check_text, prepare_item
 from pie_engine.machine.loading import Source, open_backend
 from pie_engine.outputs import Result
@@ -24,6 +24,7 @@ from pie_engine.pipeline import (
     is_bundle,
     make_config,
     make_items,
+    place,
 )
 from pie_engine.rounds.batches import group_items
 from pie_engine.rounds.methods import choose_method
@@ -79,43 +80,28 @@ class PieEngine:
         *,
         checkpoint: str | Path | None = None,
         unet: str | Path | None = None,
-        lora: Sequence[str | Path | LoraSpec] = (),
-        backend: str = "auto",
-        device: str | None = None,
-        dtype: str | None = None,
-        threads: int | None = None,
-        runtime: RuntimeConfig | None = None,
+        lora: str | Path | LoraSpec | Sequence[str | Path | LoraSpec] = (),
+        placement: Placement | None = None,
         on_component: Callable[[str], None] = lambda line: None,
+        **settings: Any,
     ) -> PieEngine:
         """Load a bundle (`engine`) or a checkpoint (with `unet` over it and `lora` fused into it).
 
         Args:
-            lora: files, each with ":SCALE" after it or not.
-            backend: "tensorrt" and "tensorrt-rtx" run a bundle's engines, "openvino" and "onnxruntime" its graphs; for
-                a checkpoint they build a bundle in the cache first. "torch" runs the models of either. "auto" takes
-                the first of tensorrt, tensorrt-rtx, torch on a GPU, openvino, onnxruntime that can run what was given,
-                and the processor only where torch sees no GPU or `device` says so.
-            device: "cpu", "cuda", "cuda:1", ...; None takes a GPU if the backend finds one.
-            dtype: "fp32", "fp16" or "bf16" (torch, openvino); None: fp16 for torch on a GPU, where what is not finite
-                is run again in fp32, else fp32 or a bundle's own precision.
-            threads: processor threads of the model; None leaves it to the backend.
-            runtime: which optimisations run; None means all that work here.
+            lora: a file or several, each with ":SCALE" after it or not.
+            placement: backend, device, precision, threads and optimisations; None means the defaults.
             on_component: called with one line of progress per component that is built.
+            settings: fields of `Placement`, which change it: backend="torch", device="cuda:1", dtype="bf16",
+                threads=4, runtime=RuntimeConfig(overlap=False).
 
         Raises:
             ConfigError: contradicting arguments. CheckpointError, BundleError, BackendError: see each.
         """
-        runtime = runtime or RuntimeConfig()
-        opened = open_backend(
-            Source(engine, checkpoint, unet, tuple(map(LoraSpec.of, lora))),
-            backend=backend,
-            device=device,
-            dtype=dtype,
-            threads=threads,
-            runtime=runtime,
-            on_component=on_component,
-        )
-        return cls(opened.backend, source=opened.provenance, chosen=opened.why, runtime=runtime)
+        placement = place(placement, settings)
+        specs = [lora] if isinstance(lora, str | Path | LoraSpec) else lora
+        source = Source(engine, checkpoint, unet, tuple(map(LoraSpec.of, specs)))
+        opened = open_backend(source, placement, on_component)
+        return cls(opened.backend, source=opened.provenance, chosen=opened.why, runtime=placement.runtime)
 
     @classmethod
     def from_pretrained(
@@ -125,24 +111,23 @@ class PieEngine:
         unet: str | Path | None = None,
         lora: str | Path | LoraSpec | Sequence[str | Path | LoraSpec] = (),
         torch_dtype: torch.dtype | str | None = None,
-        device: str | None = None,
-        backend: str = "auto",
-        runtime: RuntimeConfig | None = None,
+        **settings: Any,
     ) -> PieEngine:
         """Load a bundle's folder or a checkpoint (folder, single file, hub id in the local cache), as diffusers does.
 
         Args:
             unet: a fine-tuned U-Net in place of the checkpoint's.
             lora: files to fuse, each as "FILE" or "FILE:SCALE".
-            torch_dtype: torch.float32, float16 or bfloat16; None, and the other arguments: see `load`.
+            torch_dtype: torch.float32, float16 or bfloat16, `Placement.dtype` as diffusers calls it.
+            settings: device, backend, ...: see `load`.
 
         Raises:
             ConfigError, CheckpointError, BundleError, BackendError: as `load`.
         """
-        own: dict[str, Any] = {"engine": path} if is_bundle(path) else {"checkpoint": path}
-        specs = [lora] if isinstance(lora, str | Path | LoraSpec) else list(lora)
-        dtype = dtype_name(torch_dtype)
-        return cls.load(**own, unet=unet, lora=specs, backend=backend, device=device, dtype=dtype, runtime=runtime)
+        model: dict[str, Any] = {"engine": path} if is_bundle(path) else {"checkpoint": path}
+        if torch_dtype is not None:
+            settings["dtype"] = dtype_name(torch_dtype)
+        return cls.load(**model, unet=unet, lora=lora, **settings)
 
     def __call__(
         self,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pie_engine.config import RunConfig
+from pie_engine.config import Placement, RunConfig
 from pie_engine.errors import ConfigError, InputError, mention
 from pie_engine.imaging.item import Item
 from pie_engine.model.bundle import MANIFEST
@@ -75,6 +75,13 @@ def make_config(
     drawn = seed if generator is None else int(generator.initial_seed()) & (2**63 - 1)
     given = {"steps": rounds, "seed": drawn, **settings}
     return RunConfig(**{name: value for name, value in given.items() if value is not None})
+
+
+def place(placement: Placement | None, settings: Mapping[str, Any]) -> Placement:
+    """A placement with some of its fields changed. Raises ConfigError: there is no such field, or see `Placement`."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    names = Placement.__dataclass_fields__ if placement is not None else ()
+    return Placement(**{name: getattr(placement, name) for name in names} | given)
 
 
 def check_output_type(output_type: str) -> None:
@@ -139,9 +146,9 @@ def is_bundle(path: str | Path) -> bool:
     return (Path(path) / MANIFEST).is_file()
 
 
-def dtype_name(dtype: torch.dtype | str | None) -> str | None:
+def dtype_name(dtype: torch.dtype | str) -> str:
     """torch.float16 as "fp16". Raises ConfigError: another one."""
-    if dtype is None or isinstance(dtype, str):
+    if isinstance(dtype, str):
         return dtype
     names = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
     if dtype not in names:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pie_engine.cli.options import options_of, told_default
-from pie_engine.config import BuildConfig, EngineConfig, MethodConfig, OutputConfig, RunConfig, RuntimeConfig
+from pie_engine.config import BuildConfig, EngineConfig, MethodConfig, OutputConfig, Placement, RunConfig, RuntimeConfig
 from pie_engine.config.settings import Setting, declared, type_of
 
 HEAD = """# Settings
@@ -20,6 +20,7 @@ The same names stand in a settings file (`pie-engine run --print-config > run.ya
 SECTIONS = {
     RunConfig: "What a progression is (`RunConfig`)",
     MethodConfig: "What gives the frames (`MethodConfig`)",
+    Placement: "Where the model runs (`Placement`)",
     RuntimeConfig: "How it is computed (`RuntimeConfig`); the results agree up to rounding",
     OutputConfig: "What is written (`OutputConfig`)",
     BuildConfig: "What a bundle is built for (`BuildConfig`)",

@@ -20,7 +20,7 @@ from pie_engine.cli.patient import (
 )
 from pie_engine.cli.settings_file import add_config_options, to_text
 from pie_engine.cli.shared import add_checkpoint_options
-from pie_engine.config import DTYPES, RunConfig, RuntimeConfig, check_interpolation
+from pie_engine.config import Placement, RunConfig, RuntimeConfig, check_interpolation
 from pie_engine.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -68,15 +68,7 @@ def add_model_options(model: Any) -> None:
     """The options that say what is loaded, on which backend."""
     model.add_argument("--engine", metavar="BUNDLE", help="bundle that pie-engine build wrote")
     add_checkpoint_options(model)
-    model.add_argument(
-        "--backend", default="auto", metavar="NAME",
-        help="auto, tensorrt, tensorrt-rtx, torch, openvino or onnxruntime (auto)",
-    )  # fmt: skip
-    model.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if it can be used)")
-    model.add_argument(
-        "--dtype", choices=DTYPES, help="precision (default: fp16 for torch on a GPU, else fp32 or the bundle's own)"
-    )
-    model.add_argument("--threads", type=int, help="processor threads (default: the backend's choice)")
+    add_settings(model, Placement, but=("runtime",))
 
 
 # Those that stand among the options of the image and its region.
@@ -151,11 +143,7 @@ def engine_from(arguments: argparse.Namespace) -> PieEngine:
         checkpoint=arguments.checkpoint,
         unet=arguments.unet,
         lora=[LoraSpec.parse(text) for text in arguments.lora],
-        backend=arguments.backend,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        threads=arguments.threads,
-        runtime=runtime_from(arguments),
+        placement=settings_from(arguments, Placement, runtime=runtime_from(arguments)),
         on_component=(lambda line: None) if arguments.quiet else say,
     )
     if not arguments.quiet:

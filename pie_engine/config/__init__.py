@@ -10,6 +10,7 @@ from pie_engine.config.build import (
 )
 from pie_engine.config.method import METHOD_OPTIONS, METHODS, MethodConfig
 from pie_engine.config.output import MOST_BETWEEN, OutputConfig, check_interpolation
+from pie_engine.config.placement import BACKENDS, Placement
 from pie_engine.config.rounds import RoundKind, RoundRange, RoundSchedule, RoundSettings
 from pie_engine.config.run import (
     DTYPES,
@@ -24,6 +25,7 @@ from pie_engine.config.run import (
 )
 
 __all__ = [
+    "BACKENDS",
     "COMPONENTS",
     "DTYPES",
     "ENGINE_WEIGHTS",
@@ -41,6 +43,7 @@ __all__ = [
     "EngineConfig",
     "MethodConfig",
     "OutputConfig",
+    "Placement",
     "RoundKind",
     "RoundRange",
     "RoundSchedule",

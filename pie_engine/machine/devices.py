@@ -2,52 +2,38 @@
 
 from __future__ import annotations
 
-import re
+from typing import TYPE_CHECKING
 
 from pie_engine.errors import ConfigError, use
 from pie_engine.machine.selection import Choice, wants_gpu
 
-
-def check_device(device: str | None) -> None:
-    """Refuse what is no device. Raises ConfigError."""
-    if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise ConfigError(
-            f"device {device!r} is unknown (cpu, cuda or cuda:N); pass {use('device', 'cpu')}",
-            field="device", value=device, limit="cpu, cuda or cuda:N",
-        )  # fmt: skip
+if TYPE_CHECKING:
+    from pie_engine.config import Placement
 
 
-def check_threads(threads: int | None) -> None:
-    """Refuse what is no number of threads. Raises ConfigError."""
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise ConfigError(
-            f"threads {threads!r} is not a whole number of at least 1; pass {use('threads', 1)}",
-            field="threads", value=threads, limit="at least 1",
-        )  # fmt: skip
-
-
-def torch_device(device: str | None, choice: Choice, threads: int | None) -> str:
+def torch_device(placement: Placement, choice: Choice) -> str:
     """The device for PyTorch, and its threads set."""
     import torch
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if not wants_gpu(device):
+    if placement.threads is not None:
+        torch.set_num_threads(placement.threads)
+    if not wants_gpu(placement.device):
         return "cpu"
-    return check_gpu(device or "cuda", str(choice.dtype))
+    return check_gpu(placement.device or "cuda", str(choice.dtype))
 
 
-def check_openvino(device: str | None, dtype: str | None) -> str:
+def check_openvino(placement: Placement) -> str:
     """The precision that OpenVINO computes in, once it is known to run here."""
     from pie_engine.backends.openvino_session import check_bf16, import_openvino
 
+    device = placement.device
     if device is not None and device != "cpu":
         raise ConfigError(
             f"backend openvino runs on a processor, not on {device}; pass {use('device', 'cpu')}",
             field="device", value=device, limit="cpu",
         )  # fmt: skip
     import_openvino()
-    if dtype == "bf16":
+    if placement.dtype == "bf16":
         check_bf16()
         return "bf16"
     return "fp32"

@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from pie_engine import commands
-from pie_engine.config import COMPONENTS, DTYPES, FLAVOURS, BuildConfig, EngineConfig
-from pie_engine.config.checks import one_of
-from pie_engine.errors import BackendError, BundleError, ConfigError, argument, mention, use
-from pie_engine.machine.devices import (
-    check_device,
-    check_gpu,
-    check_openvino,
-    check_threads,
-    onnx_device,
-    torch_device,
-)
-from pie_engine.machine.selection import (
-    BACKENDS,
-    Choice,
-    choose_for_bundle,
-    choose_for_checkpoint,
-    device_index,
-    take,
-)
+from pie_engine.backends.torch_backend import TorchBackend
+from pie_engine.bundling import cached_bundle, check_restorable, model_info, restore_checkpoint
+from pie_engine.checkpoint import load_checkpoint
+from pie_engine.config import COMPONENTS, FLAVOURS, BuildConfig, EngineConfig
+from pie_engine.errors import BackendError, BundleError, ConfigError, argument, use
+from pie_engine.machine.devices import check_gpu, check_openvino, onnx_device, torch_device
+from pie_engine.machine.selection import Choice, choose_for_bundle, choose_for_checkpoint, device_index, take
+from pie_engine.model.bundle import open_bundle
+from pie_engine.rounds.memory import explain_weights
 
 if TYPE_CHECKING:
     from pie_engine.backends import Backend
     from pie_engine.checkpoint import Checkpoint, LoraSpec
-    from pie_engine.config import RuntimeConfig
+    from pie_engine.config import Placement
     from pie_engine.model.bundle import Bundle
     from pie_engine.model.info import ModelInfo
 
@@ -56,22 +48,8 @@ class Opened:
     why: str
 
 
-def open_backend(
-    source: Source,
-    *,
-    backend: str,
-    device: str | None,
-    dtype: str | None,
-    threads: int | None,
-    runtime: RuntimeConfig,
-    on_component: Callable[[str], None],
-) -> Opened:
+def open_backend(source: Source, placement: Placement, on_component: Callable[[str], None]) -> Opened:
     """See `PieEngine.load`, which documents the arguments."""
-    one_of("backend", backend, BACKENDS)
-    if dtype is not None:
-        one_of("dtype", dtype, DTYPES)
-    check_device(device)
-    check_threads(threads)
     given = source.checkpoint is not None or source.unet is not None
     if (source.engine is None) != given:
         found = "both" if given else "neither"
@@ -79,61 +57,44 @@ def open_backend(
             f"one of a bundle and a checkpoint is needed ({found} given); pass {argument('engine')} or "
             f"{argument('checkpoint')}"
         )
-    if runtime.compile and backend not in ("auto", "torch"):
-        raise ConfigError(
-            f"{mention('compile')} is for PyTorch modules; pass {use('backend', 'torch')}, or leave it out"
-        )
     if source.engine is None:
-        choice = (
-            choose_for_checkpoint(device, dtype, runtime.compile) if backend == "auto" else take(backend, device, dtype)
-        )
+        choice = choose_for_checkpoint(placement) if placement.backend == "auto" else take(placement)
         if choice.name == "torch":
-            return _open_checkpoint(source, device, threads, runtime, choice)
-        return _build_checkpoint(source, device, dtype, threads, choice, on_component)
+            return _open_checkpoint(source, placement, choice)
+        return _build_checkpoint(source, placement, choice, on_component)
     if source.lora:
         raise ConfigError(
             f"a LoRA cannot be fused into a bundle as it runs; make one: {commands.refit_with_lora()}", field="lora"
         )
-    return _open_bundle(source.engine, device, dtype, threads, runtime, backend)
+    return _open_bundle(source.engine, placement)
 
 
-def _open_bundle(
-    path: str | Path, device: str | None, dtype: str | None, threads: int | None, runtime: RuntimeConfig, backend: str
-) -> Opened:
-    from pie_engine.model.bundle import open_bundle
-
+def _open_bundle(path: str | Path, placement: Placement) -> Opened:
     bundle = open_bundle(path)
-    own = bundle.precision
-    if backend == "auto":
-        choice = choose_for_bundle(bundle, device, dtype, runtime.compile)
-    else:
-        choice = take(backend, device, dtype, own)
+    auto = placement.backend == "auto"
+    choice = choose_for_bundle(bundle, placement) if auto else take(placement, bundle.precision)
     sources = {"bundle": str(path), **bundle.manifest["sources"]}
     if choice.name == "torch":
-        return Opened(_run_in_torch(bundle, device, threads, runtime, choice), sources, choice.why)
+        return Opened(_run_in_torch(bundle, placement, choice), sources, choice.why)
+    asked = (choice.name, placement.dtype, bundle.precision)
     # OpenVINO computes in bf16 from weights in fp32: no bundle is built for it.
-    if dtype not in (None, own) and (choice.name, dtype, own) != ("openvino", "bf16", "fp32"):
-        raise ConfigError(_other_dtype(dtype, own))
-    return Opened(_run_bundle(bundle, choice.name, device, dtype, threads), sources, choice.why)
+    if placement.dtype not in (None, bundle.precision) and asked != ("openvino", "bf16", "fp32"):
+        raise ConfigError(_other_dtype(placement.dtype, bundle.precision))
+    return Opened(_run_bundle(bundle, choice.name, placement), sources, choice.why)
 
 
-def _other_dtype(dtype: str | None, own: str) -> str:
+def _other_dtype(dtype: str | None, precision: str) -> str:
     remedy = f"build one: pie-engine build --precision {dtype}, or pass {use('backend', 'torch')}"
     if dtype == "bf16":
-        in_openvino = f", or {use('backend', 'openvino')} {use('device', 'cpu')}" if own == "fp32" else ""
+        in_openvino = f", or {use('backend', 'openvino')} {use('device', 'cpu')}" if precision == "fp32" else ""
         remedy = f"pass {use('backend', 'torch')}{in_openvino}"
-    return f"dtype {dtype} is not this bundle's ({own}); {remedy}"
+    return f"dtype {dtype} is not this bundle's ({precision}); {remedy}"
 
 
-def _run_in_torch(
-    bundle: Bundle, device: str | None, threads: int | None, runtime: RuntimeConfig, choice: Choice
-) -> Backend:
+def _run_in_torch(bundle: Bundle, placement: Placement, choice: Choice) -> Backend:
     """A bundle's models in PyTorch, with the weights of its graphs."""
-    from pie_engine.bundling import check_restorable, restore_checkpoint
-    from pie_engine.model.bundle import open_bundle
-
     check_restorable(bundle)
-    device = torch_device(device, choice, threads)  # before gigabytes are read
+    device = torch_device(placement, choice)  # before gigabytes are read
 
     def reload() -> Checkpoint:
         again = open_bundle(bundle.path)
@@ -143,49 +104,41 @@ def _run_in_torch(
 
     # In half precision too, a component that the build kept in fp32 because it overflows.
     kept = [name for name in COMPONENTS if bundle.manifest["components"][name]["precision"] != bundle.precision]
-    return _start_torch(restore_checkpoint(bundle), bundle.model, reload, device, runtime, choice, kept)
+    return _start_torch(restore_checkpoint(bundle), bundle.model, reload, device, placement, choice, kept)
 
 
-def _run_bundle(bundle: Bundle, backend: str, device: str | None, dtype: str | None, threads: int | None) -> Backend:
+def _run_bundle(bundle: Bundle, backend: str, placement: Placement) -> Backend:
     """A bundle's graphs in OpenVINO or ONNX Runtime, or its engines in TensorRT."""
     if backend in FLAVOURS:
         from pie_engine.backends.tensorrt.backend import TensorRTBackend, check_engines
 
-        if device == "cpu":
+        if placement.device == "cpu":
             raise ConfigError(
                 f"backend {backend} runs on an NVIDIA GPU, not on cpu; pass {use('backend', 'onnxruntime')}",
                 field="backend", value=backend,
             )  # fmt: skip
-        check_engines(bundle, backend, device_index(device))
-        device = check_gpu(device or "cuda:0", bundle.precision)
+        check_engines(bundle, backend, device_index(placement.device))
+        device = check_gpu(placement.device or "cuda:0", bundle.precision)
         with _explaining_memory(device, bundle.precision):
             return TensorRTBackend(bundle, backend, device=device)
     if backend == "openvino":
         from pie_engine.backends.openvino_backend import OpenVINOBackend
 
-        precision = check_openvino(device, dtype)
+        precision = check_openvino(placement)
         with _explaining_memory("cpu", precision):
-            return OpenVINOBackend(bundle, precision=precision, threads=threads)
+            return OpenVINOBackend(bundle, precision=precision, threads=placement.threads)
     from pie_engine.backends.onnx_backend import OnnxBackend
 
-    device = onnx_device(device)
+    device = onnx_device(placement.device)
     with _explaining_memory(device, bundle.precision):
-        return OnnxBackend(bundle, device=device, threads=threads)
+        return OnnxBackend(bundle, device=device, threads=placement.threads)
 
 
 def _build_checkpoint(
-    source: Source,
-    device: str | None,
-    dtype: str | None,
-    threads: int | None,
-    choice: Choice,
-    on_component: Callable[[str], None],
+    source: Source, placement: Placement, choice: Choice, on_component: Callable[[str], None]
 ) -> Opened:
     """A checkpoint through a bundle in the cache: exported, and compiled if a compiled backend was asked for."""
-    from pie_engine.bundling import cached_bundle
-    from pie_engine.checkpoint import load_checkpoint
-
-    compiled = choice.name in FLAVOURS
+    dtype = placement.dtype
     if dtype == "bf16" and choice.name != "openvino":
         raise ConfigError(
             f"backend {choice.name} has no bf16; pass {use('dtype', 'fp32')} or fp16, "
@@ -195,36 +148,31 @@ def _build_checkpoint(
             limit="fp32, fp16",
         )
     if choice.name == "openvino":
-        check_openvino(device, dtype)  # before a checkpoint of gigabytes is read
+        check_openvino(placement)  # before a checkpoint of gigabytes is read
         config = BuildConfig(precision="fp16" if dtype == "fp16" else "fp32")
-    elif compiled:
+    elif choice.name in FLAVOURS:
         from pie_engine.backends.tensorrt.library import import_library, require_gpu
 
         import_library(choice.name)  # before a checkpoint of gigabytes is read
         require_gpu(choice.name)
         config = BuildConfig(precision=dtype or "fp16", engines=EngineConfig(choice.name))
     else:
-        device = onnx_device(device)
+        placement = replace(placement, device=onnx_device(placement.device))
         config = BuildConfig(precision=dtype or "fp32")
     loaded = load_checkpoint(source.checkpoint, unet=source.unet, lora=source.lora)
     bundle = cached_bundle(loaded, config, on_component=on_component)
     sources = loaded.sources
     del loaded  # the weights are read from the bundle
-    return Opened(_run_bundle(bundle, choice.name, device, dtype, threads), sources, choice.why)
+    return Opened(_run_bundle(bundle, choice.name, placement), sources, choice.why)
 
 
-def _open_checkpoint(
-    source: Source, device: str | None, threads: int | None, runtime: RuntimeConfig, choice: Choice
-) -> Opened:
-    from pie_engine.bundling import model_info
-    from pie_engine.checkpoint import load_checkpoint
-
+def _open_checkpoint(source: Source, placement: Placement, choice: Choice) -> Opened:
     def load() -> Checkpoint:
         return load_checkpoint(source.checkpoint, unet=source.unet, lora=source.lora)
 
-    device = torch_device(device, choice, threads)  # before a checkpoint of gigabytes is read
+    device = torch_device(placement, choice)  # before a checkpoint of gigabytes is read
     loaded = load()
-    backend = _start_torch(loaded, model_info(loaded), load, device, runtime, choice)
+    backend = _start_torch(loaded, model_info(loaded), load, device, placement, choice)
     return Opened(backend, loaded.sources, choice.why)
 
 
@@ -233,13 +181,11 @@ def _start_torch(
     model: ModelInfo,
     reload: Callable[[], Checkpoint],
     device: str,
-    runtime: RuntimeConfig,
+    placement: Placement,
     choice: Choice,
     in_fp32: Collection[str] = (),
 ) -> Backend:
-    from pie_engine.backends.torch_backend import TorchBackend
-
-    precision = str(choice.dtype)
+    precision, runtime = str(choice.dtype), placement.runtime
     with _explaining_memory(device, precision):
         return TorchBackend(
             checkpoint, model, device=device, precision=precision, runtime=runtime, reload=reload, in_fp32=in_fp32
@@ -248,10 +194,6 @@ def _start_torch(
 
 @contextlib.contextmanager
 def _explaining_memory(device: str, dtype: str) -> Iterator[None]:
-    import torch
-
-    from pie_engine.rounds.memory import explain_weights
-
     try:
         yield
     except Exception as error:  # allocators share no other base

@@ -13,12 +13,11 @@ from pie_engine.config import FLAVOURS
 from pie_engine.errors import BackendError, BundleError, use
 
 if TYPE_CHECKING:
+    from pie_engine.config import Placement
     from pie_engine.model.bundle import Bundle
 
 log = logging.getLogger(__name__)
 
-# In the order that `auto` tries: compiled engines, PyTorch on a GPU, OpenVINO and ONNX Runtime on the processor.
-BACKENDS = ("auto", *FLAVOURS, "torch", "openvino", "onnxruntime")
 # docs/performance.md; whoever installed it, an extra, wants it.
 _FASTEST = "openvino, the fastest at full size on the processor where it was measured"
 _HALF = "in fp16, the default on a GPU, and again in fp32 where that is not finite (dtype fp32: all of it)"
@@ -30,7 +29,7 @@ class Choice:
     """A backend, and one line that says why.
 
     Attributes:
-        name: one of `BACKENDS`, but "auto".
+        name: one of `pie_engine.config.BACKENDS`, but "auto".
         why: for provenance and the log.
         dtype: what torch computes in; None for other backends.
     """
@@ -40,9 +39,7 @@ class Choice:
     dtype: str | None = None
 
 
-def choose_for_bundle(
-    bundle: Bundle, device: str | None = None, dtype: str | None = None, compile: bool = False
-) -> Choice:
+def choose_for_bundle(bundle: Bundle, placement: Placement) -> Choice:
     """TensorRT's engines if the bundle holds ones for this GPU, else PyTorch there, else ONNX Runtime there.
 
     The processor, where its graphs run in OpenVINO or ONNX Runtime, only if it is asked for or torch sees no GPU.
@@ -50,18 +47,18 @@ def choose_for_bundle(
     Raises:
         BackendError: there is a GPU, and nothing runs the bundle on it.
     """
-    own = bundle.precision
-    if compile:
-        return _torch("for torch.compile", device, dtype, own)
-    if device == "cpu":
-        return _choose_on_processor(bundle, dtype, "device cpu was asked for")
-    flavour, passed = _choose_engines(bundle, device, dtype)
+    precision = bundle.precision
+    if placement.runtime.compile:
+        return _torch("for torch.compile", placement, precision)
+    if placement.device == "cpu":
+        return _choose_on_processor(bundle, placement, "device cpu was asked for")
+    flavour, passed = _choose_engines(bundle, placement)
     if flavour is not None:
         return Choice(flavour, "; ".join([f"{flavour}; the bundle holds engines for this GPU", *passed]))
-    if not wants_gpu(device):
-        return _choose_on_processor(bundle, dtype, "; ".join([*passed, *_unused_gpu()]))
+    if not wants_gpu(placement.device):
+        return _choose_on_processor(bundle, placement, "; ".join([*passed, *_unused_gpu()]))
     if not bundle.unknown_models:
-        return _torch("for a GPU", device, dtype, own, *passed)
+        return _torch("for a GPU", placement, precision, *passed)
     _pass_over(f"the bundle holds no configuration of {', '.join(bundle.unknown_models)} for torch", passed, "torch")
     try:
         from pie_engine.backends.onnx_session import check_cuda_provider
@@ -76,7 +73,7 @@ def choose_for_bundle(
     return Choice("onnxruntime", "; ".join(["onnxruntime, for a GPU", *passed]))
 
 
-def _choose_engines(bundle: Bundle, device: str | None, dtype: str | None) -> tuple[str | None, list[str]]:
+def _choose_engines(bundle: Bundle, placement: Placement) -> tuple[str | None, list[str]]:
     """The flavour whose engines run here, or None, and why not the ones before it."""
     import torch
 
@@ -85,7 +82,7 @@ def _choose_engines(bundle: Bundle, device: str | None, dtype: str | None) -> tu
 
     if not bundle.engines():
         return None, ["the bundle holds no compiled engines"]
-    if dtype not in (None, bundle.precision):
+    if placement.dtype not in (None, bundle.precision):
         return None, [f"the bundle's engines are in {bundle.precision}"]
     passed: list[str] = []
     for flavour in FLAVOURS:
@@ -93,7 +90,7 @@ def _choose_engines(bundle: Bundle, device: str | None, dtype: str | None) -> tu
             passed.append(f"no {flavour} engines in the bundle")
             continue
         try:
-            check_engines(bundle, flavour, device_index(device))
+            check_engines(bundle, flavour, device_index(placement.device))
             import_library(flavour)
             if not torch.cuda.is_available():
                 raise BundleError(f"{flavour} runs on torch's buffers, and torch {torch.__version__} sees no GPU")
@@ -109,24 +106,24 @@ def _pass_over(reason: str, passed: list[str], what: str = "them") -> None:
     passed.append(reason)
 
 
-def _choose_on_processor(bundle: Bundle, dtype: str | None, passed: str) -> Choice:
+def _choose_on_processor(bundle: Bundle, placement: Placement, passed: str) -> Choice:
     if openvino_session.installed():
         return Choice("openvino", f"{_FASTEST}; {passed}")
     if importlib.util.find_spec("onnxruntime") is None and not bundle.unknown_models:
-        return Choice("torch", f"{_NO_RUNTIME}; {passed}", dtype or bundle.precision)
+        return Choice("torch", f"{_NO_RUNTIME}; {passed}", placement.dtype or bundle.precision)
     return Choice("onnxruntime", f"onnxruntime; {passed}")
 
 
-def choose_for_checkpoint(device: str | None, dtype: str | None, compile: bool) -> Choice:
+def choose_for_checkpoint(placement: Placement) -> Choice:
     """PyTorch on a GPU, else OpenVINO, else ONNX Runtime, over an export that is kept for the next time.
 
     Nothing is compiled unasked. In bf16, which ONNX Runtime has not, OpenVINO needs a processor that has it.
     """
     passed = ["no engines are compiled unasked (pie-engine build --backend tensorrt does)"]
-    gpu = wants_gpu(device)
-    if gpu or compile:
-        return _torch("for a GPU" if gpu else "for torch.compile", device, dtype, "fp32", *passed)
-    passed += [] if device == "cpu" else _unused_gpu()
+    gpu, dtype = wants_gpu(placement.device), placement.dtype
+    if gpu or placement.runtime.compile:
+        return _torch("for a GPU" if gpu else "for torch.compile", placement, "fp32", *passed)
+    passed += [] if placement.device == "cpu" else _unused_gpu()
     if importlib.util.find_spec("onnxruntime") is None:  # every export is compared with PyTorch in it
         return Choice("torch", _NO_RUNTIME, dtype or "fp32")
     absent = f"openvino is not installed ({openvino_session.INSTALL})"
@@ -147,18 +144,19 @@ def _choose_for_bf16(absent: str, passed: str) -> Choice:
     return Choice("openvino", f"{_FASTEST}; {passed}")
 
 
-def take(backend: str, device: str | None, dtype: str | None, own: str = "fp32") -> Choice:
-    """A backend that was asked for by its name.
+def take(placement: Placement, precision: str = "fp32") -> Choice:
+    """The backend that was asked for by its name.
 
     Args:
-        own: a bundle's precision; a checkpoint's is fp32.
+        precision: a bundle's; a checkpoint's is fp32.
 
     Raises:
         BackendError: it is onnxruntime, which is not installed.
     """
+    backend = placement.backend
     if backend == "torch":
-        return _torch("as asked", device, dtype, own)
-    if backend == "onnxruntime" and device is None and wants_gpu(device):
+        return _torch("as asked", placement, precision)
+    if backend == "onnxruntime" and placement.device is None and wants_gpu(None):
         from pie_engine.backends.onnx_session import check_cuda_provider
 
         try:
@@ -169,11 +167,11 @@ def take(backend: str, device: str | None, dtype: str | None, own: str = "fp32")
     return Choice(backend, f"{backend}, as asked")
 
 
-def _torch(reason: str, device: str | None, dtype: str | None, own: str, *passed: str) -> Choice:
+def _torch(reason: str, placement: Placement, precision: str, *passed: str) -> Choice:
     """PyTorch, in half precision on a GPU unless it is told otherwise."""
-    half = dtype is None and wants_gpu(device)
+    half = placement.dtype is None and wants_gpu(placement.device)
     why = "; ".join([f"torch, {reason}", *([_HALF] if half else []), *passed])
-    return Choice("torch", why, "fp16" if half else dtype or own)
+    return Choice("torch", why, "fp16" if half else placement.dtype or precision)
 
 
 def wants_gpu(device: str | None) -> bool:

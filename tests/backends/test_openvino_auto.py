@@ -7,6 +7,7 @@ import torch
 from machines import A5000, needs_openvino, pretend, pretend_openvino
 
 from pie_engine import PieEngine
+from pie_engine.config import Placement, RuntimeConfig
 from pie_engine.errors import ConfigError
 from pie_engine.machine.selection import choose_for_bundle, choose_for_checkpoint
 from pie_engine.model.bundle import Bundle
@@ -24,34 +25,38 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_auto_takes_it_where_it_is_installed(no_gpu: pytest.MonkeyPatch, bundle: Bundle) -> None:
-    for choice in (choose_for_checkpoint(None, None, False), choose_for_checkpoint("cpu", "fp32", False)):
+    for choice in (choose_for_checkpoint(Placement()), choose_for_checkpoint(Placement(device="cpu", dtype="fp32"))):
         assert choice.name == "openvino"
         assert choice.why.startswith("openvino, the fastest at full size on the processor where it was measured; no ")
-    assert choose_for_checkpoint(None, None, True).name == "torch"  # --compile
+    assert choose_for_checkpoint(Placement(runtime=RuntimeConfig(compile=True))).name == "torch"  # --compile
     for device, reason in ((None, "the bundle holds no compiled engines"), ("cpu", "device cpu was asked for")):
-        choice = choose_for_bundle(bundle, device)
+        choice = choose_for_bundle(bundle, Placement(device=device))
         assert (choice.name, choice.why.partition("; ")[2]) == ("openvino", reason)
     pretend_openvino(no_gpu, None)
-    assert choose_for_checkpoint(None, None, False).name == choose_for_bundle(bundle, None).name == "onnxruntime"
+    assert choose_for_checkpoint(Placement()).name == choose_for_bundle(bundle, Placement()).name == "onnxruntime"
 
 
 def test_auto_leaves_a_gpu_to_others(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
     pretend(monkeypatch, A5000)
     pretend_openvino(monkeypatch, (*FOUND, "BF16"))
-    assert choose_for_bundle(bundle, None).name == choose_for_bundle(bundle, "cuda:0").name == "torch"
-    assert choose_for_bundle(bundle, "cpu").name == "openvino"
-    assert choose_for_checkpoint(None, "bf16", False).name == "torch"
-    assert choose_for_checkpoint("cpu", "bf16", False).name == "openvino"
+    assert (
+        choose_for_bundle(bundle, Placement()).name
+        == choose_for_bundle(bundle, Placement(device="cuda:0")).name
+        == "torch"
+    )
+    assert choose_for_bundle(bundle, Placement(device="cpu")).name == "openvino"
+    assert choose_for_checkpoint(Placement(dtype="bf16")).name == "torch"
+    assert choose_for_checkpoint(Placement(device="cpu", dtype="bf16")).name == "openvino"
 
 
 def test_auto_in_bf16(no_gpu: pytest.MonkeyPatch) -> None:
-    assert choose_for_checkpoint(None, "bf16", False).name == "openvino"
+    assert choose_for_checkpoint(Placement(dtype="bf16")).name == "openvino"
     pretend_openvino(no_gpu, FOUND)
-    choice = choose_for_checkpoint(None, "bf16", False)
+    choice = choose_for_checkpoint(Placement(dtype="bf16"))
     assert choice.name == "torch" and "this processor has no bf16 (OpenVINO finds FP32, INT8)" in choice.why
-    assert choose_for_checkpoint(None, "fp32", False).name == "openvino"
+    assert choose_for_checkpoint(Placement(dtype="fp32")).name == "openvino"
     pretend_openvino(no_gpu, None)
-    choice = choose_for_checkpoint(None, "bf16", False)
+    choice = choose_for_checkpoint(Placement(dtype="bf16"))
     assert choice.name == "torch" and "pip install 'pie-engine[openvino]'" in choice.why
 
 

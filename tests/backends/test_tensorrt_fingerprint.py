@@ -19,8 +19,9 @@ from pie_engine.backends.tensorrt import backend as backend_module
 from pie_engine.backends.tensorrt import library
 from pie_engine.backends.tensorrt.backend import TensorRTBackend, check_engines
 from pie_engine.backends.tensorrt.fingerprint import buckets, obstacle
-from pie_engine.config import COMPONENTS, FLAVOURS
+from pie_engine.config import COMPONENTS, FLAVOURS, Placement, RuntimeConfig
 from pie_engine.errors import BackendError, BundleError, ConfigError
+from pie_engine.machine import loading
 from pie_engine.machine.selection import choose_for_bundle, choose_for_checkpoint
 from pie_engine.model.bundle import Bundle, open_bundle, write_manifest
 from pie_engine.rounds.batches import split_group
@@ -181,7 +182,7 @@ def test_a_fingerprint_that_is_incomplete(holding: Any, changes: dict[str, Any],
 
 def test_auto_for_a_bundle(here: None, holding: Any, bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     def choose(found: Bundle, device: str | None = None) -> tuple[str, str]:
-        choice = choose_for_bundle(found, device)
+        choice = choose_for_bundle(found, Placement(device=device))
         assert choice.why.startswith(choice.name)
         return choice.name, choice.why
 
@@ -202,21 +203,21 @@ def test_auto_passes_over_engines_of_another_gpu(
     here: None, holding: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     both = holding(*FLAVOURS, tensorrt={"gpu": H100.name, "capabilities": ["9.0"]})
-    choice = choose_for_bundle(both, None)
+    choice = choose_for_bundle(both, Placement())
     assert choice.name == "tensorrt-rtx"
     assert "it was compiled for NVIDIA H100 80GB HBM3 (compute capability 9.0)" in choice.why
     (record,) = caplog.records
     assert record.levelname == "WARNING" and record.getMessage().endswith("; going on without them")
     assert "rebuild it" not in choice.why
     pretend_installed(monkeypatch, "tensorrt-rtx", None)
-    choice = choose_for_bundle(both, None)
+    choice = choose_for_bundle(both, Placement())
     assert choice.name == "torch" and "tensorrt-rtx is not installed" in choice.why
 
 
 def test_auto_needs_a_torch_that_sees_the_gpu(here: None, holding: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     both = holding("tensorrt")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    choice = choose_for_bundle(both, None)
+    choice = choose_for_bundle(both, Placement())
     assert choice.name == "onnxruntime" and f"torch {torch.__version__} sees no GPU" in choice.why
 
 
@@ -228,7 +229,7 @@ def test_auto_passes_over_a_library_that_does_not_load(
             raise BackendError("backend 'tensorrt' does not load (libnvinfer.so.11); install it")
 
     monkeypatch.setattr(library, "import_library", load)
-    choice = choose_for_bundle(holding(*FLAVOURS), None)
+    choice = choose_for_bundle(holding(*FLAVOURS), Placement())
     assert choice.name == "tensorrt-rtx" and "'tensorrt' does not load (libnvinfer.so.11)" in choice.why
 
 
@@ -257,7 +258,7 @@ def test_auto_for_a_checkpoint(
 ) -> None:  # fmt: skip
     pretend_openvino(monkeypatch, None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    choice = choose_for_checkpoint(device, dtype, compile)
+    choice = choose_for_checkpoint(Placement(device=device, dtype=dtype, runtime=RuntimeConfig(compile=compile)))
     assert choice.name == expected
     assert choice.why.startswith(expected) and reason in choice.why
 
@@ -268,15 +269,13 @@ def test_auto_for_a_checkpoint_without_onnxruntime(monkeypatch: pytest.MonkeyPat
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    choice = choose_for_checkpoint(None, None, False)
+    choice = choose_for_checkpoint(Placement())
     assert choice.name == "torch" and "pip install 'pie-engine[cpu]'" in choice.why
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_a_checkpoint_is_not_read_for_a_backend_that_cannot_run(monkeypatch: pytest.MonkeyPatch, flavour: str) -> None:
-    import pie_engine.checkpoint as checkpoint
-
-    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda *args, **settings: pytest.fail("read"))
+    monkeypatch.setattr(loading, "load_checkpoint", lambda *args, **settings: pytest.fail("read"))
     pretend(monkeypatch)
     pretend_installed(monkeypatch, flavour, "99.0.0.1")
     with pytest.raises(BackendError, match=rf"backend '{flavour}' runs on an NVIDIA GPU and this machine shows none"):

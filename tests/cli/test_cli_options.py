@@ -31,7 +31,7 @@ RANGES = [
     (["--beta1", "2"], "beta1 2.0 is outside [0, 1]"),
     (["--beta2", "-0.5"], "beta2 -0.5 is outside [0, 1]"),
     (["--seed", "-1"], "seed -1 is outside [0, 9223372036854775807]"),
-    (["--threads", "0"], "threads 0 is not a whole number of at least 1"),
+    (["--threads", "0"], "threads 0 is outside [1, 4096]; pass --threads 1"),
     (["--resolution", "0"], "resolution 0 is outside [8, 2048]"),
     (["--resolution", "-64"], "resolution -64 is outside [8, 2048]"),
     (["--resolution", "8"], "resolution 8 does not fit this U-Net (multiple of 16 expected); pass --resolution 16"),
@@ -49,7 +49,7 @@ RANGES = [
     (["--scheduler", "DDPMScheduler"], "DDPMScheduler is stochastic with this configuration; pass --scheduler ddim"),
     (
         ["--backend", "tpu"],
-        "backend 'tpu' is unknown; pass one of auto, tensorrt, tensorrt-rtx, torch, openvino, onnxruntime",
+        "--backend: invalid choice: 'tpu' (choose from 'auto', 'tensorrt', 'tensorrt-rtx', 'torch', 'openvino', 'onnxruntime')",
     ),
     (["--dtype", "int8"], "--dtype: invalid choice: 'int8' (choose from 'fp32', 'fp16', 'bf16')"),
     (["--semantics", "paper"], "--semantics: invalid choice: 'paper'"),

@@ -11,9 +11,10 @@ from golden import GOLDEN
 from machines import A5000, pretend, pretend_openvino
 
 from pie_engine import Item, PieEngine, RunConfig
-from pie_engine.backends import torch_backend
 from pie_engine.backends.torch_backend import TorchBackend
+from pie_engine.config import Placement
 from pie_engine.errors import BackendError, ConfigError
+from pie_engine.machine import loading
 from pie_engine.machine.selection import choose_for_bundle, choose_for_checkpoint, take
 from pie_engine.model.bundle import Bundle
 
@@ -99,7 +100,7 @@ def started(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
     pretend(monkeypatch, A5000)
     gpu((8, 6), ["sm_86"])
-    monkeypatch.setattr(torch_backend, "TorchBackend", start)
+    monkeypatch.setattr(loading, "TorchBackend", start)
     return made
 
 
@@ -166,13 +167,13 @@ def earlier(bundle: Bundle) -> Bundle:
 
 def test_a_bundle_on_a_gpu_runs_there(a5000: pytest.MonkeyPatch, bundle: Bundle) -> None:
     for device in (None, "cuda", "cuda:0"):
-        choice = choose_for_bundle(bundle, device)
+        choice = choose_for_bundle(bundle, Placement(device=device))
         assert (choice.name, choice.dtype) == ("torch", "fp16")
         assert choice.why == f"torch, for a GPU; {HALF}; the bundle holds no compiled engines"
     for dtype in ("fp32", "bf16"):  # what the graphs have not is torch's alone
-        choice = choose_for_bundle(bundle, None, dtype)
+        choice = choose_for_bundle(bundle, Placement(dtype=dtype))
         assert (choice.name, choice.dtype) == ("torch", dtype)
-    assert choose_for_bundle(bundle, "cpu").name == "openvino"
+    assert choose_for_bundle(bundle, Placement(device="cpu")).name == "openvino"
 
 
 def test_never_the_processor_unasked(
@@ -180,17 +181,17 @@ def test_never_the_processor_unasked(
 ) -> None:
     older, reason = earlier(bundle), "the bundle holds no configuration of text_encoder, vae, unet for torch"
     providers(a5000, "CUDAExecutionProvider")
-    choice = choose_for_bundle(older)
+    choice = choose_for_bundle(older, Placement())
     assert (choice.name, choice.dtype) == ("onnxruntime", None)
     assert choice.why == f"onnxruntime, for a GPU; the bundle holds no compiled engines; {reason}"
     assert caplog.messages == [f"{reason}; going on without torch"]
     providers(a5000)
     with pytest.raises(BackendError) as caught:
-        choose_for_bundle(older)
+        choose_for_bundle(older, Placement())
     line = str(caught.value)
     assert line.startswith(f"nothing runs bundle {bundle.path} on this machine's GPU (the bundle holds no compiled ")
     assert "has no CUDA provider); rebuild it: " in line and line.endswith(", or pass device='cpu'")
-    assert choose_for_bundle(older, "cpu").name == "openvino"
+    assert choose_for_bundle(older, Placement(device="cpu")).name == "openvino"
 
 
 def test_a_gpu_that_torch_does_not_see_is_named(
@@ -198,18 +199,18 @@ def test_a_gpu_that_torch_does_not_see_is_named(
 ) -> None:
     a5000.setattr(torch.cuda, "is_available", lambda: False)
     reason = f"torch {torch.__version__} cannot use {A5000.name} (pie-engine doctor says why)"
-    for choice in (choose_for_bundle(bundle), choose_for_checkpoint(None, None, False)):
+    for choice in (choose_for_bundle(bundle, Placement()), choose_for_checkpoint(Placement())):
         assert choice.name == "openvino" and reason in choice.why
     assert caplog.messages == [f"{reason}; going on without it"] * 2
-    for choice in (choose_for_bundle(bundle, "cpu"), choose_for_checkpoint("cpu", None, False)):
+    for choice in (choose_for_bundle(bundle, Placement(device="cpu")), choose_for_checkpoint(Placement(device="cpu"))):
         assert reason not in choice.why
 
 
 def test_onnxruntime_by_name_says_that_it_leaves_the_gpu(a5000: pytest.MonkeyPatch) -> None:
     providers(a5000, "CUDAExecutionProvider")
-    assert take("onnxruntime", None, None).why == "onnxruntime, as asked"
+    assert take(Placement("onnxruntime")).why == "onnxruntime, as asked"
     providers(a5000)
-    why = take("onnxruntime", None, None).why
+    why = take(Placement("onnxruntime")).why
     assert why.startswith("onnxruntime, as asked, and on the processor though there is a GPU: onnxruntime ")
     assert why.endswith(" has no CUDA provider (pip install 'pie-engine[gpu]')")
-    assert take("onnxruntime", "cpu", None).why == "onnxruntime, as asked"
+    assert take(Placement("onnxruntime", "cpu")).why == "onnxruntime, as asked"

@@ -254,8 +254,8 @@ class PieEngine:
                     on_progress(number * total + step, len(groups) * total)
 
             simulated = self.simulator.simulate([prepared[i] for i in group], chosen, report, interpolate)
-            for i, own in zip(group, simulated, strict=True):
-                results[i] = self._result(own, config, method, chosen, items[i])
+            for i, one in zip(group, simulated, strict=True):
+                results[i] = self._result(one, config, method, chosen, items[i])
         return [results[i] for i in range(len(items))]
 
     def _result(

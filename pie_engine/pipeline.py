@@ -108,8 +108,8 @@ def make_items(prompt: str | Sequence[str], image: Any, mask_image: Any) -> list
             )
     # Names of their own, so that patients do not share their noise.
     return [
-        Item(from_tensor(own), text, _region(mask), item_id=str(number))
-        for number, (own, text, mask) in enumerate(zip(images, prompts, masks, strict=True))
+        Item(from_tensor(picture), text, _region(mask), item_id=str(number))
+        for number, (picture, text, mask) in enumerate(zip(images, prompts, masks, strict=True))
     ]
 
 

@@ -97,7 +97,7 @@ def progress_engine(
     vae, scaling = checkpoint.vae, checkpoint.scaling_factor
     model = next(checkpoint.unet.parameters())
     m = None if mask is None else torch.from_numpy(mask)[None].to(model)
-    own = None if beta_map is None else torch.from_numpy(beta_map)[None].to(model)
+    betas = None if beta_map is None else torch.from_numpy(beta_map)[None].to(model)
     with torch.inference_mode():
         settings = {
             each: replace(config, strength=each.strength, guidance_scale=each.guidance_scale, schedule=None)
@@ -128,7 +128,7 @@ def progress_engine(
                 eps = item_noise(tuple(z.shape[1:]), config.seed, item_id, number)[None].to(model)
             x = scheduler.add_noise(z, eps, timesteps[:1])
             x = denoise(checkpoint, scheduler, timesteps, x, contexts[each], m, z0, eps, now, finding_weights)
-            z = x if m is None else blend(x, z0, m, config, own)
+            z = x if m is None else blend(x, z0, m, config, betas)
             yield z.float().cpu().clone(), to_uint8(vae.decode(z / scaling).sample)
 
 

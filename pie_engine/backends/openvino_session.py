@@ -116,8 +116,8 @@ def _names(component: str, ports: tuple[Any, ...]) -> tuple[str, ...]:
     """A name of each port: the component's own one among its several, if it has that."""
     expected = (*NAMES[component], *[""] * len(ports))
     return tuple(
-        own if own in port.get_names() else min(port.get_names(), default="(unnamed)")
-        for own, port in zip(expected, ports, strict=False)
+        name if name in port.get_names() else min(port.get_names(), default="(unnamed)")
+        for name, port in zip(expected, ports, strict=False)
     )
 
 

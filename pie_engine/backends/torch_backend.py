@@ -77,10 +77,10 @@ class TorchBackend:
         self._fuse(self._unet, None if "unet" in in_fp32 else self._kernels)
         self._fuse(self._vae, None if _VAE_PARTS.keys() & {*in_fp32} else self._kernels)
         for component in COMPONENTS:
-            own = "fp32" if component in in_fp32 else precision
+            used = "fp32" if component in in_fp32 else precision
             for module in self._parts(component).values():
-                self._place(module, own)
-            self.precisions[component] = own
+                self._place(module, used)
+            self.precisions[component] = used
         self.blocks = self._kernels.name if self._kernels and is_fused(self._unet) else ""
 
     def encode_text(self, ids: Tensor) -> Tensor:

@@ -104,12 +104,12 @@ class _TransformerBlock(nn.Module):
     def __init__(self, block: Any, kernels: BlockKernels, span: slice):
         super().__init__()
         self.norm1, self.norm2, self.norm3 = block.norm1, block.norm2, block.norm3
-        own, cross = block.attn1, block.attn2
-        qkv = [own.to_q, own.to_k, own.to_v]
+        attn1, attn2 = block.attn1, block.attn2
+        qkv = [attn1.to_q, attn1.to_k, attn1.to_v]
         self.to_qkv = nn.Parameter(torch.cat([part.weight.detach() for part in qkv]), requires_grad=False)
-        self.to_q, self.to_out1, self.to_out2 = cross.to_q, own.to_out[0], cross.to_out[0]
+        self.to_q, self.to_out1, self.to_out2 = attn2.to_q, attn1.to_out[0], attn2.to_out[0]
         self.ff_in, self.ff_out = block.ff.net[0].proj, block.ff.net[2]
-        self._heads1, self._heads2, self._span, self._kernels = own.heads, cross.heads, span, kernels
+        self._heads1, self._heads2, self._span, self._kernels = attn1.heads, attn2.heads, span, kernels
 
     def forward(self, h: Tensor, keys_values: Tensor) -> Tensor:
         k = self._kernels
@@ -177,8 +177,8 @@ def fuse_unet(unet: Any, kernels: BlockKernels) -> None:
         setattr(parent, name, FusedResnet(resnet, kernels, span))
     widths = _spans(block.attn2.to_k.out_features * 2 for block in blocks)
     for parent, name, transformer in transformers:
-        own = list(itertools.islice(widths, len(transformer.transformer_blocks)))
-        setattr(parent, name, FusedTransformer(transformer, kernels, own))
+        spans = list(itertools.islice(widths, len(transformer.transformer_blocks)))
+        setattr(parent, name, FusedTransformer(transformer, kernels, spans))
     unet.conv_norm_out, unet.conv_act = FusedGroupNorm(unet.conv_norm_out, kernels, silu=True), nn.Identity()
 
 
@@ -259,19 +259,19 @@ def _check_unet(unet: Any) -> None:
         if not transformer.is_input_continuous:
             raise NotImplementedError("a transformer's input is no image")
         for block in transformer.transformer_blocks:
-            own, cross = block.attn1, block.attn2
+            attn1, attn2 = block.attn1, block.attn2
             plain = (
                 block.norm_type == "layer_norm"
                 and type(block.ff.net[0]).__name__ == "GEGLU"
-                and cross is not None
+                and attn2 is not None
                 and not block.only_cross_attention
                 and block.pos_embed is None
-                and all(hasattr(attention, "to_q") for attention in (own, cross))
-                and all(attention.norm_q is None and attention.norm_k is None for attention in (own, cross))
-                and all(attention.to_q.bias is None for attention in (own, cross))
-                and not cross.norm_cross
+                and all(hasattr(attention, "to_q") for attention in (attn1, attn2))
+                and all(attention.norm_q is None and attention.norm_k is None for attention in (attn1, attn2))
+                and all(attention.to_q.bias is None for attention in (attn1, attn2))
+                and not attn2.norm_cross
                 and all(
-                    attention.group_norm is None and not attention.residual_connection for attention in (own, cross)
+                    attention.group_norm is None and not attention.residual_connection for attention in (attn1, attn2)
                 )
             )
             if not plain:

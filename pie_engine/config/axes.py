@@ -53,14 +53,16 @@ def _one_of(*names: str) -> Callable[[str], str]:
 def declared_axes(cls: type) -> dict[str, Axis]:
     """The settings of a class that may be varied, by what users call them."""
     axes = {}
-    for name, own in declared(cls):
-        if own.vary:
-            given = (own.example, default_of(cls, name), *own.choices)
+    for name, spec in declared(cls):
+        if spec.vary:
+            given = (spec.example, default_of(cls, name), *spec.choices)
             example = next(value for value in given if value is not None)
             kinds = [type_of(cls, name), *getattr(type_of(cls, name), "__args__", ())]
-            parse = _one_of(*own.choices) if own.choices else next(kind for kind in (int, float, str) if kind in kinds)
-            called = (own.called or name).replace("_", "-")
-            axes[called] = Axis(name, parse, own.vary, show(example), ordered=own.on_a_line)
+            parse = (
+                _one_of(*spec.choices) if spec.choices else next(kind for kind in (int, float, str) if kind in kinds)
+            )
+            called = (spec.called or name).replace("_", "-")
+            axes[called] = Axis(name, parse, spec.vary, show(example), ordered=spec.on_a_line)
     return axes
 
 

@@ -99,8 +99,8 @@ class RoundRange:
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in a file."""
-        own = {"prompt": self.prompt, "strength": self.strength, "guidance_scale": self.guidance_scale}
-        given = {name: list(v) if isinstance(v, tuple) else v for name, v in own.items() if v is not None}
+        changes = {"prompt": self.prompt, "strength": self.strength, "guidance_scale": self.guidance_scale}
+        given = {name: list(v) if isinstance(v, tuple) else v for name, v in changes.items() if v is not None}
         return {"rounds": self.name, **given}
 
     def _check_prompt(self, prompt: object) -> None:
@@ -190,10 +190,10 @@ class RoundSchedule:
             raise ConfigError(
                 f"schedule: round {end} is beyond the {steps} of {mention('steps')}; pass {use('steps', end)}"
             )
-        own = {index: span for span in self.ranges for index in range(span.first, span.last + 1)}
+        spans = {index: span for span in self.ranges for index in range(span.first, span.last + 1)}
         found = []
         for index in range(1, steps + 1):
-            span = own.get(index)
+            span = spans.get(index)
             if span is None:
                 found.append(RoundSettings.of(None, strength, guidance_scale, total))
                 continue

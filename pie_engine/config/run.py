@@ -120,9 +120,9 @@ class RunConfig:
             raise ConfigError(f"{mention('scheduler')} '' is no name; pass {use('scheduler', 'ddim')}, or leave it out")
         if self.inversion == "ddim" and self.noise == "fresh" and not official:
             raise ConfigError("noise 'fresh' means nothing where a round inverts (inversion \"ddim\"); leave it out")
-        for index, own in enumerate(self.rounds, start=1):
-            if own.kind.denoising_steps < 1:
-                self._refuse_strength(index, own)
+        for index, one in enumerate(self.rounds, start=1):
+            if one.kind.denoising_steps < 1:
+                self._refuse_strength(index, one)
         if official:
             if self.schedule is not None:
                 raise ConfigError(
@@ -144,9 +144,9 @@ class RunConfig:
     @property
     def rounds(self) -> tuple[RoundSettings, ...]:
         """What each of the N rounds runs with. Raises ConfigError: the schedule names more rounds."""
-        own = (self.steps, self.num_inference_steps, self.strength, self.guidance_scale)
+        defaults = (self.steps, self.num_inference_steps, self.strength, self.guidance_scale)
         if self.schedule is not None:
-            return self.schedule.rounds(*own)
+            return self.schedule.rounds(*defaults)
         return (RoundSettings.of(None, self.strength, self.guidance_scale, self.num_inference_steps),) * self.steps
 
     @property
@@ -159,16 +159,16 @@ class RunConfig:
         """Whether classifier-free guidance runs: the empty prompt is evaluated too when g > 1."""
         return self.guidance_scale > 1.0
 
-    def _refuse_strength(self, index: int, own: RoundSettings) -> None:
+    def _refuse_strength(self, index: int, one: RoundSettings) -> None:
         least = math.ceil(100 / self.num_inference_steps) / 100  # rounded up: the remedy has to work when copied
-        scheduled = own.strength != self.strength
+        scheduled = one.strength != self.strength
         raise ConfigError(
-            f"{mention('strength')} {own.strength:g}{f' in round {index} of the schedule' if scheduled else ''} of "
+            f"{mention('strength')} {one.strength:g}{f' in round {index} of the schedule' if scheduled else ''} of "
             f"{self.num_inference_steps} steps runs no denoising step (at least {least:g} needed); "
             f"{f'write {least:g}' if scheduled else 'pass ' + use('strength', f'{least:g}')} or more "
             f"{mention('num_inference_steps')}",
             field="strength",
-            value=own.strength,
+            value=one.strength,
             limit=f"at least {least:g}",
         )
 

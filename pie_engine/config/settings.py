@@ -77,15 +77,15 @@ def setting(help: str, *, default: Any = ..., compare: bool = True, **declared: 
         default: without one the field is needed.
         compare: whether settings that differ in it alone are unequal.
     """
-    own = Setting(help, **declared)
+    spec = Setting(help, **declared)
     bounds: dict[str, Any] = {}
-    if own.low is not None:
-        bounds["gt" if own.open_low else "ge"] = own.low
-    if own.high is not None:
-        bounds |= {"le": own.high, "allow_inf_nan": False} if isinstance(own.high, float) else {"le": own.high}
-    extra: dict[str, Any] = {"enum": [*own.choices, *([None] if default is None else [])]} if own.choices else {}
-    field = pydantic.Field(default, description=own.help, json_schema_extra=extra or None, **bounds)
-    field.metadata.append(own)
+    if spec.low is not None:
+        bounds["gt" if spec.open_low else "ge"] = spec.low
+    if spec.high is not None:
+        bounds |= {"le": spec.high, "allow_inf_nan": False} if isinstance(spec.high, float) else {"le": spec.high}
+    extra: dict[str, Any] = {"enum": [*spec.choices, *([None] if default is None else [])]} if spec.choices else {}
+    field = pydantic.Field(default, description=spec.help, json_schema_extra=extra or None, **bounds)
+    field.metadata.append(spec)
     return field if compare else dataclasses.field(default=field, compare=False)
 
 
@@ -111,10 +111,10 @@ def settings(cls: type[T]) -> type[T]:
             )
         except pydantic.ValidationError as error:
             raise _refusal(made, error) from None
-        for name, own in declared(made):
+        for name, spec in declared(made):
             value = getattr(self, name)
-            if own.choices and value is not None and value not in own.choices:
-                raise _unknown(own.called or name, value, own.choices)
+            if spec.choices and value is not None and value not in spec.choices:
+                raise _unknown(spec.called or name, value, spec.choices)
 
     made.__init__ = __init__
     return made
@@ -123,9 +123,9 @@ def settings(cls: type[T]) -> type[T]:
 def declared(cls: Any) -> Iterator[tuple[str, Setting]]:
     """The names and declarations of a class's settings, in order."""
     for name, field in cls.__pydantic_fields__.items():
-        own = _setting(field)
-        if own is not None:
-            yield name, own
+        spec = _setting(field)
+        if spec is not None:
+            yield name, spec
 
 
 def default_of(cls: Any, name: str) -> Any:
@@ -164,9 +164,9 @@ def _refusal(cls: Any, error: pydantic.ValidationError) -> PieError:
 
 
 def _one(cls: Any, part: Any) -> PieError:
-    own = part.get("ctx", {}).get("error")
-    if isinstance(own, PieError):  # raised by the class itself
-        return own
+    raised = part.get("ctx", {}).get("error")
+    if isinstance(raised, PieError):  # raised by the class itself
+        return raised
     names = list(cls.__pydantic_fields__)
     where = part["loc"][0] if part["loc"] else ""
     name = names[where] if isinstance(where, int) and where < len(names) else str(where)
@@ -175,23 +175,23 @@ def _one(cls: Any, part: Any) -> PieError:
         remedy = f"did you mean {close[0]}?" if close else f"it has {', '.join(names)}"
         return ConfigError(f"{cls.__name__} has no setting {name!r}; {remedy}", field=name, value=part["input"])
     field = cls.__pydantic_fields__.get(name)
-    declaration = None if field is None else _setting(field)
-    if declaration is None:
+    spec = None if field is None else _setting(field)
+    if spec is None:
         return ConfigError(f"{cls.__name__}: {part['msg']} ({name})", field=name or None, value=part["input"])
     if part["type"] in ("missing", "missing_argument"):
-        example = declaration.example or (declaration.choices or ("...",))[0]
+        example = spec.example or (spec.choices or ("...",))[0]
         return ConfigError(f"{cls.__name__} needs {mention(name)}; pass {use(name, example)}", field=name)
-    return _refuse(name, part["input"], part["type"], declaration, field.annotation, field.default)
+    return _refuse(name, part["input"], part["type"], spec, field.annotation, field.default)
 
 
-def _refuse(name: str, value: Any, kind: str, own: Setting, annotation: Any, default: Any) -> PieError:
-    called = own.called or name
-    if own.choices:
-        return _unknown(called, value, own.choices)
-    remedy = f"pass {use(called, default if own.example is None else own.example)}"
+def _refuse(name: str, value: Any, kind: str, spec: Setting, annotation: Any, default: Any) -> PieError:
+    called = spec.called or name
+    if spec.choices:
+        return _unknown(called, value, spec.choices)
+    remedy = f"pass {use(called, default if spec.example is None else spec.example)}"
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
-        text = f"{own.low:g}, {own.high:g}" if isinstance(own.high, float) else f"{own.low}, {own.high}"
-        limit = f"{'(' if own.open_low else '['}{text}]"
+        text = f"{spec.low:g}, {spec.high:g}" if isinstance(spec.high, float) else f"{spec.low}, {spec.high}"
+        limit = f"{'(' if spec.open_low else '['}{text}]"
         message = f"{mention(called)} {value} is outside {limit}; {remedy}"
         return ConfigError(message, field=name, value=value, limit=limit)
     for base, what in ((bool, "on or off"), (int, "a whole number"), (float, "a finite number"), (str, "text")):

@@ -63,7 +63,7 @@ def sizes_for(sizes: tuple[int, ...] | None, findings: int, config: RunConfig) -
     if sizes is None or findings == 1:
         return sizes
     taken = {count for size in sizes for count in (size, 2 * size)}
-    each = sorted({findings + own.kind.guided for own in config.rounds})
+    each = sorted({findings + one.kind.guided for one in config.rounds})
     fitting = tuple(size for size in sizes if taken.issuperset(size * count for count in each))
     if not fitting:
         build = tuple(sorted({1, *(count // 2 if count % 2 == 0 else count for count in each)}))

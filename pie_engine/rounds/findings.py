@@ -28,10 +28,10 @@ class RegionalUNet(UNetCall):
 
         findings, batch = finding_weights.shape[:2]
         latent = unet.sample.shape[1:]
-        own = batch * (2 if guided else 1)
+        first = batch * (2 if guided else 1)
         self._unet, self._weights, self._guided = unet, finding_weights, guided
-        self.sample, self.timestep, self.context = unet.sample[:own], unet.timestep, unet.context
-        self._others = unet.sample[own:].view(findings - 1, batch, *latent)
+        self.sample, self.timestep, self.context = unet.sample[:first], unet.timestep, unet.context
+        self._others = unet.sample[first:].view(findings - 1, batch, *latent)
         self.output = torch.empty_like(self.sample)
         self._sum = torch.empty(batch, *latent, device=finding_weights.device)
 

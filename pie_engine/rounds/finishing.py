@@ -102,6 +102,6 @@ class Finishing:
 def finishing(items: Sequence[Frames]) -> Iterator[Finishing]:
     """A thread for the items' frames; at the end all of them are there."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="pie-engine-frames") as host:
-        own = Finishing(items, host)
-        yield own
-        own.wait()
+        work = Finishing(items, host)
+        yield work
+        work.wait()

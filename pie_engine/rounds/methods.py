@@ -204,8 +204,8 @@ def choose_method(method: MethodConfig, config: RunConfig, scheduler_config: Map
     if method.name == "walk":
         total = 1.0 if method.total_strength is None else method.total_strength
         start = method.start_prompt or ""
-        own = replace(config, strength=total, inversion="ddim")
-        return Chosen(Walk(start), own, what, {"start_prompt": start, "total_strength": total})
+        inverting = replace(config, strength=total, inversion="ddim")
+        return Chosen(Walk(start), inverting, what, {"start_prompt": start, "total_strength": total})
     if method.name == "one-shot":
         most = config.num_inference_steps
         if method.total_strength is None:
@@ -213,8 +213,8 @@ def choose_method(method: MethodConfig, config: RunConfig, scheduler_config: Map
         else:
             steps = int(most * method.total_strength)
         each = rising_steps(steps, config.steps)
-        own = replace(config, schedule=rising_schedule(each, most))
-        return Chosen(OneShot(), own, what, {"total_strength": steps / most, "denoising_steps": list(each)})
+        rising = replace(config, schedule=rising_schedule(each, most))
+        return Chosen(OneShot(), rising, what, {"total_strength": steps / most, "denoising_steps": list(each)})
     frames: dict[str, Method] = {"previous": Previous(), "vae": RoundTrips()}
     return Chosen(frames.get(method.name), config, what, {})
 
@@ -254,7 +254,7 @@ def rising_schedule(steps: Sequence[int], num_inference_steps: int) -> RoundSche
 
 def _computed(config: RunConfig) -> tuple[int, ...]:
     """Indices of the edits that differ from the one before: with one noise, those of another strength."""
-    kinds = [own.kind for own in config.rounds]
+    kinds = [one.kind for one in config.rounds]
     fresh = config.noise == "fresh" and config.inversion == "noise"
     return tuple(index for index, kind in enumerate(kinds) if fresh or index == 0 or kind != kinds[index - 1])
 

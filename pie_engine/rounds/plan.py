@@ -123,8 +123,8 @@ class Plan:
             unet = self.backend.bind_unet(batch * (self.shape.findings + guided), height, width)
             if buffers.finding_weights is not None:
                 unet = RegionalUNet(unet, buffers.finding_weights, guided=guided)
-            own = {kind: denoising for kind, (denoising, _) in self._schedules.items() if kind.guided == guided}
-            self._samplers[guided] = Sampler(own, unet, self.kernels, guidance=buffers.guidance if guided else None)
+            tables = {kind: denoising for kind, (denoising, _) in self._schedules.items() if kind.guided == guided}
+            self._samplers[guided] = Sampler(tables, unet, self.kernels, guidance=buffers.guidance if guided else None)
         inverting = {kind: table for kind, (_, table) in self._schedules.items() if table is not None}
         if inverting:
             unet = self.backend.bind_unet(batch, height, width)
@@ -155,17 +155,17 @@ class Plan:
 
         It runs between rounds, where they run, and never within one: captured parts read what they find here.
         """
-        own = self._rounds[index]
-        self.kind, self._index = own.kind, index
-        self.buffers.guidance.fill_(own.guidance_scale)
-        self.sampler.choose(own.kind)
+        settings = self._rounds[index]
+        self.kind, self._index = settings.kind, index
+        self.buffers.guidance.fill_(settings.guidance_scale)
+        self.sampler.choose(settings.kind)
         if self._inversion is not None:
-            self._inversion.choose(own.kind)
-        prompts = self._prompts_of(own)
-        if self._held.get(own.kind.guided) != prompts:
+            self._inversion.choose(settings.kind)
+        prompts = self._prompts_of(settings)
+        if self._held.get(settings.kind.guided) != prompts:
             unet = self.sampler.unet
             unet.condition(self._contexts[prompts][-len(unet.context) :])  # without guidance no negative prompts
-            self._held[own.kind.guided] = prompts
+            self._held[settings.kind.guided] = prompts
 
     @property
     def original_latent(self) -> Tensor:
@@ -198,16 +198,16 @@ class Plan:
         start, distinct = float(denoising.timesteps[0]), len(np.unique(denoising.timesteps))
         return denoising, build_inversion(scheduler_config, start, total, distinct)
 
-    def _prompts_of(self, own: RoundSettings) -> tuple[str, ...]:
+    def _prompts_of(self, settings: RoundSettings) -> tuple[str, ...]:
         """What a round moves the items towards, J B prompts."""
-        return self._prompts if own.prompt is None else (own.prompt,) * len(self._prompts)
+        return self._prompts if settings.prompt is None else (settings.prompt,) * len(self._prompts)
 
     def _encode_prompts(self, config: RunConfig, checked: Checked) -> None:
         """Each distinct prompt of all rounds, once; then the contexts of every round."""
         import torch
 
-        rows = list(dict.fromkeys(self._prompts_of(own) for own in self._rounds))
-        negative = [config.negative_prompt] if any(own.kind.guided for own in self._rounds) else []
+        rows = list(dict.fromkeys(self._prompts_of(one) for one in self._rounds))
+        negative = [config.negative_prompt] if any(one.kind.guided for one in self._rounds) else []
         inverting = config.inversion == "ddim"
         # A cohort shares few prompts.
         unique = list(dict.fromkeys([*negative, *(prompt for row in rows for prompt in row), *([""] * inverting)]))
@@ -234,7 +234,7 @@ class Plan:
 
 def _kinds(config: RunConfig) -> tuple[RoundKind, ...]:
     """Those of the rounds, each once."""
-    return tuple(sorted({own.kind for own in config.rounds}))
+    return tuple(sorted({one.kind for one in config.rounds}))
 
 
 # Called with a component's name and a function that runs it; gives its output, which is finite.

@@ -24,8 +24,8 @@ def pack(schedule: Schedule, history: int | None = None) -> tuple[np.ndarray, np
     Args:
         history: K of the table, where it stands beside schedules that keep more; None: the schedule's own.
     """
-    k, own = schedule.steps, schedule.history
-    kept = own if history is None else history
+    k, needed = schedule.steps, schedule.history
+    kept = needed if history is None else history
     last = np.zeros(k)
     last[-1] = 1.0
     # What belongs to the step that follows; nothing follows the last, which blends with the original itself.
@@ -38,8 +38,8 @@ def pack(schedule: Schedule, history: int | None = None) -> tuple[np.ndarray, np
             (schedule.timesteps, 0.0),
         )
     ]
-    vectors = [np.pad(values, ((0, 0), (0, kept - own))) for values in (schedule.c, schedule.p, schedule.q)]
-    matrix = np.pad(schedule.P, ((0, 0), (0, kept - own), (0, kept - own))).reshape(k, -1)
+    vectors = [np.pad(values, ((0, 0), (0, kept - needed))) for values in (schedule.c, schedule.p, schedule.q)]
+    matrix = np.pad(schedule.P, ((0, 0), (0, kept - needed), (0, kept - needed))).reshape(k, -1)
     table = np.column_stack([schedule.a, schedule.b, *following, last, *vectors, matrix]).astype(np.float32)
     assert table.shape == (k, columns(kept))
     entry = [schedule.signal[0], schedule.noise[0], schedule.input_scale[0], schedule.timesteps[0]]

@@ -120,14 +120,14 @@ class Simulator:
                 last = time.monotonic()
         pictures: list[np.ndarray] = []
         if between:
-            latents = [original, *np.stack([own.latents for own in frames], axis=1)]  # N + 1 of [B, 4, h, w]
+            latents = [original, *np.stack([one.latents for one in frames], axis=1)]  # N + 1 of [B, 4, h, w]
             pictures = decode_between(loop, latents, between)
         self._keep_loop(loop, config)
         computed = describe_computation(loop, self.runtime, evaluations=total, rounds=method is None)
         computed["seconds"] = seconds
         return [
-            Simulated(own, original[i], _between(own, [stack[i] for stack in pictures], between), computed)
-            for i, own in enumerate(frames)
+            Simulated(one, original[i], _between(one, [stack[i] for stack in pictures], between), computed)
+            for i, one in enumerate(frames)
         ]
 
     def _take_loop(self, batch: Batch, config: RunConfig) -> Loop:

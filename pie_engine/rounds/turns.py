@@ -34,8 +34,8 @@ class Turns:
         """
         if os.getpid() != self._process:
             raise BackendError("this engine was made before the process forked; load one in each process")
-        own = threading.get_ident()
-        if self._holder == own:
+        caller = threading.get_ident()
+        if self._holder == caller:
             raise BackendError(
                 "this engine is running: a progress callback cannot call it; call it when the run is done"
             )
@@ -43,12 +43,12 @@ class Turns:
         gate.acquire()
         with self._lock:
             if self._holder is None:
-                self._holder = own
+                self._holder = caller
             else:
                 self._waiting.append(gate)
-        if self._holder != own:
+        if self._holder != caller:
             self._wait(gate)
-            self._holder = own
+            self._holder = caller
         try:
             yield
         finally:

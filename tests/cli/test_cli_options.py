@@ -49,7 +49,7 @@ RANGES = [
     (["--scheduler", "DDPMScheduler"], "DDPMScheduler is stochastic with this configuration; pass --scheduler ddim"),
     (
         ["--backend", "tpu"],
-        "--backend: invalid choice: 'tpu' (choose from 'auto', 'tensorrt', 'tensorrt-rtx', 'torch', 'openvino', 'onnxruntime')",
+        "--backend: invalid choice: 'tpu' (choose from 'auto', 'tensorrt', 'tensorrt-rtx', 'torch', ",
     ),
     (["--dtype", "int8"], "--dtype: invalid choice: 'int8' (choose from 'fp32', 'fp16', 'bf16')"),
     (["--semantics", "paper"], "--semantics: invalid choice: 'paper'"),

@@ -6,16 +6,14 @@ import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from pie_engine.kernels.geglu import geglu, geglu_triton
 from pie_engine.kernels.group_norm import group_norm, group_norm_triton
 from pie_engine.kernels.layer_norm import add_layer_norm, add_layer_norm_triton
 from pie_engine.kernels.residual import add_residual, add_residual_triton
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +49,6 @@ def select_blocks(device: torch.device) -> BlockKernels | None:
 
 def _try_out(kernels: BlockKernels, device: torch.device) -> None:
     """One small call of each against the eager reference: a kernel that does not compile is found out here."""
-    import torch
-
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:

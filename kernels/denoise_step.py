@@ -18,12 +18,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from pie_engine.kernels.table import LAST, NOISE, SCALE, SIGNAL, TIMESTEP, VECTORS, A, B, columns
 from pie_engine.kernels.triton_launch import check, launch
 
 if TYPE_CHECKING:
     import triton.language as tl
-    from torch import Tensor
 
 
 def denoise_step(
@@ -63,8 +65,6 @@ def denoise_step(
         weight: shaped like the mask, how far the last step's latent is taken instead of the original.
         original: [B, C, h, w], what the last step blends with.
     """
-    import torch
-
     kept = len(history)
     coefficients = table.index_select(0, row)[0]
     c, p, q = (coefficients[VECTORS + i * kept :][:kept].view(-1, 1, 1, 1, 1) for i in range(3))
@@ -208,8 +208,6 @@ def denoise_step_triton(
         ValueError: a tensor has another size, dtype, device or layout than the eager reference's arguments.
         BackendError: Triton is not installed, or `x` is not on a GPU.
     """
-    import torch
-
     kept, halves, full = len(history), 1 if guidance is None else 2, tuple(x.shape)
     batch, channels, *plane = full
     check(x, "x", x, full, x.dtype)

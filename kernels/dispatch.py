@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import torch
 
 from pie_engine.errors import BackendError, use
 from pie_engine.kernels.denoise_step import denoise_step
 from pie_engine.kernels.noising import noising
-
-if TYPE_CHECKING:
-    import torch
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +39,6 @@ def select(device: torch.device | str, name: str = "auto") -> Kernels:
     Raises:
         BackendError: the implementation that was asked for by name does not work here.
     """
-    import torch
-
     device = torch.device(device)
     if name == "eager":
         return EAGER
@@ -100,8 +96,6 @@ _LOADERS: dict[str, Callable[[torch.device], Kernels]] = {"triton": _triton, "cp
 
 def _try_out(kernels: Kernels, device: torch.device, note: str) -> Kernels:
     """One small round of both operations against the eager ones: a kernel that does not compile is found out here."""
-    import torch
-
     from pie_engine.kernels.table import LAST, columns
 
     def compute(operations: Kernels) -> list[torch.Tensor]:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from pie_engine.kernels.residual import ELEMENTS
 from pie_engine.kernels.triton_launch import WARPS, check, check_floating, check_indices, launch_grid
 
 if TYPE_CHECKING:
     import triton.language as tl
-    from torch import Tensor
 
 
 def geglu(x: Tensor) -> Tensor:
@@ -24,9 +27,6 @@ def geglu(x: Tensor) -> Tensor:
     Returns:
         [..., D] of x's dtype.
     """
-    import torch
-    from torch.nn import functional as F
-
     value, gate = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
     return (value * F.gelu(gate)).to(x.dtype)
 

@@ -16,12 +16,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from pie_engine.kernels.group_norm_plan import plan, power_of_two
 from pie_engine.kernels.triton_launch import INDICES, check, check_floating, launch_grid
 
 if TYPE_CHECKING:
     import triton.language as tl
-    from torch import Tensor
 
 
 def group_norm(
@@ -45,9 +48,6 @@ def group_norm(
     Returns:
         Of x's shape and dtype, channels-last.
     """
-    import torch
-    from torch.nn import functional as F
-
     wide = torch.promote_types(x.dtype, torch.float32)
     y = x.to(wide)
     if shift is not None:
@@ -250,8 +250,6 @@ def group_norm_triton(
         ValueError: a tensor has another size, dtype, device or layout than the eager reference's arguments.
         BackendError: Triton is not installed, or `x` is not on a GPU.
     """
-    import torch
-
     if x.dim() < 3 or not x.movedim(1, -1).is_contiguous():
         raise ValueError(f"x {list(x.shape)} is not a channels-last image")
     check_floating("x", x)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from pie_engine.kernels.residual import check_rows
 from pie_engine.kernels.triton_launch import check, launch_grid
 
 if TYPE_CHECKING:
     import triton.language as tl
-    from torch import Tensor
 
 # Elements of a program, in whole rows: 16 per thread of 4 warps. Narrow rows share a program, wide ones take more.
 TILE = 2048
@@ -37,9 +40,6 @@ def add_layer_norm(
     Returns:
         The sum, which is `x` itself where there is nothing to add, and its layer norm; both like x.
     """
-    import torch
-    from torch.nn import functional as F
-
     wide = torch.promote_types(x.dtype, torch.float32)
     total = x.to(wide)
     if residual is not None:
@@ -96,8 +96,6 @@ def add_layer_norm_triton(
         ValueError: a tensor has another size, dtype, device or layout than the eager reference's arguments.
         BackendError: Triton is not installed, or `x` is not on a GPU.
     """
-    import torch
-
     shape = tuple(x.shape)
     if not x.dim() or not shape[-1]:
         raise ValueError(f"x is {list(shape)}; rows of channels expected")

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from pie_engine.kernels.table import ENTRY_COLUMNS
 from pie_engine.kernels.triton_launch import check, launch
 
 if TYPE_CHECKING:
     import triton.language as tl
-    from torch import Tensor
 
 
 def noising(
@@ -118,8 +120,6 @@ def noising_triton(
         ValueError: a tensor has another size, dtype, device or layout than the eager reference's arguments.
         BackendError: Triton is not installed, or `x` is not on a GPU.
     """
-    import torch
-
     full = tuple(x.shape)
     kept = 0 if history is None else len(history)
     halves = 1 if sample is None else max(1, len(sample) // full[0])

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from pie_engine.kernels.triton_launch import WARPS, check, check_floating, check_indices, launch_grid
 
 if TYPE_CHECKING:
     import triton.language as tl
-    from torch import Tensor
 
 ELEMENTS = 8 * 32 * WARPS  # of a program of an elementwise kernel: 16 bytes of a 16-bit type per thread
 
@@ -46,8 +48,6 @@ def add_residual(x: Tensor, residual: Tensor, bias: Tensor | None = None) -> Ten
     Returns:
         Of x's shape, dtype and layout.
     """
-    import torch
-
     wide = torch.promote_types(x.dtype, torch.float32)
     y = x.to(wide) + residual.to(wide)
     if bias is not None:
@@ -84,8 +84,6 @@ def add_residual_triton(x: Tensor, residual: Tensor, bias: Tensor | None = None)
         ValueError: a tensor has another size, dtype, device or layout than the eager reference's arguments.
         BackendError: Triton is not installed, or `x` is not on a GPU.
     """
-    import torch
-
     check_rows(x, "x", x)
     check_rows(x, "residual", residual)
     channels = rows(x).shape[-1]

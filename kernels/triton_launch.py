@@ -8,13 +8,14 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from pie_engine.errors import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import torch
-    from torch import Tensor
 
 # Each of the 128 threads holds 4 consecutive elements: 16 bytes of float32, 8 of a 16-bit type. Larger blocks leave
 # most of a GPU idle at batch 1, where the whole latent is 16384 elements.
@@ -81,8 +82,6 @@ def launch_grid(
     Raises:
         BackendError: Triton is not installed, or `x` is not on a GPU.
     """
-    import torch
-
     compiled = jitted(kernel)
     import triton
 

@@ -13,13 +13,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pie_engine.rounds.noise import item_noise, official_generator
 from pie_engine.rounds.schedule import disable_corrector, make_scheduler, prepare_scheduler
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
 
     from pie_engine.checkpoint import Checkpoint
     from pie_engine.config import RunConfig
@@ -37,8 +38,6 @@ def progress_official(
     Yields:
         After each round: final latent [1, 4, h, w] float32 and frame [H, W, 3] uint8.
     """
-    import torch
-
     vae, scaling = checkpoint.vae, checkpoint.scaling_factor
     generator = official_generator(config.seed)
     model = next(checkpoint.unet.parameters())  # its device and dtype are everybody's
@@ -92,8 +91,6 @@ def progress_engine(
         beta_map: [1, h, w] float32, each pixel's beta averaged over the ROI, where its regions have their own, or None.
         findings: several prompts instead of the one, each with its share of a latent, [1, h, w] float32, 1 in all.
     """
-    import torch
-
     vae, scaling = checkpoint.vae, checkpoint.scaling_factor
     model = next(checkpoint.unet.parameters())
     m = None if mask is None else torch.from_numpy(mask)[None].to(model)
@@ -149,8 +146,6 @@ def denoise(
     With several findings c is sum_j w_j c_j, w = `finding_weights` [J, 1, h, w]: the model is asked about each, and
     each answer holds in its own regions (composable diffusion, arXiv 2206.01714; here weights vary over the image).
     """
-    import torch
-
     for i, t in enumerate(timesteps):
         if m is not None and i > 0:
             x = m * x + (1 - m) * _renoise(scheduler, z0, eps, timesteps, i)
@@ -193,8 +188,6 @@ def invert(checkpoint: Checkpoint, z: Tensor, empty: Tensor, timesteps: Tensor, 
     Returns:
         eps = (x - sqrt(abar) z) / sqrt(1 - abar), so that noising z with it gives the inverted x.
     """
-    import torch
-
     ddim = make_scheduler(checkpoint.scheduler_config, "ddim")
     stride = ddim.config.num_train_timesteps // config.num_inference_steps
     first, steps = round(float(timesteps[0])), len(timesteps.unique())
@@ -224,8 +217,6 @@ def encode_text(checkpoint: Checkpoint, prompts: list[str]) -> Tensor:
 
 def to_pixels(image: Image) -> Tensor:
     """RGB image -> [1, 3, H, W] float32 in [-1, 1]."""
-    import torch
-
     return torch.from_numpy(np.asarray(image).astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
 
 

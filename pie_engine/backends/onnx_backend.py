@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from pie_engine.backends.graph_backend import GraphBackend
 from pie_engine.backends.onnx_session import BoundGraph, open_session
 from pie_engine.config import COMPONENTS
@@ -28,8 +30,6 @@ class OnnxBackend(GraphBackend):
     capture_obstacle = "onnxruntime's work cannot be recorded into another library's graph"
 
     def __init__(self, bundle: Bundle, *, device: str = "cpu", threads: int | None = None):
-        import torch
-
         self._threads = threads
         # ONNX Runtime runs on the stream that a session was opened with: the loop has to run on the same one.
         self.stream = torch.cuda.Stream(torch.device(device)) if device.startswith("cuda") else None

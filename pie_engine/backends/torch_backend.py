@@ -7,14 +7,14 @@ import logging
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from pie_engine.backends.protocol import UNetCall
 from pie_engine.backends.torch_blocks import fuse_unet, fuse_vae, is_fused
 from pie_engine.config import COMPONENTS, RuntimeConfig
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from pie_engine.checkpoint import Checkpoint
     from pie_engine.kernels.blocks import BlockKernels
     from pie_engine.model.info import ModelInfo
@@ -26,8 +26,6 @@ _VAE_PARTS = {"vae_encoder": ("encoder", "quant_conv"), "vae_decoder": ("post_qu
 
 def torch_dtype(name: str) -> torch.dtype:
     """ "fp32", "fp16" or "bf16" as a torch dtype."""
-    import torch
-
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
 
 
@@ -64,8 +62,6 @@ class TorchBackend:
         reload: Callable[[], Checkpoint] | None = None,
         in_fp32: Collection[str] = (),
     ):
-        import torch
-
         self.model = model
         self.device = torch.device(device)
         self._runtime = runtime or RuntimeConfig()
@@ -97,8 +93,6 @@ class TorchBackend:
             return self._vae.decode(latent.to(self.device, dtype)).sample.float()
 
     def bind_unet(self, batch: int, height: int, width: int) -> UNetCall:
-        import torch
-
         info, dtype = self.model, torch_dtype(self.precisions["unet"])
         bound = _BoundBlocks if is_fused(self._unet) else _BoundUNet
         return bound(
@@ -173,8 +167,6 @@ class TorchBackend:
 
         Switched back after each call, as it holds for the whole process; a captured stage has its choice within.
         """
-        import torch
-
         if self.device.type != "cuda":
             yield
             return
@@ -186,8 +178,6 @@ class TorchBackend:
             torch.backends.cudnn.benchmark = before
 
     def _place(self, module: torch.nn.Module, precision: str) -> None:
-        import torch
-
         on_gpu = self.device.type == "cuda"
         if on_gpu and precision == "fp32":
             torch.backends.cudnn.allow_tf32 = False  # on by default: convolutions would keep 10 bits of mantissa
@@ -197,8 +187,6 @@ class TorchBackend:
         torch.nn.Module.to(module, memory_format=layout)  # type: ignore[call-overload]
 
     def _compile(self) -> Any:
-        import torch
-
         # Shapes are static: each has code of its own, and a cohort may have many. The graph is captured by the loop.
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         return torch.compile(self._unet, fullgraph=True, dynamic=False)

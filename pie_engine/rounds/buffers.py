@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 # Rows of the flags: which stage gave values that are not finite. In the order in which the stages run.
 ENCODE, INVERSION, DENOISE, DECODE = range(4)
@@ -78,8 +76,6 @@ class Buffers:
 
     @classmethod
     def allocate(cls, shape: Shape, device: torch.device, *, official: bool) -> Buffers:
-        import torch
-
         batch, (channels, height, width) = shape.batch, shape.latent
 
         def empty(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -134,8 +130,6 @@ class Slot:
 
     @classmethod
     def allocate(cls, buffers: Buffers) -> Slot:
-        import torch
-
         pin = buffers.x.device.type == "cuda"
 
         def beside(source: Tensor) -> Tensor:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +56,6 @@ def cuda_graph(stream: torch.cuda.Stream) -> Capture:
     that overlap need another one of these, and streams of their own, too: PyTorch keeps one cuBLAS workspace for each
     stream.
     """
-    import torch
-
     shared: list[Any] = []  # the pool, once a graph lives in it
 
     def capture(function: Callable[[], None]) -> Callable[[], None]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from pie_engine.rounds.buffers import DECODE, DENOISE, ENCODE, INVERSION
 from pie_engine.rounds.noise import item_noise, official_generator
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from pie_engine.config import RunConfig
     from pie_engine.rounds.plan import Batch, Plan
 
@@ -143,15 +144,11 @@ class Noises:
         self._filled = index
 
     def _draw_items(self, round_index: int | None) -> None:
-        import torch
-
         shape = self._plan.shape.latent
         noises = [item_noise(shape, self._config.seed, item, round_index) for item in self._ids]
         self._copy([(self._plan.buffers.eps, torch.stack(noises))])
 
     def _draw_official(self) -> None:
-        import torch
-
         b, shape = self._plan.buffers, self._plan.shape.latent
         # Six draws per round and item, in the published order; see reference.progress_official.
         draws = [[torch.randn(shape, generator=g) for _ in range(6)] for g in self._generators]

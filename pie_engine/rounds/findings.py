@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
+from torch import Tensor
 
 from pie_engine.backends import UNetCall
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class RegionalUNet(UNetCall):
@@ -24,8 +22,6 @@ class RegionalUNet(UNetCall):
     """
 
     def __init__(self, unet: UNetCall, finding_weights: Tensor, *, guided: bool):
-        import torch
-
         findings, batch = finding_weights.shape[:2]
         latent = unet.sample.shape[1:]
         first = batch * (2 if guided else 1)

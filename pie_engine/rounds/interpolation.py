@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 if TYPE_CHECKING:
     from pie_engine.rounds.loop import Loop
@@ -39,8 +40,6 @@ def decode_between(loop: Loop, latents: Sequence[np.ndarray], count: int) -> lis
 
 
 def _decode(loop: Loop, number: int, latents: np.ndarray) -> np.ndarray:
-    import torch
-
     def enter() -> None:
         loop.plan.buffers.x.copy_(torch.from_numpy(latents))
 

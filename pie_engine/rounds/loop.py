@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
+from torch import Tensor
+
 from pie_engine.errors import BackendError, use
 from pie_engine.rounds.buffers import DECODE, STAGE_COMPONENT, Slot
 from pie_engine.rounds.capture import Capture, Stage
@@ -30,8 +33,6 @@ from pie_engine.rounds.plan import Batch, Plan
 from pie_engine.rounds.timeline import CudaTimeline, Timeline
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from pie_engine.backends import Backend
     from pie_engine.config import RunConfig, RuntimeConfig
 
@@ -270,8 +271,6 @@ class Loop:
 
     def _checked(self, component: str, compute: Callable[[], Tensor]) -> Tensor:
         """The output of a component, computed again in higher precision while it is not finite."""
-        import torch
-
         assert self._batch is not None
         while True:
             output = compute()

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import gc
 import re
-from typing import TYPE_CHECKING
+
+import torch
 
 from pie_engine.errors import argument, use
-
-if TYPE_CHECKING:
-    import torch
 
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 # PyTorch (on a GPU and on a processor) and ONNX Runtime: neither has a type of its own for all of its allocators.
@@ -59,8 +57,6 @@ def release(device: torch.device) -> None:
     """Give memory that nothing refers to any more back to the device."""
     gc.collect()
     if device.type == "cuda":
-        import torch
-
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
 
@@ -71,8 +67,6 @@ def _needed(error: BaseException, device: torch.device) -> str | None:
         return None
     needed = f"{requested / 2**30:.2f} GiB more"
     if device.type == "cuda":
-        import torch
-
         free, total = torch.cuda.mem_get_info(device)
         needed += f" than the {(total - free) / 2**30:.2f} of {total / 2**30:.2f} GiB in use on {device}"
     return needed

@@ -14,6 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pie_engine.config import RoundRange, RoundSchedule
 from pie_engine.rounds.buffers import ENCODE
@@ -23,8 +25,6 @@ from pie_engine.rounds.noise import item_noise
 from pie_engine.rounds.schedule import build_schedule, make_scheduler
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from pie_engine.config import MethodConfig, RunConfig
     from pie_engine.rounds.equations import OnStep, Part
     from pie_engine.rounds.loop import Loop, Method
@@ -44,8 +44,6 @@ def slerp(first: Tensor, second: Tensor, share: float) -> Tensor:
         first, second: [B, ...] float32.
         share: u, 0 for the first, 1 for the second.
     """
-    import torch
-
     a, b = first.flatten(1).double(), second.flatten(1).double()
     cosine = ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))).clamp(-1, 1)
     angle = cosine.acos()
@@ -74,8 +72,6 @@ class Walk:
         return plan.evaluations - steps + config.steps * steps
 
     def rounds(self, loop: Loop, batch: Batch, config: RunConfig, on_step: OnStep) -> Iterator[Round]:
-        import torch
-
         plan, count, reruns = loop.plan, len(batch.prompts), list(loop.reruns)
         end = plan.sampler.unet.context.clone().float()
         # Through the loop, so that embeddings are checked and computed again as a run's own are.
@@ -155,8 +151,6 @@ class Previous:
         return 0
 
     def rounds(self, loop: Loop, batch: Batch, config: RunConfig, on_step: OnStep) -> Iterator[Round]:
-        import torch
-
         frames = ((batch.pixels + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
         same = Round(loop.plan.original_latent.cpu(), frames)
         yield from [same] * config.steps
@@ -276,7 +270,5 @@ def _run(plan: Plan, part: Part) -> None:
 
 def _noise(plan: Plan, batch: Batch, config: RunConfig, index: int | None) -> Tensor:
     """The items' noises, [B, 4, h, w] on the plan's device: PIE's own, of one round or shared."""
-    import torch
-
     noises = [item_noise(plan.shape.latent, config.seed, item, index) for item in batch.item_ids]
     return torch.stack(noises).to(plan.buffers.eps)

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -19,8 +20,6 @@ def item_noise(shape: tuple[int, int, int], seed: int, item_id: str, round_index
     place in a manifest. 128 bits of it key a Philox generator: PyTorch's own on the CPU keeps 32 bits of a seed, and
     among 100,000 patients two would share a noise more often than not.
     """
-    import torch
-
     name = json.dumps([seed, item_id] if round_index is None else [seed, item_id, round_index])
     key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "big")
     generator = np.random.Generator(np.random.Philox(key=key))
@@ -29,6 +28,4 @@ def item_noise(shape: tuple[int, int, int], seed: int, item_id: str, round_index
 
 def official_generator(seed: int) -> Generator:
     """The stream that `torch.manual_seed(seed)` gives the published code on the CPU."""
-    import torch
-
     return torch.Generator().manual_seed(seed)

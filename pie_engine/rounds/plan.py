@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pie_engine.rounds.buffers import Buffers, Shape
 from pie_engine.rounds.findings import RegionalUNet
@@ -14,8 +16,6 @@ from pie_engine.rounds.sampler import Background, Sampler
 from pie_engine.rounds.schedule import build_inversion, build_schedule
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from pie_engine.backends import Backend
     from pie_engine.config import RoundKind, RoundSettings, RunConfig
     from pie_engine.kernels.dispatch import Kernels
@@ -204,8 +204,6 @@ class Plan:
 
     def _encode_prompts(self, config: RunConfig, checked: Checked) -> None:
         """Each distinct prompt of all rounds, once; then the contexts of every round."""
-        import torch
-
         rows = list(dict.fromkeys(self._prompts_of(one) for one in self._rounds))
         negative = [config.negative_prompt] if any(one.kind.guided for one in self._rounds) else []
         inverting = config.inversion == "ddim"

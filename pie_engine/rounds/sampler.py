@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pie_engine.kernels.table import columns
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from pie_engine.backends import UNetCall
     from pie_engine.kernels.dispatch import Kernels
     from pie_engine.rounds.schedule import Schedule
@@ -92,8 +92,6 @@ class Sampler:
         guidance: Tensor | None,
         inverting: bool = False,
     ):
-        import torch
-
         self.unet, self._kernels, self._guidance = unet, kernels, guidance
         self._schedules = dict(schedules)
         kept = max(schedule.history for schedule in self._schedules.values())

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from pie_engine.equality import ByContent
 from pie_engine.errors import ConfigError, mention, use
@@ -176,8 +177,6 @@ def disable_corrector(scheduler: Any, num_inference_steps: int) -> None:
 
 def make_inversion_scheduler(config: Mapping[str, Any], start: float, num_inference_steps: int, steps: int) -> Any:
     """DDIM inversion (Song et al. 2021, eq. 14 run backwards) that ends at timestep `start` after `steps` steps."""
-    import torch
-
     scheduler = make_scheduler({**config, "clip_sample": False}, "DDIMInverseScheduler")
     scheduler.set_timesteps(num_inference_steps)
     # Its own grid begins at the schedule's offset; shifted so that it ends where denoising begins, whatever
@@ -201,8 +200,6 @@ def build_inversion(config: Mapping[str, Any], start: float, num_inference_steps
 
 
 def _noise_factors(scheduler: Any, timesteps: Any) -> tuple[Array, Array]:
-    import torch
-
     one, zero = (torch.full((1, 1, 1, 1), value, dtype=torch.float64) for value in (1.0, 0.0))
     signal, noise = np.empty(len(timesteps)), np.empty(len(timesteps))
     # With a begin index set, sigma-based schedulers noise to that index whatever timestep they are given.
@@ -219,8 +216,6 @@ def _noise_factors(scheduler: Any, timesteps: Any) -> tuple[Array, Array]:
 
 def _probe(scheduler: Any, timesteps: Any, signal: Array, noise: Array) -> Schedule:
     import copy
-
-    import torch
 
     k = len(timesteps)
     unit = torch.eye(2 * k, dtype=torch.float64)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from pie_engine.rounds.capture import Capture, cuda_graph
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Timeline:
@@ -61,8 +60,6 @@ class CudaTimeline(Timeline):
     def __init__(
         self, device: torch.device, *, overlap: bool, stream: torch.cuda.Stream | None = None, obstacle: str = ""
     ):
-        import torch
-
         self.lag = 1 if overlap else 0
         self._device, self._obstacle = device, obstacle
         # A foreign engine runs on the stream that it was made with: rounds have to run on that one.
@@ -71,8 +68,6 @@ class CudaTimeline(Timeline):
         self._ready, self._read = torch.cuda.Event(), torch.cuda.Event()
 
     def main(self) -> AbstractContextManager[Any]:
-        import torch
-
         self._main.wait_stream(torch.cuda.current_stream(self._device))
         return torch.cuda.stream(self._main)
 
@@ -83,8 +78,6 @@ class CudaTimeline(Timeline):
 
     @contextlib.contextmanager
     def decoding(self) -> Any:
-        import torch
-
         with torch.cuda.stream(self._side):
             self._side.wait_event(self._ready)
             try:
@@ -93,8 +86,6 @@ class CudaTimeline(Timeline):
                 self._read.record(self._side)
 
     def mark(self) -> Callable[[], None]:
-        import torch
-
         event = torch.cuda.Event()
         event.record(self._side)
         return event.synchronize

@@ -41,7 +41,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--quick", action="store_true",
         help="one round of two steps, timed once, unless the options below say otherwise: does everything run here?",
     )  # fmt: skip
-    size.add_argument("--rounds", type=int, help="(3)")
+    size.add_argument("--rounds", "--steps", type=int, metavar="N", help="(3)")
     size.add_argument("--strength", type=float, help="share of a schedule of 50 steps per round (0.5)")
     size.add_argument("--resolution", type=int, metavar="PIXELS", help="side of the square (default: the model's)")
     size.add_argument("--batch", type=int, default=1, help="items that the engine runs at once; eager runs one (1)")

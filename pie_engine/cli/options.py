@@ -57,19 +57,20 @@ def told_default(cls: type, name: str, own: Setting) -> str:
 
 def _add(group: Any, cls: type, name: str, own: Setting) -> None:
     option, kind = f"--{as_option(own.called or name, None)}", type_of(cls, name)
+    options = [option, *(f"--{other}" for other in own.also)]
     kinds = [kind, *getattr(kind, "__args__", ())]
     symbol = f"{own.symbol}: " if own.symbol and own.symbol != name else ""
     help = f"{symbol}{own.help} ({told_default(cls, name, own)})".replace("%", "%%")
     settings: dict[str, Any] = {"default": None, "dest": _key(own, name), "help": help}
     if bool in kinds:
-        group.add_argument(option, action=argparse.BooleanOptionalAction, **settings)
+        group.add_argument(*options, action=argparse.BooleanOptionalAction, **settings)
         return
     if own.choices:
         settings["choices"] = [choice for choice in own.choices if choice]
     else:
         settings["metavar"] = own.metavar or name.upper()
         settings["type"] = next((_TYPES[own_kind] for own_kind in kinds if own_kind in _TYPES), str)
-    group.add_argument(option, **settings)
+    group.add_argument(*options, **settings)
 
 
 def _key(own: Setting, name: str) -> str:

@@ -39,9 +39,10 @@ def table(cls: type) -> Iterator[str]:
     options = options_of(cls)
     for name, own in declared(cls):
         symbol = f" ({own.symbol})" if own.symbol and own.symbol != name else ""
+        names = (options[name], *(f"--{other}" for other in own.also))
         unit = f", in {own.unit}" if own.unit not in own.help else ""
         cells = (
-            f"`{name}`{symbol}", f"`{options[name]}`", own.help + unit,
+            f"`{name}`{symbol}", ", ".join(f"`{option}`" for option in names), own.help + unit,
             limits(cls, name, own), told_default(cls, name, own), "yes" if own.vary else "",
         )  # fmt: skip
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +27,12 @@ from pie_engine.config import DTYPES, RunConfig, RuntimeConfig, check_interpolat
 from pie_engine.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pie_engine.config import MethodConfig, OutputConfig
     from pie_engine.engine import PieEngine
     from pie_engine.imaging import Region
     from pie_engine.imaging.item import Item
+    from pie_engine.outputs.partial import Partial
+    from pie_engine.rounds.resuming import Interrupted
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -58,6 +64,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="folder; an earlier result in it is replaced (pie-output)",
     )
     add_output_options(output)
+    output.add_argument(
+        "--resume", action="store_true", help="go on with the interrupted run in --output; the other options as before"
+    )
     output.add_argument("--json", action="store_true", help="print the result as one JSON object")
     output.add_argument("--quiet", action="store_true", help="no progress")
     add_config_options(parser.add_argument_group("settings as a file"))
@@ -163,12 +172,56 @@ def engine_from(arguments: argparse.Namespace) -> PieEngine:
     return engine
 
 
+def _partial(arguments: argparse.Namespace, config: RunConfig, method: MethodConfig, item: Item) -> Partial | None:
+    """The interrupted run that --resume goes on with, held to what is known before a model is loaded."""
+    from pie_engine.cli.progress import say
+    from pie_engine.outputs.partial import read_partial
+
+    if not arguments.resume:
+        return None
+    partial = read_partial(arguments.output)
+    if partial is None:
+        if not arguments.quiet:
+            say(f"{arguments.output} holds no interrupted run; starting anew")
+        return None
+    settings = config.to_dict()
+    if config.resolution is None:
+        del settings["resolution"]  # the model's, which is not loaded yet
+    partial.check({"settings": settings, "method": method.to_dict(), "item_id": item.item_id})
+    if not arguments.quiet:
+        say(f"going on after round {partial.finished.rounds} of {config.steps}")
+    return partial
+
+
+def _keep(interrupt: Interrupted, output: Path, outputs: OutputConfig, partial: Partial | None) -> KeyboardInterrupt:
+    """Write the rounds that are finished. Returns what to raise: the interrupt, with what was done about it in words.
+
+    A whole result that lies in the folder stays, as it would had the run been interrupted in its first round.
+    """
+    number = (interrupt.args or (signal.SIGINT,))[0]
+    result = interrupt.results[0]
+    rounds, steps = len(result.latents), result.config.steps
+    if partial is not None and rounds <= partial.finished.rounds:
+        return KeyboardInterrupt(number, f"interrupted; {output} stays as it was")
+    folder = output
+    if partial is None and output.is_dir() and any(output.iterdir()):
+        folder = output.with_name(f"{output.name}.partial")
+    # What leaves this machine (a series, native frames) is made of whole runs alone.
+    result.save(folder, replace(outputs, mp4=False, native_size=False, dicom=False, dicom_same_study=False))
+    return KeyboardInterrupt(
+        number,
+        f"interrupted after round {rounds} of {steps}; these are in {folder}, and the same command with --resume "
+        f"--output {shlex.quote(str(folder))} goes on from there",
+    )
+
+
 def main(arguments: argparse.Namespace) -> int:
     from pie_engine.cli.progress import Progress
     from pie_engine.files import check_folder
     from pie_engine.imaging import read_stored
     from pie_engine.imaging.item import check_findings, check_item
     from pie_engine.outputs import check_outputs, check_source
+    from pie_engine.rounds.resuming import Interrupted
 
     # Everything that can be refused cheaply is refused before a model is loaded.
     config, method, outputs = config_from(arguments), method_from(arguments), outputs_from(arguments)
@@ -184,9 +237,20 @@ def main(arguments: argparse.Namespace) -> int:
     check_item(item, config)
     if outputs.native_size or outputs.dicom:
         check_source(read_stored(item.image, reading=item.reading), config, outputs)
+    partial = _partial(arguments, config, method, item)
     engine = engine_from(arguments)
     progress = Progress(config.steps, quiet=arguments.quiet)
-    result = engine.run(item, config, method=method, on_progress=progress, interpolate=arguments.interpolate)
+    try:
+        result = engine.run(
+            item,
+            config,
+            method=method,
+            on_progress=progress,
+            interpolate=arguments.interpolate,
+            resume=None if partial is None else arguments.output,
+        )
+    except Interrupted as interrupt:
+        raise _keep(interrupt, arguments.output, outputs, partial) from None
     written = result.save(arguments.output, outputs)
     if arguments.json:
         sys.stdout.write(json.dumps({**written, "change": result.change.to_dict()}) + "\n")

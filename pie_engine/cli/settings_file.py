@@ -21,7 +21,7 @@ REGIONS = "regions"
 # What regions are made of, by where argparse keeps them.
 _ORDERED = {"mask": {"file": "mask", "label": "mask-label"}, "keep": {"file": "keep", "label": "keep-label"}}
 # What a command does with its result, which is not how the result comes about.
-_LEFT_OUT = {"command", "main", "own_parser", "debug", "quiet", "json", "print_config", "config"}
+_LEFT_OUT = {"command", "main", "own_parser", "debug", "quiet", "json", "print_config", "config", "resume"}
 
 
 def add_config_options(parser: Any) -> None:

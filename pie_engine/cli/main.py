@@ -35,6 +35,7 @@ from pie_engine.cli import (
 )
 from pie_engine.cli.completion import add_completion_option
 from pie_engine.cli.parsing import Parser, canonical, parse
+from pie_engine.cli.repeat import with_provenance
 from pie_engine.cli.settings_file import with_file
 from pie_engine.cli.spelling import LogFormatter, as_option
 from pie_engine.errors import PieError
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _silence_libraries()
     try:
         with _interruptible():
-            arguments = parse(_parser(), words, canonical(with_file(words)))
+            arguments = parse(_parser(), words, canonical(with_provenance(with_file(words))))
             code = arguments.main(arguments)
             sys.stdout.flush()
         return code

@@ -21,7 +21,8 @@ from pie_engine.cli.patient import (
     reading_from,
     regions_from,
 )
-from pie_engine.cli.settings_file import add_config_options, to_text
+from pie_engine.cli.repeat import KEY, add_from_option, check_inputs, check_model
+from pie_engine.cli.settings_file import add_config_options, to_mapping, to_text
 from pie_engine.cli.shared import add_checkpoint_options
 from pie_engine.config import DTYPES, RunConfig, RuntimeConfig, check_interpolation
 from pie_engine.errors import ConfigError
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pie_engine.engine import PieEngine
     from pie_engine.imaging import Region
     from pie_engine.imaging.item import Item
+    from pie_engine.outputs import Result
     from pie_engine.outputs.partial import Partial
     from pie_engine.rounds.resuming import Interrupted
 
@@ -69,7 +71,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     output.add_argument("--json", action="store_true", help="print the result as one JSON object")
     output.add_argument("--quiet", action="store_true", help="no progress")
-    add_config_options(parser.add_argument_group("settings as a file"))
+    files = parser.add_argument_group("settings as a file")
+    add_config_options(files)
+    add_from_option(files)
     return parser
 
 
@@ -193,13 +197,28 @@ def _partial(arguments: argparse.Namespace, config: RunConfig, method: MethodCon
     return partial
 
 
-def _keep(interrupt: Interrupted, output: Path, outputs: OutputConfig, partial: Partial | None) -> KeyboardInterrupt:
+def _with_options(result: Result, arguments: argparse.Namespace, method: MethodConfig, outputs: OutputConfig) -> Result:
+    """The result with the options that made it in its provenance, for --from."""
+    options = to_mapping(arguments, (result.config, method, runtime_from(arguments), outputs))
+    backend = result.provenance["backend"]  # what was taken, where it was left open
+    options |= {"backend": backend["name"], "device": backend["device"]}
+    return replace(result, provenance={**result.provenance, KEY: options})
+
+
+def _keep(
+    interrupt: Interrupted,
+    arguments: argparse.Namespace,
+    method: MethodConfig,
+    outputs: OutputConfig,
+    partial: Partial | None,
+) -> KeyboardInterrupt:
     """Write the rounds that are finished. Returns what to raise: the interrupt, with what was done about it in words.
 
     A whole result that lies in the folder stays, as it would had the run been interrupted in its first round.
     """
     number = (interrupt.args or (signal.SIGINT,))[0]
-    result = interrupt.results[0]
+    output = arguments.output
+    result = _with_options(interrupt.results[0], arguments, method, outputs)
     rounds, steps = len(result.latents), result.config.steps
     if partial is not None and rounds <= partial.finished.rounds:
         return KeyboardInterrupt(number, f"interrupted; {output} stays as it was")
@@ -226,19 +245,26 @@ def main(arguments: argparse.Namespace) -> int:
     # Everything that can be refused cheaply is refused before a model is loaded.
     config, method, outputs = config_from(arguments), method_from(arguments), outputs_from(arguments)
     if arguments.print_config:
-        sys.stdout.write(to_text(arguments, arguments.own_parser, (config, method, runtime_from(arguments), outputs)))
+        sys.stdout.write(to_text(arguments, (config, method, runtime_from(arguments), outputs)))
         return 0
     method.check(config)
     check_outputs(outputs)
     check_interpolation(arguments.interpolate, rounds=method.is_pie)
+    origin = None if arguments.from_ is None else Path(arguments.from_).resolve().parent
+    if origin == arguments.output.resolve() and not arguments.resume:
+        raise ConfigError(f"{arguments.output} holds the run that is to run again; pass another --output")
     check_folder(arguments.output, replaceable="provenance.json")
     item = item_from(arguments, config)
     check_findings([item], method)
     check_item(item, config)
+    if arguments.from_ is not None:
+        check_inputs(arguments, item, config)
     if outputs.native_size or outputs.dicom:
         check_source(read_stored(item.image, reading=item.reading), config, outputs)
     partial = _partial(arguments, config, method, item)
     engine = engine_from(arguments)
+    if arguments.from_ is not None:
+        check_model(arguments, engine.backend.model.hashes)
     progress = Progress(config.steps, quiet=arguments.quiet)
     try:
         result = engine.run(
@@ -250,8 +276,8 @@ def main(arguments: argparse.Namespace) -> int:
             resume=None if partial is None else arguments.output,
         )
     except Interrupted as interrupt:
-        raise _keep(interrupt, arguments.output, outputs, partial) from None
-    written = result.save(arguments.output, outputs)
+        raise _keep(interrupt, arguments, method, outputs, partial) from None
+    written = _with_options(result, arguments, method, outputs).save(arguments.output, outputs)
     if arguments.json:
         sys.stdout.write(json.dumps({**written, "change": result.change.to_dict()}) + "\n")
     else:

@@ -88,8 +88,8 @@ def read_partial(folder: str | Path) -> Partial | None:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(
-            f"{folder} holds no interrupted run ({type(error).__name__}: {error}); pass the {mention('output')} of one, "
-            f"or {anew}"
+            f"{folder} holds no interrupted run ({type(error).__name__}: {error}); pass "
+            f"the {mention('output')} of one, or {anew}"
         ) from error
     return Partial(folder, provenance, Finished(arrays["latents"], arrays["original_latent"], seconds))
 

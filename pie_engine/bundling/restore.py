@@ -28,7 +28,7 @@ def restore_checkpoint(bundle: Bundle) -> Checkpoint:
     Raises:
         BundleError: it does not hold all that is needed, or its graphs do not belong to its configurations.
     """
-    from pie_engine.checkpoint.components import empty_text_encoder, empty_unet, empty_vae, quiet
+    from pie_engine.checkpoint.components import empty_text_encoder, empty_unet, empty_vae, load_tokenizer, quiet
     from pie_engine.export.components import component
     from pie_engine.export.refit import take_weights
 
@@ -39,8 +39,9 @@ def restore_checkpoint(bundle: Bundle) -> Checkpoint:
             unet = empty_unet(configs["unet"], source)
             vae = empty_vae(configs["vae"], source)
             text_encoder = empty_text_encoder(configs["text_encoder"], source)
+            tokenizer = load_tokenizer(bundle.path / "tokenizer", text_encoder)
         checkpoint = Checkpoint(
-            unet, vae, text_encoder, bundle.model.tokenizer, bundle.model.scheduler_config,
+            unet, vae, text_encoder, tokenizer, bundle.model.scheduler_config,
             bundle.manifest["hashes"], bundle.manifest["sources"],
         )  # fmt: skip
         for name in COMPONENTS:

@@ -19,7 +19,8 @@ def original(pie: Any, bundle: Any, image: Path, mask: Path, tmp_path: Path) -> 
     outcome = pie(
         "run", "--engine", bundle.path, "--image", tmp_path / "a.png", "--prompt", "heart", "--rounds", 2, "--seed", 7,
         "--num-inference-steps", 2, "--resolution", 32, "--mask", f"{tmp_path / 'm.png'}:0.9", "--keep-box",
-        "5,5,90,90", "--mask-box=100,100,200,200", "--item-id", "b", "--shift", "-2,3", "--schedule", tmp_path / "rounds.json",
+        "5,5,90,90", "--mask-box=100,100,200,200", "--item-id", "b", "--shift", "-2,3", "--schedule",
+        tmp_path / "rounds.json",
         "--output", tmp_path / "first", "--quiet",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err

@@ -20,8 +20,10 @@ DEMO = Path(pie_engine.demo.__file__).parent / "checkpoint" / "tokenizer"
 TEXTS = [
     "", " ", "heart", "Severe cardiomegaly. The heart is markedly enlarged.", "UPPER lower MiXed", "it's they've I'll",
     "x" * 500, "heart " * 100, "a\n\t b\r\n  c", "1234567890 3.5mm 10%", "<|startoftext|> in the <|endoftext|> text",
-    "</w> word</w>", "Kardiomegalie, Herzvergrößerung", "心臓肥大", "кардиомегалия", "تضخم القلب", "❤️🫀 👩‍⚕️", "e\u0301 é",
-    "ﬁ ½ Ⅳ", "\u200b\u00a0\u2028\ufeff", "\x00\x01\x1b[31m", "İI ıi ß ẞ", "\U0010ffff\ue000", "-" * 200, "...!!!???",
+    "</w> word</w>", "Kardiomegalie, Herzvergrößerung", "心臓肥大", "кардиомегалия", "تضخم القلب", "❤️🫀",
+    "e\u0301 é",
+    "ﬁ ½ Ⅳ", "\u200b\u00a0\u2028\ufeff", "\x00\x01\x1b[31m", "\u0130I \u0131i ß ẞ", "\U0010ffff\ue000",
+    "-" * 200, "...!!!???",
 ]  # fmt: skip
 
 

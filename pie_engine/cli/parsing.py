@@ -126,7 +126,8 @@ def _refuse_unknown(command: argparse.ArgumentParser, words: Sequence[str]) -> N
 
 def _refuse_two_names(command: argparse.ArgumentParser, words: Sequence[str]) -> None:
     """By one name the later value holds, as a settings file needs; by two, one of them would be lost unseen."""
-    options, names = _options(command), {}
+    options = _options(command)
+    names: dict[str, str] = {}
     for option, _ in _given(words):
         action = options[option]
         first = names.setdefault(action.dest, option)

@@ -84,7 +84,8 @@ def _read(cls: type[T], path: Path) -> T | None:
 
 def _write(found: Any, path: Path) -> None:
     content = io.BytesIO()
-    np.savez(content, **{field.name: np.asarray(getattr(found, field.name)) for field in fields(found)})
+    arrays: dict[str, Any] = {field.name: np.asarray(getattr(found, field.name)) for field in fields(found)}
+    np.savez(content, **arrays)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, content.getvalue())

@@ -127,7 +127,7 @@ def _refit_component(
 
     from pie_engine.export.components import component
     from pie_engine.export.graph import TOLERANCE, check_parity, export_component, graph_opset
-    from pie_engine.export.refit import replace_weights
+    from pie_engine.export.refit_map import replace_weights
 
     start = time.monotonic()
     precision = bundle.manifest["components"][name]["precision"]

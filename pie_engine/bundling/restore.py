@@ -30,7 +30,7 @@ def restore_checkpoint(bundle: Bundle) -> Checkpoint:
     """
     from pie_engine.checkpoint.components import empty_text_encoder, empty_unet, empty_vae, load_tokenizer, quiet
     from pie_engine.export.components import component
-    from pie_engine.export.refit import take_weights
+    from pie_engine.export.refit_map import take_weights
 
     check_restorable(bundle)
     configs, source = bundle.manifest["architecture"], f"bundle {bundle.path}"

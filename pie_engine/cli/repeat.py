@@ -59,13 +59,13 @@ def check_inputs(arguments: argparse.Namespace, item: Item, config: RunConfig) -
     from pie_engine.imaging.regions.region import as_regions, content_hash
 
     provenance = _read(arguments.from_)
-    options, found = provenance[KEY], provenance["input"]
-    if arguments.image == options["image"] and content_hash(item.image) != found["image_sha256"]:
+    options, inputs = provenance[KEY], provenance["input"]
+    if arguments.image == options["image"] and content_hash(item.image) != inputs["image_sha256"]:
         raise InputError(_changed(f"image {item.image}", "--image"))
     stored, given = options.get(REGIONS, []), region_pairs(vars(arguments))
     for name, regions, facts in (
-        ("mask", as_regions(item.mask), found.get("roi", {}).get("regions", [])),
-        ("keep", as_regions(item.keep), found.get("roi", {}).get("keep", [])),
+        ("mask", as_regions(item.mask), inputs.get("roi", {}).get("regions", [])),
+        ("keep", as_regions(item.keep), inputs.get("roi", {}).get("keep", [])),
     ):
         if [pair for pair in stored if _group(pair) == name] == [pair for pair in given if _group(pair) == name]:
             _check_regions(name, regions, facts)
@@ -106,17 +106,17 @@ def _changed(what: str, option: str) -> str:
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or "settings" not in found:
+        provenance = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(provenance, dict) or "settings" not in provenance:
             raise ValueError("it holds no settings")
     except (OSError, ValueError) as error:
         raise ConfigError(f"{FROM} {path} cannot be read ({error}); pass the provenance.json of a run") from error
-    if not isinstance(found.get(KEY), dict):
+    if not isinstance(provenance.get(KEY), dict):
         raise ConfigError(
             f"{FROM} {path} holds no {KEY}: it is not of pie-engine run, or of an earlier version; pass the options, "
             f"or {OPTION} FILE"
         )
-    return found
+    return provenance
 
 
 def _without_replaced(options: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:

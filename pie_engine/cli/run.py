@@ -121,7 +121,7 @@ def _prompt_from(arguments: argparse.Namespace, config: RunConfig, regions: list
     """--prompt, which is not needed where each region or each round has its own. Raises ConfigError."""
     if arguments.prompt is None and regions and all(region.prompt is not None for region in regions):
         return ""
-    scheduled = [own.prompt for own in config.rounds]
+    scheduled = [settings.prompt for settings in config.rounds]
     last = scheduled[-1]
     if None not in scheduled and last is not None:
         if arguments.prompt is not None:

@@ -51,13 +51,13 @@ def read(path: str) -> dict[str, Any]:
     import yaml  # JSON is YAML
 
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(f"config {path} cannot be read ({reason}); write one with --print-config") from error
-    if not isinstance(found, dict):
+    if not isinstance(options, dict):
         raise ConfigError(f"config {path} holds no mapping of options; write one with --print-config")
-    return found
+    return options
 
 
 def to_words(options: dict[str, Any]) -> list[str]:
@@ -93,21 +93,20 @@ def to_mapping(arguments: argparse.Namespace, resolved: Sequence[Any]) -> dict[s
     parser = arguments.own_parser
     values = {name: value for name, value in vars(arguments).items() if name not in _LEFT_OUT}
     settings: dict[str, Any] = {}
-    for own in resolved:
-        for name, setting in declared(type(own)):
+    for config in resolved:
+        for name, setting in declared(type(config)):
             key = setting.called or name
             if setting.parse is None:  # what is read from a file keeps its file's name
                 values.pop(key, None)
-                settings[_option(parser, key)] = getattr(own, name)
+                settings[_option(parser, key)] = getattr(config, name)
     regions = region_pairs(values)
     for name in _ORDERED:
         values.pop(name, None)
-    found = {_option(parser, name): _plain(value) for name, value in values.items()}
-    found = {name: value for name, value in found.items() if value not in (None, [])}
-    own = {name: _plain(value) for name, value in settings.items() if value is not None}
+    given = {_option(parser, name): _plain(value) for name, value in values.items()}
+    options = {name: value for name, value in given.items() if value not in (None, [])}
     if regions:
-        found[REGIONS] = regions
-    return {**found, **own}
+        options[REGIONS] = regions
+    return {**options, **{name: _plain(value) for name, value in settings.items() if value is not None}}
 
 
 def region_pairs(values: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -103,26 +103,26 @@ def _open_bundle(
     from pie_engine.model.bundle import open_bundle
 
     bundle = open_bundle(path)
-    own = bundle.precision
+    precision = bundle.precision
     if backend == "auto":
         choice = choose_for_bundle(bundle, device, dtype, runtime.compile)
     else:
-        choice = take(backend, device, dtype, own)
+        choice = take(backend, device, dtype, precision)
     sources = {"bundle": str(path), **bundle.manifest["sources"]}
     if choice.name == "torch":
         return Opened(_run_in_torch(bundle, device, threads, runtime, choice), sources, choice.why)
     # OpenVINO computes in bf16 from weights in fp32: no bundle is built for it.
-    if dtype not in (None, own) and (choice.name, dtype, own) != ("openvino", "bf16", "fp32"):
-        raise ConfigError(_other_dtype(dtype, own))
+    if dtype not in (None, precision) and (choice.name, dtype, precision) != ("openvino", "bf16", "fp32"):
+        raise ConfigError(_other_dtype(dtype, precision))
     return Opened(_run_bundle(bundle, choice.name, device, dtype, threads), sources, choice.why)
 
 
-def _other_dtype(dtype: str | None, own: str) -> str:
+def _other_dtype(dtype: str | None, precision: str) -> str:
     remedy = f"build one: pie-engine build --precision {dtype}, or pass {use('backend', 'torch')}"
     if dtype == "bf16":
-        in_openvino = f", or {use('backend', 'openvino')} {use('device', 'cpu')}" if own == "fp32" else ""
+        in_openvino = f", or {use('backend', 'openvino')} {use('device', 'cpu')}" if precision == "fp32" else ""
         remedy = f"pass {use('backend', 'torch')}{in_openvino}"
-    return f"dtype {dtype} is not this bundle's ({own}); {remedy}"
+    return f"dtype {dtype} is not this bundle's ({precision}); {remedy}"
 
 
 def _run_in_torch(

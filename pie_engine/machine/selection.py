@@ -50,9 +50,9 @@ def choose_for_bundle(
     Raises:
         BackendError: there is a GPU, and nothing runs the bundle on it.
     """
-    own = bundle.precision
+    stored = bundle.precision
     if compile:
-        return _torch("for torch.compile", device, dtype, own)
+        return _torch("for torch.compile", device, dtype, stored)
     if device == "cpu":
         return _choose_on_processor(bundle, dtype, "device cpu was asked for")
     flavour, passed = _choose_engines(bundle, device, dtype)
@@ -61,7 +61,7 @@ def choose_for_bundle(
     if not wants_gpu(device):
         return _choose_on_processor(bundle, dtype, "; ".join([*passed, *_unused_gpu()]))
     if not bundle.unknown_models:
-        return _torch("for a GPU", device, dtype, own, *passed)
+        return _torch("for a GPU", device, dtype, stored, *passed)
     _pass_over(f"the bundle holds no configuration of {', '.join(bundle.unknown_models)} for torch", passed, "torch")
     try:
         from pie_engine.backends.onnx_session import check_cuda_provider
@@ -147,17 +147,17 @@ def _choose_for_bf16(absent: str, passed: str) -> Choice:
     return Choice("openvino", f"{_FASTEST}; {passed}")
 
 
-def take(backend: str, device: str | None, dtype: str | None, own: str = "fp32") -> Choice:
+def take(backend: str, device: str | None, dtype: str | None, stored: str = "fp32") -> Choice:
     """A backend that was asked for by its name.
 
     Args:
-        own: a bundle's precision; a checkpoint's is fp32.
+        stored: a bundle's precision; a checkpoint's is fp32.
 
     Raises:
         BackendError: it is onnxruntime, which is not installed.
     """
     if backend == "torch":
-        return _torch("as asked", device, dtype, own)
+        return _torch("as asked", device, dtype, stored)
     if backend == "onnxruntime" and device is None and wants_gpu(device):
         from pie_engine.backends.onnx_session import check_cuda_provider
 
@@ -169,11 +169,11 @@ def take(backend: str, device: str | None, dtype: str | None, own: str = "fp32")
     return Choice(backend, f"{backend}, as asked")
 
 
-def _torch(reason: str, device: str | None, dtype: str | None, own: str, *passed: str) -> Choice:
+def _torch(reason: str, device: str | None, dtype: str | None, stored: str, *passed: str) -> Choice:
     """PyTorch, in half precision on a GPU unless it is told otherwise."""
     half = dtype is None and wants_gpu(device)
     why = "; ".join([f"torch, {reason}", *([_HALF] if half else []), *passed])
-    return Choice("torch", why, "fp16" if half else dtype or own)
+    return Choice("torch", why, "fp16" if half else dtype or stored)
 
 
 def wants_gpu(device: str | None) -> bool:

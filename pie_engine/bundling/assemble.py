@@ -28,6 +28,7 @@ from pie_engine.config import COMPONENTS, BuildConfig, RunConfig
 from pie_engine.errors import BuildError, BundleError, ConfigError
 from pie_engine.files import link_or_copy, locked, new_folder
 from pie_engine.model.bundle import FORMAT, MANIFEST, WEIGHTS, Bundle, open_bundle, write_manifest
+from pie_engine.model.info import ModelInfo
 from pie_engine.rounds.schedule import build_schedule
 
 if TYPE_CHECKING:
@@ -171,10 +172,8 @@ def model_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def model_info(checkpoint: Checkpoint) -> Any:
+def model_info(checkpoint: Checkpoint) -> ModelInfo:
     """A checkpoint's `ModelInfo`, as its bundle would give it."""
-    from pie_engine.model.info import ModelInfo
-
     return ModelInfo(**model_facts(checkpoint), hashes=checkpoint.hashes, tokenizer=checkpoint.tokenizer)
 
 

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from pie_engine import checkpoint as checkpoints
 from pie_engine import commands
+from pie_engine.backends.onnx_backend import OnnxBackend
+from pie_engine.backends.openvino_backend import OpenVINOBackend
+from pie_engine.backends.tensorrt import library
+from pie_engine.backends.tensorrt.backend import TensorRTBackend, check_engines
+from pie_engine.backends.torch_backend import TorchBackend
+from pie_engine.bundling import cached_bundle, check_restorable, model_info, restore_checkpoint
 from pie_engine.config import COMPONENTS, DTYPES, FLAVOURS, BuildConfig, EngineConfig
 from pie_engine.config.checks import one_of
 from pie_engine.errors import BackendError, BundleError, ConfigError, argument, mention, use
@@ -28,6 +37,8 @@ from pie_engine.machine.selection import (
     device_index,
     take,
 )
+from pie_engine.model.bundle import open_bundle
+from pie_engine.rounds.memory import explain_weights
 
 if TYPE_CHECKING:
     from pie_engine.backends import Backend
@@ -100,8 +111,6 @@ def open_backend(
 def _open_bundle(
     path: str | Path, device: str | None, dtype: str | None, threads: int | None, runtime: RuntimeConfig, backend: str
 ) -> Opened:
-    from pie_engine.model.bundle import open_bundle
-
     bundle = open_bundle(path)
     precision = bundle.precision
     if backend == "auto":
@@ -129,9 +138,6 @@ def _run_in_torch(
     bundle: Bundle, device: str | None, threads: int | None, runtime: RuntimeConfig, choice: Choice
 ) -> Backend:
     """A bundle's models in PyTorch, with the weights of its graphs."""
-    from pie_engine.bundling import check_restorable, restore_checkpoint
-    from pie_engine.model.bundle import open_bundle
-
     check_restorable(bundle)
     device = torch_device(device, choice, threads)  # before gigabytes are read
 
@@ -149,8 +155,6 @@ def _run_in_torch(
 def _run_bundle(bundle: Bundle, backend: str, device: str | None, dtype: str | None, threads: int | None) -> Backend:
     """A bundle's graphs in OpenVINO or ONNX Runtime, or its engines in TensorRT."""
     if backend in FLAVOURS:
-        from pie_engine.backends.tensorrt.backend import TensorRTBackend, check_engines
-
         if device == "cpu":
             raise ConfigError(
                 f"backend {backend} runs on an NVIDIA GPU, not on cpu; pass {use('backend', 'onnxruntime')}",
@@ -161,13 +165,9 @@ def _run_bundle(bundle: Bundle, backend: str, device: str | None, dtype: str | N
         with _explaining_memory(device, bundle.precision):
             return TensorRTBackend(bundle, backend, device=device)
     if backend == "openvino":
-        from pie_engine.backends.openvino_backend import OpenVINOBackend
-
         precision = check_openvino(device, dtype)
         with _explaining_memory("cpu", precision):
             return OpenVINOBackend(bundle, precision=precision, threads=threads)
-    from pie_engine.backends.onnx_backend import OnnxBackend
-
     device = onnx_device(device)
     with _explaining_memory(device, bundle.precision):
         return OnnxBackend(bundle, device=device, threads=threads)
@@ -182,9 +182,6 @@ def _build_checkpoint(
     on_component: Callable[[str], None],
 ) -> Opened:
     """A checkpoint through a bundle in the cache: exported, and compiled if a compiled backend was asked for."""
-    from pie_engine.bundling import cached_bundle
-    from pie_engine.checkpoint import load_checkpoint
-
     compiled = choice.name in FLAVOURS
     if dtype == "bf16" and choice.name != "openvino":
         raise ConfigError(
@@ -198,15 +195,13 @@ def _build_checkpoint(
         check_openvino(device, dtype)  # before a checkpoint of gigabytes is read
         config = BuildConfig(precision="fp16" if dtype == "fp16" else "fp32")
     elif compiled:
-        from pie_engine.backends.tensorrt.library import import_library, require_gpu
-
-        import_library(choice.name)  # before a checkpoint of gigabytes is read
-        require_gpu(choice.name)
+        library.import_library(choice.name)  # before a checkpoint of gigabytes is read
+        library.require_gpu(choice.name)
         config = BuildConfig(precision=dtype or "fp16", engines=EngineConfig(choice.name))
     else:
         device = onnx_device(device)
         config = BuildConfig(precision=dtype or "fp32")
-    loaded = load_checkpoint(source.checkpoint, unet=source.unet, lora=source.lora)
+    loaded = checkpoints.load_checkpoint(source.checkpoint, unet=source.unet, lora=source.lora)
     bundle = cached_bundle(loaded, config, on_component=on_component)
     sources = loaded.sources
     del loaded  # the weights are read from the bundle
@@ -216,11 +211,8 @@ def _build_checkpoint(
 def _open_checkpoint(
     source: Source, device: str | None, threads: int | None, runtime: RuntimeConfig, choice: Choice
 ) -> Opened:
-    from pie_engine.bundling import model_info
-    from pie_engine.checkpoint import load_checkpoint
-
     def load() -> Checkpoint:
-        return load_checkpoint(source.checkpoint, unet=source.unet, lora=source.lora)
+        return checkpoints.load_checkpoint(source.checkpoint, unet=source.unet, lora=source.lora)
 
     device = torch_device(device, choice, threads)  # before a checkpoint of gigabytes is read
     loaded = load()
@@ -237,8 +229,6 @@ def _start_torch(
     choice: Choice,
     in_fp32: Collection[str] = (),
 ) -> Backend:
-    from pie_engine.backends.torch_backend import TorchBackend
-
     precision = str(choice.dtype)
     with _explaining_memory(device, precision):
         return TorchBackend(
@@ -248,10 +238,6 @@ def _start_torch(
 
 @contextlib.contextmanager
 def _explaining_memory(device: str, dtype: str) -> Iterator[None]:
-    import torch
-
-    from pie_engine.rounds.memory import explain_weights
-
     try:
         yield
     except Exception as error:  # allocators share no other base

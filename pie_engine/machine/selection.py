@@ -7,8 +7,10 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pie_engine.backends import openvino_session
+from pie_engine.backends import onnx_session, openvino_session
 from pie_engine.backends.gpu import probe
+from pie_engine.backends.tensorrt import library
+from pie_engine.backends.tensorrt.backend import check_engines
 from pie_engine.config import FLAVOURS
 from pie_engine.errors import BackendError, BundleError, use
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from pie_engine.model.bundle import Bundle
 
 log = logging.getLogger(__name__)
+
+# torch is imported in functions here: `pie-engine doctor` reads this module where torch is broken, to say so.
 
 # In the order that `auto` tries: compiled engines, PyTorch on a GPU, OpenVINO and ONNX Runtime on the processor.
 BACKENDS = ("auto", *FLAVOURS, "torch", "openvino", "onnxruntime")
@@ -64,9 +68,7 @@ def choose_for_bundle(
         return _torch("for a GPU", device, dtype, stored, *passed)
     _pass_over(f"the bundle holds no configuration of {', '.join(bundle.unknown_models)} for torch", passed, "torch")
     try:
-        from pie_engine.backends.onnx_session import check_cuda_provider
-
-        check_cuda_provider()
+        onnx_session.check_cuda_provider()
     except BackendError as error:
         passed.append(_reason(error))
         raise BackendError(
@@ -80,9 +82,6 @@ def _choose_engines(bundle: Bundle, device: str | None, dtype: str | None) -> tu
     """The flavour whose engines run here, or None, and why not the ones before it."""
     import torch
 
-    from pie_engine.backends.tensorrt.backend import check_engines
-    from pie_engine.backends.tensorrt.library import import_library
-
     if not bundle.engines():
         return None, ["the bundle holds no compiled engines"]
     if dtype not in (None, bundle.precision):
@@ -94,7 +93,7 @@ def _choose_engines(bundle: Bundle, device: str | None, dtype: str | None) -> tu
             continue
         try:
             check_engines(bundle, flavour, device_index(device))
-            import_library(flavour)
+            library.import_library(flavour)
             if not torch.cuda.is_available():
                 raise BundleError(f"{flavour} runs on torch's buffers, and torch {torch.__version__} sees no GPU")
         except (BundleError, BackendError) as error:
@@ -159,10 +158,8 @@ def take(backend: str, device: str | None, dtype: str | None, stored: str = "fp3
     if backend == "torch":
         return _torch("as asked", device, dtype, stored)
     if backend == "onnxruntime" and device is None and wants_gpu(device):
-        from pie_engine.backends.onnx_session import check_cuda_provider
-
         try:
-            check_cuda_provider()
+            onnx_session.check_cuda_provider()
         except BackendError as error:
             why = f"onnxruntime, as asked, and on the processor though there is a GPU: {_reason(error)}"
             return Choice(backend, f"{why} (pip install 'pie-engine[gpu]')")

@@ -139,6 +139,13 @@ def _no_base(base: Place) -> CheckpointError:
 def _from_folder(base: Place, unet: Place | None) -> _Base:
     """A diffusers pipeline folder."""
     if not is_pipeline(base.path):
+        if (base.path / "manifest.json").is_file():
+            raise CheckpointError(
+                f"{base.label} is a bundle that pie-engine build wrote, not a checkpoint; {use('engine', base.label)} "
+                "runs it, and pie-engine refit puts other weights into it",
+                field="checkpoint",
+                value=base.label,
+            )
         holds = class_of(base.path)
         if holds == UNET_CLASS:
             raise _no_base(base)

@@ -45,13 +45,13 @@ def as_option(name: str, value: str | None) -> str:
     return f"--{option} {_word(value)}"
 
 
-def told(found: Any) -> Any:
+def told(data: Any) -> Any:
     """What a function found, with every notice in it spelled for the command line."""
-    if isinstance(found, Notice):
-        return found.told(as_option)
-    if isinstance(found, dict):
-        return {key: told(value) for key, value in found.items()}
-    return [told(value) for value in found] if isinstance(found, list | tuple) else found
+    if isinstance(data, Notice):
+        return data.told(as_option)
+    if isinstance(data, dict):
+        return {key: told(value) for key, value in data.items()}
+    return [told(value) for value in data] if isinstance(data, list | tuple) else data
 
 
 class LogFormatter(logging.Formatter):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
+from pie_engine.backends import onnx_session, openvino_session
 from pie_engine.errors import ConfigError, use
 from pie_engine.machine.selection import Choice, wants_gpu
 
@@ -13,8 +16,6 @@ if TYPE_CHECKING:
 
 def torch_device(placement: Placement, choice: Choice) -> str:
     """The device for PyTorch, and its threads set."""
-    import torch
-
     if placement.threads is not None:
         torch.set_num_threads(placement.threads)
     if not wants_gpu(placement.device):
@@ -24,41 +25,33 @@ def torch_device(placement: Placement, choice: Choice) -> str:
 
 def check_openvino(placement: Placement) -> str:
     """The precision that OpenVINO computes in, once it is known to run here."""
-    from pie_engine.backends.openvino_session import check_bf16, import_openvino
-
     device = placement.device
     if device is not None and device != "cpu":
         raise ConfigError(
             f"backend openvino runs on a processor, not on {device}; pass {use('device', 'cpu')}",
             field="device", value=device, limit="cpu",
         )  # fmt: skip
-    import_openvino()
+    openvino_session.import_openvino()
     if placement.dtype == "bf16":
-        check_bf16()
+        openvino_session.check_bf16()
         return "bf16"
     return "fp32"
 
 
 def onnx_device(device: str | None) -> str:
     """The device for ONNX Runtime: a GPU if asked for, or if both PyTorch and ONNX Runtime can use one."""
-    import torch
-
-    from pie_engine.backends.onnx_session import check_cuda_provider, import_onnxruntime
-
-    providers = import_onnxruntime().get_available_providers()
+    providers = onnx_session.import_onnxruntime().get_available_providers()
     if device is None:
         usable = torch.cuda.is_available() and "CUDAExecutionProvider" in providers
         device = "cuda" if usable else "cpu"
     if device.startswith("cuda"):
         device = check_gpu(device, "fp32")
-        check_cuda_provider()
+        onnx_session.check_cuda_provider()
     return device
 
 
 def check_gpu(device: str, dtype: str) -> str:
     """The device with its number, "cuda:0": engines other than PyTorch know no current device."""
-    import torch
-
     if not torch.cuda.is_available():
         raise ConfigError(
             f"device {device!r} needs an NVIDIA GPU and this machine shows none; pass {use('device', 'cpu')}",

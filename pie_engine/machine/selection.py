@@ -7,14 +7,17 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pie_engine.backends import openvino_session
+from pie_engine.backends import onnx_session, openvino_session
 from pie_engine.backends.gpu import probe
+from pie_engine.backends.tensorrt.backend import check_engines
 from pie_engine.config import FLAVOURS
 from pie_engine.errors import BackendError, BundleError, use
 
 if TYPE_CHECKING:
     from pie_engine.config import Placement
     from pie_engine.model.bundle import Bundle
+
+# torch is imported in functions here: `pie-engine doctor` reads this module where torch is broken, to say so.
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +64,7 @@ def choose_for_bundle(bundle: Bundle, placement: Placement) -> Choice:
         return _torch("for a GPU", placement, precision, *passed)
     _pass_over(f"the bundle holds no configuration of {', '.join(bundle.unknown_models)} for torch", passed, "torch")
     try:
-        from pie_engine.backends.onnx_session import check_cuda_provider
-
-        check_cuda_provider()
+        onnx_session.check_cuda_provider()
     except BackendError as error:
         passed.append(_reason(error))
         raise BackendError(
@@ -76,9 +77,6 @@ def choose_for_bundle(bundle: Bundle, placement: Placement) -> Choice:
 def _choose_engines(bundle: Bundle, placement: Placement) -> tuple[str | None, list[str]]:
     """The flavour whose engines run here, or None, and why not the ones before it."""
     import torch
-
-    from pie_engine.backends.tensorrt.backend import check_engines
-    from pie_engine.backends.tensorrt.library import import_library
 
     if not bundle.engines():
         return None, ["the bundle holds no compiled engines"]
@@ -157,10 +155,8 @@ def take(placement: Placement, precision: str = "fp32") -> Choice:
     if backend == "torch":
         return _torch("as asked", placement, precision)
     if backend == "onnxruntime" and placement.device is None and wants_gpu(None):
-        from pie_engine.backends.onnx_session import check_cuda_provider
-
         try:
-            check_cuda_provider()
+            onnx_session.check_cuda_provider()
         except BackendError as error:
             why = f"onnxruntime, as asked, and on the processor though there is a GPU: {_reason(error)}"
             return Choice(backend, f"{why} (pip install 'pie-engine[gpu]')")

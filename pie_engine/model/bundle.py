@@ -24,6 +24,7 @@ from pie_engine.config import COMPONENTS, ENGINE_WEIGHTS, FLAVOURS, PRECISIONS
 from pie_engine.errors import BundleError, argument
 from pie_engine.files import sha256_file
 from pie_engine.model.info import ModelInfo
+from pie_engine.model.tokenizer import load_tokenizer
 
 MANIFEST = "manifest.json"
 # Whose weights each component holds, as `Checkpoint.hashes` names them.
@@ -128,7 +129,7 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
         _check_engines(manifest)
         if verify:
             _verify(path, manifest["files"], rebuild)
-        model = ModelInfo(**info, hashes=manifest["hashes"], tokenizer=_load_tokenizer(path / "tokenizer"))
+        model = ModelInfo(**info, hashes=manifest["hashes"], tokenizer=load_tokenizer(path / "tokenizer"))
     except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
         raise BundleError(f"bundle {path} has an incomplete {MANIFEST} ({error}); {rebuild}") from None
     return Bundle(path, manifest, model)
@@ -183,9 +184,3 @@ def _verify(path: Path, files: dict[str, dict[str, Any]], rebuild: str) -> None:
         for (name, entry), found in zip(files.items(), hashes, strict=True):
             if found != entry["sha256"]:
                 raise BundleError(f"{path / name} does not match its manifest (SHA-256 {found[:12]}...); {rebuild}")
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    from transformers import CLIPTokenizer
-
-    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)

@@ -26,7 +26,7 @@ class ModelInfo:
         resolution_multiple: sides must be multiples of this many pixels, 8 * 2**(U-Net levels - 1).
         default_resolution: the side that the U-Net was configured for, in pixels.
         hashes: SHA-256 of each component's weights and settings.
-        tokenizer: a `transformers.CLIPTokenizer`.
+        tokenizer: a `transformers.CLIPTokenizer`, or a `pie_engine.model.tokenizer.Tokenizer`.
     """
 
     scheduler_config: dict[str, Any]
@@ -62,7 +62,7 @@ def read_length(tokenizer: Any, text: str, limit: int) -> tuple[int, str]:
     """Tokens that `text` needs, begin and end included, and the end of it that `limit` cuts off: empty if it fits.
 
     Args:
-        tokenizer: a `transformers.CLIPTokenizer`.
+        tokenizer: as in `ModelInfo`.
     """
     ids = tokenizer(text, truncation=False, verbose=False).input_ids
     cut = tokenizer.decode(ids[limit - 1 : -1], skip_special_tokens=True).strip() if len(ids) > limit else ""

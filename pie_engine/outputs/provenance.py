@@ -10,9 +10,11 @@ from pie_engine.outputs.frames import STATEMENT
 from pie_engine.packages import installed
 
 if TYPE_CHECKING:
-    from pie_engine.config import RunConfig
-    from pie_engine.imaging.item import PreparedItem
+    from pie_engine.config import MethodConfig, RunConfig
+    from pie_engine.imaging.item import Item, PreparedItem
     from pie_engine.model.info import ModelInfo
+    from pie_engine.rounds.methods import Chosen
+    from pie_engine.rounds.simulator import Simulator
 
 _RECORDED = (
     "torch", "diffusers", "transformers", "onnxruntime", "openvino", "numpy", "pillow", "safetensors", "pydicom",
@@ -37,6 +39,28 @@ def describe_run(config: RunConfig, what: str) -> dict[str, Any]:
             **{name: installed(name) for name in _RECORDED},
         },
         "machine": {"system": platform.system(), "architecture": platform.machine()},
+    }
+
+
+def describe_item(
+    item: PreparedItem, asked: Item, config: RunConfig, method: MethodConfig, chosen: Chosen, simulator: Simulator
+) -> dict[str, Any]:
+    """What can be said of an item before it is simulated: what two runs that give the same have in common.
+
+    Args:
+        asked: the item as it was given; a method may have put another prompt into `item`.
+    """
+    instead = {"instead_of": asked.prompt} if method.name == "control" else {}
+    backend = simulator.backend
+    return {
+        **describe_run(config, chosen.what),
+        "item_id": item.item.item_id,
+        "input": item.facts,
+        "simulated": describe_simulated(item, chosen.config, backend.model),
+        "model": {"hashes": backend.model.hashes},
+        "backend": {"name": backend.name, "precisions": dict(backend.precisions), "device": str(backend.device)},
+        "runtime": {"fused_step": simulator.kernels.name, "compile": simulator.runtime.compile},
+        "method": {**method.to_dict(), **chosen.facts, **instead},
     }
 
 

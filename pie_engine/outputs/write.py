@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pie_engine.errors import ConfigError
+from pie_engine.files import sha256_file
 from pie_engine.outputs import video
 from pie_engine.outputs.clinical import write_clinical
 from pie_engine.outputs.differences import save_differences
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pie_engine.outputs.result import Progression
 
 PROVENANCE = "provenance.json"
+LATENTS = "latents.safetensors"
 
 Confidence = Mapping[str, Sequence[float]] | Sequence[float]
 
@@ -61,6 +63,9 @@ def write_result(
     if outputs.mark and result.between is not None:
         moving = mark_frames(moving)
     save_gif(moving, _named(written, "gif", folder / "progression.gif"), per_round)
+    if "partial" in result.provenance:
+        rounds = result.provenance["partial"]
+        note = f"{note} (interrupted after {rounds['rounds']} of {rounds['of']})".strip()
     if not note and _method(result) != "pie":  # sheets of several methods lie beside one another
         note = f"(method: {_method(result)})"
     contact_sheet(shown, labels, result.mask, note=note).save(
@@ -73,8 +78,9 @@ def write_result(
         Image.fromarray(result.mask.astype(np.uint8) * 255).save(
             _named(written, "mask", folder / "mask.png"), pnginfo=png_metadata(simulated=False)
         )
-    if outputs.latents:
-        _save_latents(result, _named(written, "latents", folder / "latents.safetensors"))
+    partial = result.provenance.get("partial")
+    if outputs.latents or partial is not None:
+        _save_latents(result, _named(written, "latents", folder / LATENTS))
     paths, clinical = write_clinical(result, shown, folder, outputs)
     written |= paths
     provenance = {
@@ -85,6 +91,8 @@ def write_result(
         **({"visible_mark": describe_mark(*shown.shape[1:3])} if outputs.mark else {}),
         **({"confidence": confidence} if confidence else {}),
     }
+    if partial is not None:  # so that a run goes on from nothing else
+        provenance["partial"] = {**partial, "latents_sha256": sha256_file(folder / LATENTS)}
     if outputs.report:
         page = make_report(folder, provenance)
         _named(written, "report", folder / REPORT).write_text(page, encoding="utf-8")

@@ -150,11 +150,12 @@ class Loop:
             with self._timeline.main():
                 self._raise_precision(number, STAGE_COMPONENT[stage], flags[stage])
 
-    def rounds(self, on_step: OnStep = lambda: None) -> Iterator[Round]:
-        """Yield the N rounds of the loaded batch.
+    def rounds(self, on_step: OnStep = lambda: None, *, done: int = 0, last: Round | None = None) -> Iterator[Round]:
+        """Yield the N rounds of the loaded batch, or those after the first `done`.
 
         Args:
             on_step: called after each U-Net evaluation; on a GPU as often, but when a round has been computed.
+            last: round `done`, where there is one.
 
         Raises:
             BackendError: values are not finite in the highest precision either.
@@ -162,17 +163,23 @@ class Loop:
         assert self._batch is not None, "load a batch first"
         self._on_step = (lambda: None) if self._timeline.asynchronous else on_step
         try:
-            yield from self._rounds(on_step)
+            yield from self._rounds(on_step, done, last)
         finally:
             # Whoever stops in the middle leaves rounds under way, which the next run must not meet.
             self._timeline.synchronize()
             self._on_step = lambda: None
 
-    def _rounds(self, on_step: OnStep) -> Iterator[Round]:
+    def _rounds(self, on_step: OnStep, done: int, start: Round | None) -> Iterator[Round]:
         assert self._batch is not None
-        noises = Noises(self.plan, self._batch, self._config)
+        noises = Noises(self.plan, self._batch, self._config, skip=done)
         waiting: deque[int] = deque()
-        begun, last = 0, None
+        begun, last = done, None
+        if start is not None:
+            last = start.latents
+            with self._timeline.main():
+                self.plan.buffers.x.copy_(last)
+                self.plan.buffers.frames.copy_(start.frames)  # where a round of the published code starts from
+            self._entered = done - 1
         while begun < self._config.steps or waiting:
             if begun < self._config.steps and len(waiting) <= self._lag:
                 with self._timeline.main():

@@ -275,7 +275,7 @@ def test_auto_for_a_checkpoint_without_onnxruntime(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_a_checkpoint_is_not_read_for_a_backend_that_cannot_run(monkeypatch: pytest.MonkeyPatch, flavour: str) -> None:
-    monkeypatch.setattr(loading, "load_checkpoint", lambda *args, **settings: pytest.fail("read"))
+    monkeypatch.setattr(loading.checkpoints, "load_checkpoint", lambda *args, **settings: pytest.fail("read"))
     pretend(monkeypatch)
     pretend_installed(monkeypatch, flavour, "99.0.0.1")
     with pytest.raises(BackendError, match=rf"backend '{flavour}' runs on an NVIDIA GPU and this machine shows none"):

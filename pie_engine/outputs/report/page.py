@@ -179,6 +179,8 @@ def _warnings(provenance: Mapping[str, Any], masked: bool) -> str:
     simulated = provenance["simulated"]
     cuts = dict.fromkeys(one.get("prompt_cut_off") for one in simulated.get("rounds", [simulated]))
     found += [f"The model read no more than 77 tokens of the prompt. It did not see: {cut}" for cut in cuts if cut]
+    if partial := provenance.get("partial"):
+        found.append(f"The run was interrupted after round {partial['rounds']} of {partial['of']}.")
     if masked and not provenance["settings"]["composite"]:
         found.append("Frames are shown as decoded: they differ from the input also outside the region of interest.")
     if provenance.get("visible_mark"):
@@ -190,7 +192,8 @@ def _warnings(provenance: Mapping[str, Any], masked: bool) -> str:
 
 
 def _spaced_note(shown: Sequence[Shown], provenance: Mapping[str, Any]) -> str:
-    count = provenance["settings"]["steps"] + 1
+    partial = provenance.get("partial")
+    count = 1 + (provenance["settings"]["steps"] if partial is None else partial["rounds"])
     if len(shown) == count:
         return ""
     return f"<p>{len(shown)} of {count} frames, at even distances; “the frame before” is the one shown before.</p>"

@@ -1,9 +1,11 @@
-"""The colours of difference maps: blue for darker, red for brighter, light grey for no change."""
+"""The colours of pictures: those of sheets, and of difference maps, where blue is darker and red is brighter."""
 
 from __future__ import annotations
 
 import numpy as np
 
+# Of contact sheets, maps and animations: what lies behind, what is written, and what warns.
+BACKGROUND, TEXT, AMBER = (24, 24, 26), (230, 230, 230), (255, 196, 0)
 # Red, green, blue from -1 through 0 to +1. Lightness (CIELAB) falls in equal steps from the middle to both ends, alike
 # on both sides, and blue against red-orange is told apart with every common kind of colour blindness.
 DIVERGING: tuple[tuple[int, int, int], ...] = (

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
+from safetensors.numpy import save_file
 
 from pie_engine.errors import ConfigError
 from pie_engine.outputs import video
+from pie_engine.outputs.animation import interleave, save_gif
 from pie_engine.outputs.clinical import write_clinical
 from pie_engine.outputs.differences import save_differences
-from pie_engine.outputs.frames import STATEMENT, contact_sheet, interleave, png_metadata, save_frames, save_gif
+from pie_engine.outputs.frames import STATEMENT, contact_sheet, png_metadata, save_frames
 from pie_engine.outputs.mark import describe_mark, mark_frames
 from pie_engine.outputs.report import REPORT, make_report
 
@@ -50,8 +53,6 @@ def write_result(
     Returns:
         By name, the path or the list of paths below `folder`; see `Result.save`.
     """
-    from PIL import Image
-
     # Marks are drawn into what is written alone: arrays, measures and difference maps stay the simulation's own.
     shown = mark_frames(result.frames) if outputs.mark else result.frames
     labels = captions or ["input", *(f"{_noun(result)} {n}" for n in range(1, len(shown)))]
@@ -60,7 +61,7 @@ def write_result(
     moving = shown if result.between is None else interleave(result.frames, result.between)
     if outputs.mark and result.between is not None:
         moving = mark_frames(moving)
-    save_gif(moving, _named(written, "gif", folder / "progression.gif"), per_round)
+    save_gif(moving, _named(written, "gif", folder / "progression.gif"), per_round, labels)
     if not note and _method(result) != "pie":  # sheets of several methods lie beside one another
         note = f"(method: {_method(result)})"
     contact_sheet(shown, labels, result.mask, note=note).save(
@@ -136,8 +137,6 @@ def _named(written: dict[str, Any], name: str, path: Path) -> Path:
 
 
 def _save_latents(result: Progression, path: Path) -> None:
-    from safetensors.numpy import save_file
-
     arrays = {"latents": result.latents, "original_latent": result.original_latent}
     save_file(
         {name: np.ascontiguousarray(array) for name, array in arrays.items()},

@@ -53,7 +53,7 @@ def write_result(
     Returns:
         By name, the path or the list of paths below `folder`; see `Result.save`.
     """
-    # Marks are drawn into what is written alone: arrays, measures and difference maps stay the simulation's own.
+    # Marks are drawn into what is written alone: arrays, measures and difference maps stay without them.
     shown = mark_frames(result.frames) if outputs.mark else result.frames
     labels = captions or ["input", *(f"{_noun(result)} {n}" for n in range(1, len(shown)))]
     written: dict[str, Any] = {"frames": save_frames(shown, folder / "frames")}
@@ -110,15 +110,16 @@ def check_confidence(confidence: Confidence | None, frames: int) -> dict[str, li
     named = confidence if isinstance(confidence, Mapping) else {"confidence": confidence}
     checked: dict[str, list[float]] = {}
     for name, values in named.items():
-        own = [float(value) for value in values]
-        if len(own) != frames:
+        series = [float(value) for value in values]
+        if len(series) != frames:
             raise ConfigError(
-                f"confidence {name!r} has {len(own)} values for {frames} frames; pass one per frame, the input's first"
+                f"confidence {name!r} has {len(series)} values for {frames} frames; "
+                "pass one per frame, the input's first"
             )
-        for value in own:
+        for value in series:
             if not 0 <= value <= 1:  # also refuses what is not a number
                 raise ConfigError(f"confidence {name!r} holds {value}, outside [0, 1]; pass probabilities")
-        checked[str(name)] = own
+        checked[str(name)] = series
     return checked
 
 

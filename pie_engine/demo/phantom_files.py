@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.PngImagePlugin import PngInfo
 
 MARKER, TABLE = "phantoms.json", "patients.csv"
-COLUMNS = ("id", "image", "prompt", "mask")
+COLUMNS = ("item_id", "image", "prompt", "mask")
 # Where every finding that the chest's checkpoint knows may show: left, top, right, bottom in pixels.
 CHEST = (8, 12, 120, 116)
 _STATEMENT = "Procedural {} phantom, drawn by a program. No patient. Research use only, not for diagnosis."
@@ -47,8 +47,8 @@ def write_phantoms(
 ) -> dict[str, Any]:
     """Write the first `count` held-out phantoms into the folder `output`, whole or not at all.
 
-    `images/ID.png` and `masks/ID.png` (128 x 128, 8 bits), `patients.csv` with the columns id, image, prompt and mask
-    (paths relative to it; the prompt is the demo's disease, for diseased phantoms its healthy one), and
+    `images/ID.png` and `masks/ID.png` (128 x 128, 8 bits), `patients.csv` with the columns item_id, image, prompt and
+    mask (paths relative to it; the prompt is the demo's disease, for diseased phantoms its healthy one), and
     `phantoms.json` with the true values (cardiothoracic ratio, or severity from 0 to 1). But for the chest there
     is `structures/ID.png` too: the vessels or hairs, which the disease leaves alone.
 
@@ -111,7 +111,7 @@ def write_phantoms(
                 rows += [(f"{name}-{short}", image, text, mask) for short, text in findings().items()]
             else:
                 rows.append((name, image, prompt, mask))
-            truth.append({"id": name, "seed": phantom.seed, **own.truth(phantom)})
+            truth.append({"item_id": name, "seed": phantom.seed, **own.truth(phantom)})
         with (folder / TABLE).open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
         facts = {

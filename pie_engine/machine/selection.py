@@ -89,7 +89,7 @@ def _choose_engines(bundle: Bundle, placement: Placement) -> tuple[str | None, l
             continue
         try:
             check_engines(bundle, flavour, device_index(placement.device))
-            import_library(flavour)
+            library.import_library(flavour)
             if not torch.cuda.is_available():
                 raise BundleError(f"{flavour} runs on torch's buffers, and torch {torch.__version__} sees no GPU")
         except (BundleError, BackendError) as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import expit, softmax
 
 from pie_engine.config.checks import integer, one_of
 from pie_engine.errors import ConfigError
@@ -72,13 +73,9 @@ class Classifier:
         if self._activation == "softmax":
             if rows.shape[1] == 1:
                 raise ConfigError(f"classifier {self.name}: softmax over 1 output is always 1; pass sigmoid or none")
-            from scipy.special import softmax
-
             return np.asarray(softmax(rows, axis=1)[:, self._index])
         values = rows[:, self._index]
         if self._activation == "sigmoid":
-            from scipy.special import expit
-
             return np.asarray(expit(values))
         worst = values[np.argmax(np.abs(values - 0.5))]
         if not -_ROUNDING <= worst <= 1 + _ROUNDING:

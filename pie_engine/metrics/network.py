@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pie_engine.errors import BackendError, CheckpointError, ConfigError
 
@@ -111,8 +112,6 @@ class Network:
         return lambda arrays: session.run([wanted], dict(zip(names, arrays, strict=True)))[0]
 
     def _open_torchscript(self) -> Callable[[list[np.ndarray]], Any]:
-        import torch
-
         try:
             module = torch.jit.load(str(self.path), map_location="cpu").eval().float()
         except RuntimeError as error:

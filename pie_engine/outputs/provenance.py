@@ -74,29 +74,29 @@ def describe_simulated(item: PreparedItem, config: RunConfig, model: ModelInfo) 
         "roi_share": None if item.mask is None else float(item.mask.pixels.mean()),
     }
     if len(item.prompts) > 1:
-        regions, shares = item.facts["roi"]["regions"], item.facts["roi"]["finding_shares"]
+        regions, finding_shares = item.facts["roi"]["regions"], item.facts["roi"]["finding_shares"]
         simulated["findings"] = [
             {
                 "prompt": text,
                 "regions": [number for number, region in enumerate(regions, 1) if region["prompt"] == text],
                 "share": share,
             }
-            for text, share in zip(item.prompts, shares, strict=True)
+            for text, share in zip(item.prompts, finding_shares, strict=True)
         ]
     if config.schedule is None:
         return simulated
-    prompts = [prompt if own.prompt is None else own.prompt for own in config.rounds]
-    cut = {own.prompt: model.cut_off(own.prompt) for own in config.rounds if own.prompt is not None}
+    prompts = [prompt if settings.prompt is None else settings.prompt for settings in config.rounds]
+    cut = {one.prompt: model.cut_off(one.prompt) for one in config.rounds if one.prompt is not None}
     cut.setdefault(prompt, simulated["prompt_cut_off"] or "")
     rounds = [
         {
             "round": number,
             "prompt": text,
             **({"prompt_cut_off": cut[text]} if cut[text] else {}),
-            "strength": own.strength,
-            "guidance_scale": own.guidance_scale,
-            "denoising_steps": own.kind.denoising_steps,
+            "strength": settings.strength,
+            "guidance_scale": settings.guidance_scale,
+            "denoising_steps": settings.kind.denoising_steps,
         }
-        for number, (text, own) in enumerate(zip(prompts, config.rounds, strict=True), start=1)
+        for number, (text, settings) in enumerate(zip(prompts, config.rounds, strict=True), start=1)
     ]
     return simulated | {"rounds": rounds}

@@ -33,14 +33,14 @@ def test_files_hold_phantoms_regions_and_structures(tmp_path: Path, name: str) -
     assert set(facts["files"]) == files and len(files) == 2 + 3 * 2
     for index, (row, truth) in enumerate(zip(rows, facts["phantoms"], strict=True)):
         phantom = own.phantom(index, diseased=True)
-        assert row["id"] == truth["id"] == f"{own.names[1]}-{index}"
+        assert row["item_id"] == truth["item_id"] == f"{own.names[1]}-{index}"
         assert row["prompt"] == own.defaults.healthy_prompt
         assert truth["seed"] == split_seed("test", index) and 0.72 <= truth["severity"] <= 1
         with Image.open(folder / row["image"]) as image:
             assert image.mode == "RGB" and image.text["Synthetic"] == "true"
             assert np.array_equal(np.asarray(image), own.render(phantom))
         assert own.structure is not None
-        with Image.open(folder / "structures" / f"{row['id']}.png") as image:
+        with Image.open(folder / "structures" / f"{row['item_id']}.png") as image:
             np.testing.assert_allclose(np.asarray(image) / 255, own.structure(phantom), atol=0.5 / 255)
 
 

@@ -48,8 +48,8 @@ class PlannedRun:
 
         Of a baseline that has no rounds it is not: its frames depend on how many there are.
         """
-        apart = not self.method.is_pie
-        values = tuple((name, value) for name, value in self.cell.values.items() if apart or name != STEPS)
+        baseline = not self.method.is_pie
+        values = tuple((name, value) for name, value in self.cell.values.items() if baseline or name != STEPS)
         return (values, self.item.item_id, self.config.seed)
 
 
@@ -98,7 +98,7 @@ class Design:
             owners = METHOD_OPTIONS[option]
             if not set(owners) & set(self.grid.get(METHOD, ())):
                 raise ConfigError(
-                    f"{mention(option)} belongs to method {' and '.join(owners)}, which the grid has not; "
+                    f"{mention(option)} belongs to method {' and '.join(owners)}, which is not in the grid; "
                     f"add it to {use('grid', f'method=pie,{owners[0]}')}, or leave the option out",
                     field=option,
                     value=self.options[option],
@@ -127,10 +127,10 @@ class Design:
 
     def _runs(self) -> Iterator[PlannedRun]:
         for cell in self.cells:
-            own, method = cell.config(self.base), cell.method(self.options)
-            method.check(own)
+            settings, method = cell.config(self.base), cell.method(self.options)
+            method.check(settings)
             for seed in self.seeds:
-                config = replace(own, seed=seed)
+                config = replace(settings, seed=seed)
                 for patient in self.patients:
                     yield PlannedRun(cell, cell.item(patient), patient, config, method)
 

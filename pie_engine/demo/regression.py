@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pie_engine import Item, PieEngine, Result, RunConfig
-from pie_engine.demo.assets import CHECKPOINT, DemoDefaults, load_defaults
+from pie_engine.demo.assets import CHECKPOINT, SEVERITY_JSON, DemoDefaults, load_defaults
 from pie_engine.demo.cardiothoracic import ratio_or_nan
-from pie_engine.demo.classifier import SeverityClassifier
 from pie_engine.demo.domain import load_domain
 from pie_engine.demo.phantom import Patient, render, roi_mask
 from pie_engine.files import new_folder
 from pie_engine.metrics.bootstrap import Estimate, mean_interval
+from pie_engine.metrics.classifier import Classifier
 
 log = logging.getLogger(__name__)
 MARKER = "regression.json"
@@ -78,7 +78,7 @@ def settings_of(defaults: DemoDefaults) -> dict[str, RunConfig]:
 
 
 def measure_regression(
-    name: str, results: Sequence[Result], twins: Sequence[Patient], classifier: SeverityClassifier
+    name: str, results: Sequence[Result], twins: Sequence[Patient], classifier: Classifier
 ) -> Regression:
     """Judge regressions of one setting against the patients' healthy twins."""
     ratio = np.array([[ratio_or_nan(frame) for frame in one.frames] for one in results])  # [P, N + 1]
@@ -120,7 +120,7 @@ def evaluate_regression(
     defaults = load_defaults()
     settings = settings_of(defaults) if settings is None else settings
     with new_folder(output, replaceable=MARKER) as folder:
-        classifier = SeverityClassifier()
+        classifier = Classifier(SEVERITY_JSON)
         engine = PieEngine.load(checkpoint=CHECKPOINT, backend=backend)
         chest = load_domain("chest")
         twins = [chest.phantom(index) for index in range(patients)]

@@ -13,11 +13,11 @@ import pytest
 pytest.importorskip("onnxruntime")
 
 from pie_engine.cli.main import main
-from pie_engine.demo.assets import load_defaults
-from pie_engine.demo.classifier import SeverityClassifier
+from pie_engine.demo.assets import SEVERITY_JSON, load_defaults
 from pie_engine.demo.data import held_out
 from pie_engine.demo.phantom import render, roi_mask
 from pie_engine.demo.regression import evaluate_regression, measure_regression, settings_of
+from pie_engine.metrics.classifier import Classifier
 
 
 def test_regress_shrinks_the_heart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,7 +43,7 @@ def test_the_judgement_of_perfect_and_absent_regressions() -> None:
             SimpleNamespace(frames=np.stack([render(patient), frame]), mask=roi_mask(patient) > 0, config=config)
             for patient, frame in zip(sick, last, strict=True)
         ]
-        return measure_regression("x", results, twins, SeverityClassifier())
+        return measure_regression("x", results, twins, Classifier(SEVERITY_JSON))
 
     perfect, absent = judge([render(twin) for twin in twins]), judge([render(patient) for patient in sick])
     truth = np.mean([twin.ctr - patient.ctr for twin, patient in zip(twins, sick, strict=True)])

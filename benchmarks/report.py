@@ -18,7 +18,7 @@ from cogapp import Cog
 
 from pie_engine.benchmarks.report_plots import ROOT
 
-DOCUMENTS = ("README.md", "docs/performance.md", "docs/evaluation.md", "docs/demo-domains.md")
+DOCUMENTS = ("docs/performance.md", "docs/evaluation.md", "docs/demo-domains.md")
 CALLS = (
     "from pie_engine.benchmarks.report_tables import table; from pie_engine.benchmarks.report_plots import plot; "
     "from pie_engine.benchmarks.simulation_tables import study"

@@ -53,12 +53,11 @@ class Plot:
         return tuple(row for row in group.rows if all(row.get(column) for column in self.needs))
 
 
-def plot(name: str, *, check: bool = False, root: Path = ROOT, folder: str = "docs", **filters: Any) -> str:
+def plot(name: str, *, check: bool = False, root: Path = ROOT, **filters: Any) -> str:
     """Links to a plot per machine and setting, which are drawn if their rows have changed.
 
     Args:
         check: draw nothing; say what is to be drawn instead of the link to it.
-        folder: of the document.
         filters: as of `table`.
 
     Raises:
@@ -75,7 +74,7 @@ def plot(name: str, *, check: bool = False, root: Path = ROOT, folder: str = "do
         if not (current or check):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(draw(name, group))
-        shown = path.relative_to(root / folder).as_posix()
+        shown = path.relative_to(root / "docs").as_posix()
         label = f"{made.title}: {', '.join(filter(None, (group.setting, group.machine)))}"
         lines.append(f"![{label}]({shown})" if current or not check else f"{shown} is not drawn from these results")
     return "\n\n".join(lines) or tables.missing(made.source, wanted)

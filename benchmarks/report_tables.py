@@ -34,10 +34,8 @@ GPU_STEP, GPU_KERNELS, GPU_PROGRESSION, GPU_ERRORS = (
 
 # By table, its rows and its headings; a column whose cells are all empty is left out.
 TABLES = {
-    "progression": (PROGRESSION, "variant | median | speed-up | its p20 to p80 | host memory | device memory"),
-    "progression-times": (PROGRESSION,
-                          "variant | median | p20 to p80 | speed-up | its p20 to p80 | warm-up | PSNR, dB | note"),
-    "progression-memory": (PROGRESSION, "variant | loading | host memory | device memory"),
+    "progression": (PROGRESSION, "variant | median | p20 to p80 | speed-up | its p20 to p80 | warm-up | loading | "
+                                 "PSNR, dB | host memory | device memory | note"),
     "floor": (PROGRESSION, "variant | TFLOP | peak, GFLOP/s | floor | median | times the floor | share of peak"),
     "ladder": (LADDER, "rung | median | p20 to p80 | over the one before | its p20 to p80 | over the first | "
                        "PSNR, dB | host memory | device memory"),
@@ -206,18 +204,20 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], keep_empty: boo
     """A Markdown table without the columns that are empty."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     kept = [i for i in range(len(head)) if keep_empty or any(row[i] for row in cells)]
-    lines = [[head[i] for i in kept], ["---"] * len(kept), *([row[i] for i in kept] for row in cells)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = [f"| {' | '.join(line)} |" for line in ([row[i] for i in kept] for row in [head, *cells])]
+    return "\n".join([lines[0], "|" + "---|" * len(kept), *lines[1:]])
 
 
 def _runs(folder: Path) -> str:
     """Which versions the shown rows were measured with."""
-    days: dict[tuple[str, ...], str] = {}
+    runs: dict[tuple[str, ...], tuple[set[str], str]] = {}
     for source in dict.fromkeys(source for source, _ in TABLES.values()):
         for group in select(source, {}, folder):
             for row in group.rows:
-                run = (f"{source.csv}.csv", group.machine, row["revision"], row.get("versions", ""))
-                days[run] = max(days.get(run, ""), row["date"][:10])
-    if not days:
+                run = (group.machine, row["revision"], row.get("versions", ""))
+                files, day = runs.get(run, (set(), ""))
+                runs[run] = (files | {f"{source.csv}.csv"}, max(day, row["date"][:10]))
+    if not runs:
         return "Nothing is measured yet."
-    return markdown(("file", "machine", "revision", "versions", "day"), [(*run, day) for run, day in days.items()])
+    rows = [(*run, day, ", ".join(sorted(files))) for run, (files, day) in runs.items()]
+    return markdown(("machine", "revision", "versions", "day", "files"), rows)

@@ -18,7 +18,7 @@ LEAKAGE = "leakage before compositing"
 
 
 def study(name: str, table: str, file: Path = RESULTS) -> str:
-    """One table of a study, and the commands that measured it.
+    """One table of a study, and the command that measures it again.
 
     Raises:
         ReportError: there is no such table.
@@ -28,9 +28,8 @@ def study(name: str, table: str, file: Path = RESULTS) -> str:
     studies = json.loads(file.read_text())["studies"]
     if name not in studies:
         return f"*Not measured yet; run `python benchmarks/simulation.py {name}`.*"
-    values = studies[name]
-    commands = "; ".join(f"`{line}`" for line in values["commands"])
-    return TABLES[table](values) + f"\n\n<sub>{commands}; revision {values['revision']}</sub>"
+    origin = f"<sub>`python benchmarks/simulation.py {name}`; revision {studies[name]['revision']}</sub>"
+    return f"{TABLES[table](studies[name])}\n\n{origin}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -141,7 +141,7 @@ def regression_table(values: Values) -> str:
     rows = [
         [one["name"], f"{one['ratio'][0]:.3f} to {one['ratio'][-1]:.3f}", _cell(one["change"]), _cell(one["error"]),
          f"{one['normal']} of {one['change']['n']}", f"{one['confidence'][0]:.3f} to {one['confidence'][-1]:.3f}",
-         _cell(one["apart"])]
+         _cell(one["twin_distance"])]
         for one in values["settings"]
     ]  # fmt: skip
     head = ["settings", "ratio, input to last round", "its change", "error against the healthy twin", "normal",

@@ -109,7 +109,7 @@ def check(enlarged: Progression, controls: Sequence[Progression]) -> list[Check]
 
 
 def evaluate(output: Path, defaults: DemoDefaults, patients: int = 20, backend: str = "torch") -> list[Check]:
-    """Run the three prompts on `patients` of the test split; write the figures, a table and a picture to `output`."""
+    """Run the three prompts on `patients` of the test split; write tables and pictures to `output`."""
     engine = PieEngine.load(checkpoint=CHECKPOINT, backend=backend)
     classifier = Classifier(SEVERITY_JSON)
     cohort_ = healthy_cohort("test", patients)
@@ -137,7 +137,7 @@ def evaluate(output: Path, defaults: DemoDefaults, patients: int = 20, backend: 
 
 
 def to_markdown(report: dict, progressions: Sequence[Progression], checks: Sequence[Check]) -> str:
-    """The figures as tables."""
+    """What was measured, as tables."""
     error = report["ctr_error"]
     lines = [
         f"{report['patients']} held-out healthy phantoms, {report['settings']['steps']} rounds, guidance "

@@ -44,8 +44,8 @@ def test_effusion_whitens_its_own_side():
     clear = render(patient).astype(int)[..., 0]
     fluid = render(replace(patient, effusion=0.35)).astype(int)[..., 0]
     left, right = np.s_[:, SIZE // 2 + 8 :], np.s_[:, : SIZE // 2 - 8]
-    own, other = (left, right) if patient.effusion_left else (right, left)
-    assert (fluid - clear)[own].mean() > 3
+    same_side, other = (left, right) if patient.effusion_left else (right, left)
+    assert (fluid - clear)[same_side].mean() > 3
     assert abs((fluid - clear)[other].mean()) < 0.5
 
 

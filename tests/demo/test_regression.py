@@ -49,7 +49,7 @@ def test_the_judgement_of_perfect_and_absent_regressions() -> None:
     truth = np.mean([twin.ctr - patient.ctr for twin, patient in zip(twins, sick, strict=True)])
     assert perfect.change.mean == pytest.approx(truth, abs=0.01)  # the measure's own error on true phantoms is 0.004
     assert perfect.change.low < truth < perfect.change.high
-    assert (perfect.apart.mean, perfect.normal, perfect.unmeasured) == (0, 3, 0)
+    assert (perfect.twin_distance.mean, perfect.normal, perfect.unmeasured) == (0, 3, 0)
     assert perfect.error.mean < 0.01
     assert perfect.confidence[0] > 0.9 and perfect.confidence[1] < 0.1
     assert (absent.change.mean, absent.normal) == (0, 0)
@@ -58,10 +58,10 @@ def test_the_judgement_of_perfect_and_absent_regressions() -> None:
         np.abs(render(patient).astype(float) - render(twin))[roi_mask(patient) > 0].mean()
         for patient, twin in zip(sick, twins, strict=True)
     ]
-    assert absent.input_apart == absent.apart
-    assert absent.apart.mean == pytest.approx(np.mean(differences))
+    assert absent.input_twin_distance == absent.twin_distance
+    assert absent.twin_distance.mean == pytest.approx(np.mean(differences))
     blank = judge([np.zeros((128, 128, 3), np.uint8), *(render(twin) for twin in twins[1:])])
-    assert (blank.unmeasured, blank.change.n, blank.apart.n) == (1, 2, 3)
+    assert (blank.unmeasured, blank.change.n, blank.twin_distance.n) == (1, 2, 3)
 
 
 def test_the_figures_are_written(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def test_grades_overlap_only_around_their_limits():
 
 @pytest.mark.parametrize("name", ["fundus", "skin"])
 def test_held_out_phantoms_keep_to_the_limits_of_the_training(name):
-    own = load_domain(name)
+    domain = load_domain(name)
     for index in range(20):
-        assert own.truth(own.phantom(index))["severity"] <= HEALTHY_UP_TO
-        assert SEVERE_FROM <= own.truth(own.phantom(index, diseased=True))["severity"] <= 1
+        assert domain.truth(domain.phantom(index))["severity"] <= HEALTHY_UP_TO
+        assert SEVERE_FROM <= domain.truth(domain.phantom(index, diseased=True))["severity"] <= 1

@@ -147,7 +147,7 @@ def _bars(
     peaks = [tables.derived(row, peak) if peak else None for row in rows]
     for i, limit in enumerate(peaks):
         if limit is not None:
-            look = {"color": "#D55E00", "linewidth": 2, "linestyle": "--"}
+            look: Any = {"color": "#D55E00", "linewidth": 2, "linestyle": "--"}
             axes.plot([limit] * 2, [i - 0.45, i + 0.45], label="copy of a large tensor" if i == 0 else None, **look)
     axes.set_yticks(range(len(rows)), [name(row) for row in rows])
     axes.tick_params(axis="y", length=0)

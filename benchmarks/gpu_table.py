@@ -58,7 +58,7 @@ def _section(name: str, entry: dict[str, Any]) -> str:
 
 
 def _line(result: dict[str, Any]) -> str:
-    """The name, then a word for each figure; in brackets that of eager PyTorch beside it."""
+    """The name, then a word for each value; in brackets that of eager PyTorch beside it."""
     words = []
     # What others measure has names of their own: then all of it is shown.
     keys = KEYS if any(key in result for key in KEYS) else {key: key for key in result if key != "rung"}

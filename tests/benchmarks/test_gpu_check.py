@@ -126,7 +126,7 @@ def test_a_section_that_dies_or_hangs_costs_itself_only(broken: Path, tmp_path: 
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
         [*(f"{name}.log" for name in sections), "gpu-check.json"]
     )
-    # The first section's figures end the output.
+    # The first section's results end the output.
     assert done.stdout.rindex("== full_size") > done.stdout.rindex("== parity") > done.stdout.rindex("== batch")
 
 

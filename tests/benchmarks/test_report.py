@@ -237,7 +237,7 @@ def test_a_changed_cell_is_shown_and_put_right(tmp_path: Path, capsys: pytest.Ca
         shutil.copyfile(ROOT / name, tmp_path / name)
     document = tmp_path / "docs" / "performance.md"
     right = document.read_text(encoding="utf-8")
-    block = next(found for found in BLOCK.finditer(right) if "ladder" in found[1])
+    block = next(match for match in BLOCK.finditer(right) if "ladder" in match[1])
     wrong = right.replace(block[2], block[2].replace(" s |", " min |", 1))
     document.write_text(wrong, encoding="utf-8")
     assert report.main(["--check"], root=tmp_path) == 5

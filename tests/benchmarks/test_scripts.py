@@ -91,8 +91,8 @@ def measured(main: Callable[[list[str]], None], folder: Path, *words: str, tiny:
 
 
 def columns(path: Path) -> list[str]:
-    (found,) = path.iterdir()
-    with found.open(newline="") as file:
+    (result,) = path.iterdir()
+    with result.open(newline="") as file:
         return next(csv.reader(file))
 
 
@@ -116,8 +116,8 @@ def test_ladder(bundle: Bundle, tmp_path: Path) -> None:
     rungs = [variants.PUBLISHED, ladder.EAGER, "engine on PyTorch fp32", "+ fused step (C++)", "+ ONNX Runtime"]
     rungs += ["+ OpenVINO", "+ bf16"] if variants.installed("openvino") else []
     # A C++ step that was not compiled is no rung here.
-    found = [row["variant"] for row in rows]
-    assert found == [name for name in rungs if name in found or name != "+ fused step (C++)"]
+    climbed = [row["variant"] for row in rows]
+    assert climbed == [name for name in rungs if name in climbed or name != "+ fused step (C++)"]
     assert columns(tmp_path)[10:] == [
         "variant", "rung", "dtype", *TIMES, *SPEEDUP, *MEMORY, "load_s", "speedup_over_previous",
         "speedup_over_previous_p20", "speedup_over_previous_p80", "psnr_db", *WORK,
@@ -162,9 +162,9 @@ def test_components(bundle: Bundle, tmp_path: Path) -> None:
     backends = ["torch fp32", "torch bf16", "onnxruntime fp32"]
     backends += ["openvino fp32", "openvino bf16"] if variants.installed("openvino") else []
     expected = [(component, name) for component in COMPONENTS for name in backends]
-    found = [(row["component"], row["variant"]) for row in rows]
-    assert found[: len(expected)] == expected
-    assert found[len(expected)] == ("fused_step", "eager")
+    keys = [(row["component"], row["variant"]) for row in rows]
+    assert keys[: len(expected)] == expected
+    assert keys[len(expected)] == ("fused_step", "eager")
     assert columns(tmp_path) == [
         *KEY, *CONFIG, "variant", "component", "samples", "precision", *TIMES, *SPEEDUP, *MEMORY, "weights_mb", *WORK,
         "gb_per_s", "share_of_copy",

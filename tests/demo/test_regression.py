@@ -38,14 +38,14 @@ def test_the_judgement_of_perfect_and_absent_regressions() -> None:
     sick, twins = [held_out(index, enlarged=True) for index in range(3)], [held_out(index) for index in range(3)]
     config = load_defaults().regression_config()
 
-    def judge(last: list[np.ndarray]) -> object:
+    def measure(last: list[np.ndarray]) -> object:
         results = [
             SimpleNamespace(frames=np.stack([render(patient), frame]), mask=roi_mask(patient) > 0, config=config)
             for patient, frame in zip(sick, last, strict=True)
         ]
         return measure_regression("x", results, twins, Classifier(SEVERITY_JSON))
 
-    perfect, absent = judge([render(twin) for twin in twins]), judge([render(patient) for patient in sick])
+    perfect, absent = measure([render(twin) for twin in twins]), measure([render(patient) for patient in sick])
     truth = np.mean([twin.ctr - patient.ctr for twin, patient in zip(twins, sick, strict=True)])
     assert perfect.change.mean == pytest.approx(truth, abs=0.01)  # the measure's own error on true phantoms is 0.004
     assert perfect.change.low < truth < perfect.change.high
@@ -60,7 +60,7 @@ def test_the_judgement_of_perfect_and_absent_regressions() -> None:
     ]
     assert absent.input_twin_distance == absent.twin_distance
     assert absent.twin_distance.mean == pytest.approx(np.mean(differences))
-    blank = judge([np.zeros((128, 128, 3), np.uint8), *(render(twin) for twin in twins[1:])])
+    blank = measure([np.zeros((128, 128, 3), np.uint8), *(render(twin) for twin in twins[1:])])
     assert (blank.unmeasured, blank.change.n, blank.twin_distance.n) == (1, 2, 3)
 
 
@@ -68,10 +68,10 @@ def test_the_figures_are_written(tmp_path: Path) -> None:
     config = settings_of(load_defaults())
     assert [one.negative_prompt != "" for one in config.values()] == [False, False, False, False, True, True]
     short = {name: replace(one, steps=1, num_inference_steps=10) for name, one in list(config.items())[:2]}
-    found = evaluate_regression(tmp_path / "out", patients=2, backend="torch", settings=short)
-    assert all(one.change.n == 2 and one.change.mean < -0.02 for one in found)
+    regressions = evaluate_regression(tmp_path / "out", patients=2, backend="torch", settings=short)
+    assert all(one.change.n == 2 and one.change.mean < -0.02 for one in regressions)
     report = json.loads((tmp_path / "out" / "regression.json").read_text())
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == report["files"]
-    assert report["settings"][1]["change"] == found[1].change.to_dict()
+    assert report["settings"][1]["change"] == regressions[1].change.to_dict()
     table = (tmp_path / "out" / "regression.md").read_text()
-    assert f"| {found[0].ratio[0]:.3f} to {found[0].ratio[1]:.3f} |" in table
+    assert f"| {regressions[0].ratio[0]:.3f} to {regressions[0].ratio[1]:.3f} |" in table

@@ -11,9 +11,9 @@ NAMES = ("none", "mild", "moderate", "severe")
 
 def test_grades_overlap_only_around_their_limits():
     for severity in np.linspace(0, 1, 101):
-        found = grades(float(severity), NAMES)
-        assert NAMES[int(np.searchsorted(LIMITS, severity, side="right"))] in found and len(found) <= 2
-        assert len(found) == 1 or min(abs(severity - limit) for limit in LIMITS) < 0.04
+        names = grades(float(severity), NAMES)
+        assert NAMES[int(np.searchsorted(LIMITS, severity, side="right"))] in names and len(names) <= 2
+        assert len(names) == 1 or min(abs(severity - limit) for limit in LIMITS) < 0.04
     assert [grades(severity, NAMES) for severity in (0.0, 0.3, 0.5, 1.0)] == [(name,) for name in NAMES]
     assert grades(0.14, NAMES) == NAMES[:2]
     assert grades(0.69, NAMES) == NAMES[2:]

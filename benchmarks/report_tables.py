@@ -61,7 +61,7 @@ TABLES = {
     "gpu-errors": (GPU_ERRORS, "what is on | latent, largest | rms | eager's largest | eager's rms"),
 }  # fmt: skip
 # By heading, the columns that may stand below it: the first that a row has, as a number if it has a unit.
-# `low..high` is a range; names that begin with `=` are computed by `_derived`. Others are columns of their own name.
+# `low..high` is a range; names that begin with `=` are computed by `derived`. Other headings are columns.
 HEADINGS = {
     "rung": "variant", "what is on": "variant", "run": "variant", "kernels": "group", "varied": "factor",
     "side": "resolution", "K": "kept", "by": "flavour backend",

@@ -61,6 +61,7 @@ bench: $(VENV)/.bench
 # The figures of docs/evaluation.md: about an hour and a half on two cores.
 evaluation: $(VENV)/.dev
 	$(BIN)/python benchmarks/simulation.py
+	$(BIN)/python benchmarks/report.py
 
 bench-report: $(VENV)/.bench
 	$(BIN)/python benchmarks/report.py

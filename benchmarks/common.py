@@ -170,10 +170,10 @@ def measured_limits(
     """What this machine reaches at best, by dtype; said as it is found."""
     say("measuring what this machine reaches at best")
     limits = limits_of(device, dtypes, threads, _QUICK if arguments.quick_limits else 1)
-    for dtype, found in limits.items():
+    for dtype, limit in limits.items():
         say(
-            f"  {dtype}: {found.matmul_flops / 1e9:.0f} GFLOP/s in matrix products, "
-            f"{found.convolution_flops / 1e9:.0f} in convolutions; {found.copy_bytes / 1e9:.1f} GB/s copied"
+            f"  {dtype}: {limit.matmul_flops / 1e9:.0f} GFLOP/s in matrix products, "
+            f"{limit.convolution_flops / 1e9:.0f} in convolutions; {limit.copy_bytes / 1e9:.1f} GB/s copied"
         )
     return limits
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from pie_engine import __version__
 from pie_engine.demo.assets import load_defaults
 from pie_engine.demo.domain import LARGEST, load_domain
 from pie_engine.errors import ConfigError, argument, mention, use
 from pie_engine.files import new_folder
-
-if TYPE_CHECKING:
-    from PIL.PngImagePlugin import PngInfo
 
 MARKER, TABLE = "phantoms.json", "patients.csv"
 COLUMNS = ("item_id", "image", "prompt", "mask")
@@ -67,8 +66,6 @@ def write_phantoms(
         ConfigError: `count` is outside 1 to 1000, there is no such domain, or findings are asked of another than the
             chest. OutputError: the folder cannot be written.
     """
-    from PIL import Image
-
     if not 1 <= count <= LARGEST:
         raise ConfigError(
             f"{mention('count')} {count} is outside [1, {LARGEST}]; pass {use('count', 20)}",
@@ -80,28 +77,28 @@ def write_phantoms(
             f"{argument('each_finding')} out",
             field="each_finding", value=True,
         )  # fmt: skip
-    own = load_domain(domain)
+    chosen = load_domain(domain)
     split = "validation" if validation else "test"
     output, statement = Path(output), _STATEMENT.format(domain)
     info = _metadata(statement)
-    prompt = own.defaults.healthy_prompt if diseased else own.defaults.prompt
+    prompt = chosen.defaults.healthy_prompt if diseased else chosen.defaults.prompt
     with new_folder(output, replaceable=MARKER) as folder:
         (folder / "images").mkdir()
         (folder / "masks").mkdir()
-        if own.structure:
+        if chosen.structure:
             (folder / "structures").mkdir()
         rows: list[tuple[str, ...]] = []
         truth, files = [], [TABLE, MARKER]
         for index in range(count):
-            phantom = own.phantom(index, diseased=diseased, split=split)
-            name = own.item_id(index, diseased=diseased, split=split)
+            phantom = chosen.phantom(index, diseased=diseased, split=split)
+            name = chosen.item_id(index, diseased=diseased, split=split)
             image, mask = f"images/{name}.png", f"masks/{name}.png"
-            picture, region = own.render(phantom), own.roi_mask(phantom)
+            picture, region = chosen.render(phantom), chosen.roi_mask(phantom)
             grey = domain == "chest"
             Image.fromarray(picture[..., 0] if grey else picture).save(folder / image, pnginfo=info)
-            if own.structure:
+            if chosen.structure:
                 files.append(f"structures/{name}.png")
-                levels = np.rint(255 * own.structure(phantom)).astype(np.uint8)
+                levels = np.rint(255 * chosen.structure(phantom)).astype(np.uint8)
                 Image.fromarray(levels).save(folder / files[-1], pnginfo=info)
             if each_finding:
                 region = np.zeros_like(region)
@@ -111,7 +108,7 @@ def write_phantoms(
                 rows += [(f"{name}-{short}", image, text, mask) for short, text in findings().items()]
             else:
                 rows.append((name, image, prompt, mask))
-            truth.append({"item_id": name, "seed": phantom.seed, **own.truth(phantom)})
+            truth.append({"item_id": name, "seed": phantom.seed, **chosen.truth(phantom)})
         with (folder / TABLE).open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
         facts = {
@@ -127,8 +124,6 @@ def write_phantoms(
 
 
 def _metadata(statement: str) -> PngInfo:
-    from PIL.PngImagePlugin import PngInfo
-
     info = PngInfo()
     for key, value in (("Software", "pie-engine"), ("Synthetic", "true"), ("Description", statement)):
         info.add_text(key, value)

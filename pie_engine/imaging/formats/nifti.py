@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import logging
+import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from pie_engine.errors import InputError, Notice, argument, use
 from pie_engine.imaging.formats.nifti_slice import NiftiSlice
-from pie_engine.imaging.limits import MAX_PIXELS, quiet
+from pie_engine.imaging.limits import MAX_NIFTI_HEADER, MAX_UNPACKED, check_size, quiet
 from pie_engine.imaging.mapping import Mapping, Range, Rescale, Window
 from pie_engine.imaging.reading import Reading
 from pie_engine.imaging.stored import Stored
@@ -92,6 +93,7 @@ def open_volume(path: Path, magic: bytes, what: str) -> Iterator[Any]:
         packed = file.read(2) == b"\x1f\x8b"
     try:
         with quiet("nibabel.global"), gzip.open(path) if packed else path.open("rb") as stream:
+            _check_cost(kind.header_class, stream, packed, what)
             volume = kind.from_stream(stream)
             _check(volume, what)
             yield volume
@@ -101,6 +103,30 @@ def open_volume(path: Path, magic: bytes, what: str) -> Iterator[Any]:
         raise InputError(
             f"{what} cannot be read as NIfTI ({type(error).__name__}: damaged or cut off); copy or export it anew"
         ) from None
+
+
+def _check_cost(kind: Any, stream: Any, packed: bool, what: str) -> None:
+    """Refuse what would take too much memory or time to read, by what the header declares. Rewinds the stream.
+
+    Args:
+        kind: nibabel's class of the header.
+
+    Raises:
+        InputError: beyond a limit.
+    """
+    header = kind(stream.read(kind.sizeof_hdr), check=False)
+    stream.seek(0)
+    before = float(header["vox_offset"])
+    if before > MAX_NIFTI_HEADER:
+        raise InputError(
+            f"{what} has its first voxel at byte {before:.0f} (at most {MAX_NIFTI_HEADER}); save it anew without extensions"
+        )
+    voxels = math.prod(max(0, int(side)) for side in header.get_data_shape())
+    size = voxels * header.get_data_dtype().itemsize
+    if packed and size > MAX_UNPACKED:
+        raise InputError(
+            f"{what} is gzipped and holds {size} bytes of voxels (at most {MAX_UNPACKED}); unpack it with gunzip first"
+        )
 
 
 def _check(volume: Any, what: str) -> None:
@@ -167,8 +193,7 @@ def locate(volume: Any, what: str, reading: Reading) -> NiftiSlice:
     number = _choose("slice", reading.slice, count, what, f"has {count} {_NAMES[axis]} slices")
     across, up = (own[a] for a in range(3) if a != axis)
     spatial = (*shape, 1)[:3]
-    if spatial[across] * spatial[up] > MAX_PIXELS:
-        raise InputError(f"{what} has slices of more than {MAX_PIXELS} pixels; crop or shrink it")
+    check_size(spatial[across], spatial[up], what, "slice")
     index = number - 1 if turns[own[axis], 1] > 0 else count - number
     steps = (-1 if turns[across, 1] > 0 else 1, -1 if turns[up, 1] > 0 else 1)
     return NiftiSlice(volume, axis, number, count, frame, frames, own, index, steps)

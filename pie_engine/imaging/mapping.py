@@ -7,7 +7,6 @@ were changed; what a window clips comes back at its edge.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,15 +17,6 @@ from pie_engine.imaging.window import apply_window
 
 # A sigmoid reaches neither black nor white: half a grey level before them is as far as it is followed back.
 _SIGMOID_EDGE = 0.5 / 255
-# Values that are mapped at once, as float64 8 MB.
-_BLOCK = 2**20
-
-
-def row_blocks(values: np.ndarray) -> Iterator[slice]:
-    """The rows of [H, W] or [H, W, C] in blocks, so that what is computed of them stays small."""
-    rows = max(1, _BLOCK * len(values) // max(1, values.size))
-    return (slice(start, start + rows) for start in range(0, len(values), rows))
-
 
 @dataclass(frozen=True)
 class Rescale:

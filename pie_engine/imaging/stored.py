@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image as PILImage
 
 from pie_engine.equality import ByContent
-from pie_engine.imaging.mapping import Mapping, row_blocks
+from pie_engine.imaging.blocks import row_blocks
+from pie_engine.imaging.mapping import Mapping
 from pie_engine.imaging.window import to_bytes
 
 if TYPE_CHECKING:

@@ -199,7 +199,9 @@ def decode_frame(dataset: Any, frame: int, what: str) -> np.ndarray:
         array = pixel_array(dataset, index=frame - 1)
     except (InputError, MemoryError):
         raise
-    except Exception:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # how decoders in Rust fail
+            raise
         again = f"copy or export it anew (or {remedy})" if plugin else "copy or export it anew"
         raise InputError(
             f"{what} has pixel data that cannot be decoded ({_name(syntax)}; truncated, damaged, or not of the size "

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pie_engine.errors import InputError, Notice, argument
+from pie_engine.imaging.blocks import extremes
 from pie_engine.imaging.mapping import Lookup, Mapping, Range, Rescale, VoiLookup, Window
 from pie_engine.imaging.reading import Reading
 from pie_engine.imaging.stored import within
@@ -29,8 +30,7 @@ def grey_mapping(
     padding = _padding(dataset, stored)
     padded = within(stored, padding)
     modality, said = _modality(dataset, frame)
-    values = stored if modality is None else modality.forward(stored)
-    shown, facts = _voi(dataset, values, padded, frame, what, reading)
+    shown, facts = _voi(dataset, stored, padded, modality, frame, what, reading)
     inverted = str(dataset.PhotometricInterpretation) == "MONOCHROME1"
     facts |= {"modality": said, "inverted": inverted, "padding_pixels": int(padded.sum())}
     return Mapping(shown, modality, inverted, facts), padding
@@ -88,7 +88,13 @@ def _modality(dataset: Any, frame: int) -> tuple[Rescale | Lookup | None, str | 
 
 
 def _voi(
-    dataset: Any, values: np.ndarray, padding: np.ndarray, frame: int, what: str, reading: Reading
+    dataset: Any,
+    stored: np.ndarray,
+    padded: np.ndarray,
+    modality: Rescale | Lookup | None,
+    frame: int,
+    what: str,
+    reading: Reading,
 ) -> tuple[Window | Range | VoiLookup, dict[str, Any]]:
     found = groups(dataset, frame, "FrameVOILUTSequence")
     function = next((str(g.VOILUTFunction).upper() for g in found if g.get("VOILUTFunction")), "LINEAR")
@@ -120,21 +126,24 @@ def _voi(
             )
         window = Window(center, width, function)
         return window, window.describe("file (first of its windows)")
-    if int(dataset.get("BitsStored", 16)) <= 8 and np.issubdtype(values.dtype, np.integer):
+    forward = None if modality is None else modality.forward
+    whole = not isinstance(modality, Rescale) and np.issubdtype(stored.dtype, np.integer)
+    if int(dataset.get("BitsStored", 16)) <= 8 and whole:
         bits, signed = int(dataset.BitsStored), bool(dataset.get("PixelRepresentation", 0))
         low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-        if low <= values.min() and values.max() <= high:
+        least, greatest = extremes(stored, forward)
+        if low <= least and greatest <= high:
             everything = Range(low, high)
             return everything, everything.describe("all values of its bits")
-    seen = values[~padding] if not padding.all() else values
+    least, greatest = extremes(stored, forward, padded)
     log.warning(
         Notice(
             "%s has no window: %g..%g, all of its values, become black to white; "
             f"pass {argument('window_center')} and {argument('window_width')}"
         ),
-        what, seen.min(), seen.max(),
+        what, least, greatest,
     )  # fmt: skip
-    everything = Range(float(seen.min()), float(seen.max()))
+    everything = Range(float(least), float(greatest))
     return everything, everything.describe("values of this frame")
 
 

@@ -7,13 +7,14 @@ import gzip
 import logging
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pie_engine.errors import InputError, Notice, argument, use
+from pie_engine.imaging.blocks import extremes
 from pie_engine.imaging.formats.nifti_slice import NiftiSlice
 from pie_engine.imaging.limits import MAX_NIFTI_HEADER, MAX_UNPACKED, check_size, quiet
 from pie_engine.imaging.mapping import Mapping, Range, Rescale, Window
@@ -56,9 +57,9 @@ def read_nifti(path: Path, magic: bytes, reading: Reading) -> Stored:
         rescale = Rescale(float(proxy.slope), float(proxy.inter)) if scaled else None
         unscaled = (proxy.shape, proxy.dtype, proxy.offset)
         stored = place.take(ArrayProxy(proxy.file_like, unscaled, mmap=False))
-        values = stored if rescale is None else rescale.forward(stored)
-        check_finite(values, f"{what}, slice {place.number},")
-        shown, said = _show(header, values, what, reading)
+        forward = None if rescale is None else rescale.forward
+        check_finite(stored, f"{what}, slice {place.number},", forward)
+        shown, said = _show(header, stored, forward, what, reading)
         if rescale is not None:
             said |= {"modality": {"slope": rescale.slope, "intercept": rescale.intercept}}
         facts = describe(place) | {"mapping": said}
@@ -231,14 +232,21 @@ def choose_slice(volume: Any, what: str, reading: Reading) -> tuple[np.ndarray, 
     return values, describe(place)
 
 
-def _show(header: Any, values: np.ndarray, what: str, reading: Reading) -> tuple[Window | Range, dict[str, Any]]:
+def _show(
+    header: Any,
+    stored: np.ndarray,
+    forward: Callable[[np.ndarray], np.ndarray] | None,
+    what: str,
+    reading: Reading,
+) -> tuple[Window | Range, dict[str, Any]]:
     if reading.window is not None:
         window = Window(*reading.window, "LINEAR_EXACT")
         return window, window.describe("option")
     low, high = float(header["cal_min"]), float(header["cal_max"])
     source = "file (cal_min, cal_max)"
     if not np.isfinite((low, high)).all() or low >= high:
-        low, high, source = float(values.min()), float(values.max()), "values of this slice"
+        low, high = map(float, extremes(stored, forward))
+        source = "values of this slice"
         log.warning(
             Notice(
                 "%s names no window: %g..%g, all of this slice's values, become black to white; "

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+# Voxels that are read at once of a slice across the file's planes.
+_AT_ONCE = 2**24
+
 
 @dataclass(frozen=True)
 class NiftiSlice:
@@ -44,7 +47,7 @@ class NiftiSlice:
         place: list[Any] = [slice(None)] * 3
         place[self.own[self.axis]] = self.index
         chosen = (*place[: min(len(shape), 3)], *([self.frame - 1] if len(shape) > 3 else []), *[0] * (len(shape) - 4))
-        values = np.asarray(voxels[chosen])
+        values = _read_slice(voxels, chosen)
         if len(shape) == 2:
             values = values[..., None][tuple(place)]
         across, up = self.across_up
@@ -77,3 +80,16 @@ class NiftiSlice:
             write(None if affine is None else affine @ shift, int(code), update_affine=False)
         made.header.set_slope_inter(self.volume.dataobj.slope, self.volume.dataobj.inter)
         return made
+
+
+def _read_slice(voxels: Any, chosen: tuple[Any, ...]) -> np.ndarray:
+    """`voxels[chosen]`, a few planes of the file at a time: nibabel may read all of a volume for a slice across them."""
+    shape = tuple(voxels.shape)
+    if len(shape) < 3 or not isinstance(chosen[2], slice):
+        return np.asarray(voxels[chosen])
+    planes = max(1, _AT_ONCE // (shape[0] * shape[1]))
+    parts = [
+        np.array(voxels[(*chosen[:2], slice(start, start + planes), *chosen[3:])])
+        for start in range(0, shape[2], planes)
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)

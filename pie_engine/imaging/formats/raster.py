@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image as PILImage
-from PIL import ImageOps, UnidentifiedImageError
+from PIL import ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from pie_engine.errors import InputError, argument, use
 from pie_engine.imaging.limits import (
@@ -74,6 +74,11 @@ def read_raster(source: str | Path, kind: str, reading: Reading) -> Stored:
     except UnidentifiedImageError:
         raise InputError(f"{what} is not an image in a known format; {_REMEDY}") from None
     except Exception as error:  # Pillow's decoders raise what a damaged file leads them to
+        if "MAX_TEXT" in str(error):
+            raise InputError(
+                f"{what} has texts of more than {PngImagePlugin.MAX_TEXT_CHUNK} bytes, or "
+                f"{PngImagePlugin.MAX_TEXT_MEMORY} in all, once unpacked; save it anew without them"
+            ) from None
         raise InputError(f"{what} cannot be decoded ({_reason(error)}); {_REMEDY}") from None
     facts |= stored.facts
     if deep:

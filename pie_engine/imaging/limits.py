@@ -53,7 +53,7 @@ def check_regular(path: Path, kind: str, remedy: str) -> None:
 
 
 def file_type(path: Path) -> str | None:
-    """"file", "folder", "pipe", "socket" or "device"; None for what is none or cannot be looked at."""
+    """ "file", "folder", "pipe", "socket" or "device"; None for what is none or cannot be looked at."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):

@@ -18,6 +18,7 @@ from pie_engine.imaging.window import apply_window
 # A sigmoid reaches neither black nor white: half a grey level before them is as far as it is followed back.
 _SIGMOID_EDGE = 0.5 / 255
 
+
 @dataclass(frozen=True)
 class Rescale:
     """values * slope + intercept."""

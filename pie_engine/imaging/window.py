@@ -29,9 +29,7 @@ def apply_window(values: np.ndarray, center: float, width: float, function: str 
     return np.clip((values - center) / width + 0.5, 0, 1)
 
 
-def check_finite(
-    values: np.ndarray, what: str, forward: Callable[[np.ndarray], np.ndarray] | None = None
-) -> None:
+def check_finite(values: np.ndarray, what: str, forward: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
     """Refuse NaN and infinity in [H, W] values, or in what `forward` makes of them. Raises InputError."""
     if forward is None and not np.issubdtype(values.dtype, np.floating):
         return

@@ -175,7 +175,9 @@ def from_array(array: np.ndarray | Image, kind: str, reading: Reading) -> Stored
         except MemoryError:
             raise
         except Exception as error:  # as in `read_raster`
-            raise InputError(f"{kind} cannot be decoded ({_reason(error)}); pass one that image.load() accepts") from None
+            raise InputError(
+                f"{kind} cannot be decoded ({_reason(error)}); pass one that image.load() accepts"
+            ) from None
         if 0 in array.size:
             raise InputError(f"{kind} of {array.width} x {array.height} is empty; pass one with pixels")
         return from_picture(array, kind, reading)

@@ -11,7 +11,7 @@ import torch
 
 from pie_engine.checkpoint import LoraSpec
 from pie_engine.config import MethodConfig, RunConfig, RuntimeConfig, check_interpolation, check_resolution
-from pie_engine.imaging.item import Item, check_findings, check_text, prepare_item
+from pie_engine.imaging.item import Item, check_findings, check_item_ids, check_text, prepare_item
 from pie_engine.machine.loading import Source, open_backend
 from pie_engine.outputs import Result
 from pie_engine.outputs.provenance import describe_run, describe_simulated
@@ -239,7 +239,7 @@ class PieEngine:
             BackendError: the model gave values that are not finite, or memory ran out.
         """
         alone = isinstance(items, Item)
-        given = [items] if isinstance(items, Item) else items
+        given = check_item_ids([items] if isinstance(items, Item) else items)
         chosen = MethodConfig(method) if isinstance(method, str) else method
         results = self._run(given, self._complete(config or RunConfig()), chosen, on_progress, interpolate)
         return results[0] if alone else results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from pie_engine.config import MethodConfig, RunConfig
 from pie_engine.equality import ByContent
-from pie_engine.errors import ConfigError, InputError, argument, mention, use
+from pie_engine.errors import ConfigError, InputError, Notice, argument, mention, use
 from pie_engine.imaging import (
     Grid,
     ImageSource,
@@ -25,15 +26,22 @@ from pie_engine.imaging import (
     fit,
     fit_roi,
     prepare_mask,
-    read_image,
     read_mask,
     read_roi,
+    read_stored,
 )
+from pie_engine.imaging.limits import check_regular
+from pie_engine.imaging.rules import check_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from pie_engine.imaging.regions.region import Regions
+
+log = logging.getLogger(__name__)
+
+# Of an item that is simulated alone and has no id: results stay what they are.
+ALONE = "0"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +54,8 @@ class Item(ByContent):
         mask: region of interest, white = may change, in the image's geometry: path (PNG, JPEG, TIFF, NIfTI, DICOM,
             DICOM SEG), PIL image, array, `Box`, `Ellipse`, `Polygon`; a `Region`, which may have its own beta, label
             and prompt; or a list of them. Regions with prompts of their own are findings beside the item's.
-        item_id: names the item in its noise's seed, so that a result does not depend on its place in a batch.
+        item_id: names the item in its noise's seed, so that a result does not depend on its place in a batch. None:
+            "0" for an item by itself, else what `check_item_ids` derives from the image.
         reading: which frame, slice and window of the image's file.
         keep: what must never change, as for `mask`; it is cut out of the mask.
         dilate: pixels of the source image by which the mask grows, before `keep` is cut out; negative ones shrink it.
@@ -57,7 +66,7 @@ class Item(ByContent):
     image: str | Path | Image | np.ndarray
     prompt: str
     mask: Regions = None
-    item_id: str = "0"
+    item_id: str | None = None
     reading: Reading = field(default_factory=Reading)
     keep: Regions = None
     dilate: int = 0
@@ -112,6 +121,8 @@ def prepare_item(item: Item, config: RunConfig, scale: int) -> PreparedItem:
     """
     resolution = config.resolution
     assert resolution is not None
+    if item.item_id is None:
+        item = replace(item, item_id=ALONE)
     image, drawn, facts = _read(item, config)
     mask = None
     if isinstance(drawn, Roi):
@@ -142,9 +153,10 @@ def _read(item: Item, config: RunConfig) -> tuple[Image, Roi | Image | None, dic
         ConfigError: official semantics with what the published code does not have.
         InputError: see `prepare_item`.
     """
-    check_text("prompt", item.prompt)
-    check_text("item_id", item.item_id)
-    image, facts = read_image(item.image, reading=item.reading)
+    _check_texts(item, config)
+    stored = read_stored(item.image, reading=item.reading)
+    check_image(stored, _name(item), config.resolution, config.fit)
+    image, facts = stored.picture(), stored.facts
     regions, keep = as_regions(item.mask), as_regions(item.keep)
     if any(region.prompt is not None for region in regions):
         _check_findings(item, regions, config)
@@ -178,10 +190,7 @@ def _read(item: Item, config: RunConfig) -> tuple[Image, Roi | Image | None, dic
 
 
 def _check_findings(item: Item, regions: tuple[Region, ...], config: RunConfig) -> None:
-    """Raises InputError: a prompt is no text; ConfigError: one that is given would be read nowhere."""
-    for region in regions:
-        if region.prompt is not None:
-            check_text("Region.prompt", region.prompt)
+    """Raises ConfigError: a prompt that is given would be read nowhere."""
     findings = findings_of(item)
     if item.prompt and item.prompt not in findings:
         raise ConfigError(
@@ -211,6 +220,35 @@ def _check_official(item: Item, regions: tuple[Region, ...], keep: tuple[Region,
             )  # fmt: skip
 
 
+def _name(item: Item) -> str:
+    """The item's image to the user, for messages."""
+    return f"image {item.image}" if isinstance(item.image, str | Path) else "image"
+
+
+def _check_texts(item: Item, config: RunConfig) -> None:
+    """Refuse prompts and an id that are no text, or blank; an empty prompt that is read is warned of.
+
+    An empty prompt is a control (what the model does by itself), and what steers away from nothing; blanks are a slip.
+
+    Raises:
+        InputError: no text.
+    """
+    prompts = [("prompt", item.prompt)]
+    prompts += [("Region.prompt", r.prompt) for r in as_regions(item.mask) if r.prompt is not None]
+    for name, text in prompts:
+        check_text(name, text)
+        if text and not text.strip():
+            raise InputError(
+                f"{mention(name)} {text!r} is blank; pass what the progression moves towards", field=name, value=text
+            )
+    if "" in findings_of(item) and any(one.prompt is None for one in config.rounds):
+        log.warning(
+            Notice(f"{mention('prompt')} is empty: the progression moves towards no finding, as a control does")
+        )
+    if item.item_id is not None:
+        check_text("item_id", item.item_id)
+
+
 def check_text(name: str, text: object) -> None:
     """Refuse what is not text, or not UTF-8, naming the setting. Raises InputError."""
     if not isinstance(text, str):
@@ -234,3 +272,43 @@ def check_findings(items: Sequence[Item], method: MethodConfig) -> None:
             f"{argument('Region.prompt')}",
             field="method", value=method.name,
         )  # fmt: skip
+
+
+def check_item_ids(items: Sequence[Item]) -> list[Item]:
+    """The items of one call, each with an id: one id names one image, for noise is drawn and results are kept by it.
+
+    Several items without an id take the first 16 digits of their image's SHA-256, and which frame or slice of it they
+    are. So two prompts for one image share its noise, and can be compared.
+
+    Raises:
+        InputError: two images have one id; or an image without an id cannot be read.
+    """
+    if len(items) == 1:
+        return [item if item.item_id is not None else replace(item, item_id=ALONE) for item in items]
+    named = [item if item.item_id is not None else replace(item, item_id=_content_id(item)) for item in items]
+    by_id: dict[str | None, list[int]] = {}
+    for index, item in enumerate(named):
+        by_id.setdefault(item.item_id, []).append(index)
+    for item_id, (first, *others) in by_id.items():
+        for other in others:
+            if _content_id(named[other]) != _content_id(named[first]):
+                raise InputError(
+                    f"items {first + 1} and {other + 1} have the {mention('item_id')} {item_id!r} and different "
+                    f"images, which would share their noise; pass {argument('item_id')} that differ, or none",
+                    field="item_id", value=item_id,
+                )  # fmt: skip
+    return named
+
+
+def _content_id(item: Item) -> str:
+    """An id of the image's content, which can name a folder. Raises InputError: it cannot be read."""
+    image, reading = item.image, item.reading
+    try:
+        if isinstance(image, str | Path):
+            check_regular(Path(image), "image", "pass the path of an image")
+        digest = content_hash(image)
+    except (OSError, ValueError):
+        read_stored(image, reading=reading)  # says what is wrong, and what to pass
+        raise
+    parts = [(name, getattr(reading, name)) for name in ("frame", "axis", "slice")]
+    return "-".join([digest[:16], *(f"{name}{value}" for name, value in parts if value is not None)])

@@ -11,6 +11,7 @@ from pie_engine.errors import InputError, Notice, argument
 from pie_engine.imaging.blocks import extremes
 from pie_engine.imaging.mapping import Lookup, Mapping, Range, Rescale, VoiLookup, Window
 from pie_engine.imaging.reading import Reading
+from pie_engine.imaging.rules import broken_rescale
 from pie_engine.imaging.stored import within
 from pie_engine.imaging.window import FUNCTIONS, check_finite
 
@@ -30,6 +31,9 @@ def grey_mapping(
     padding = _padding(dataset, stored)
     padded = within(stored, padding)
     modality, said = _modality(dataset, frame)
+    wrong = broken_rescale(modality)
+    if wrong is not None:  # before anything is computed with it
+        raise InputError(f"{what} {wrong}")
     shown, facts = _voi(dataset, stored, padded, modality, frame, what, reading)
     inverted = str(dataset.PhotometricInterpretation) == "MONOCHROME1"
     facts |= {"modality": said, "inverted": inverted, "padding_pixels": int(padded.sum())}

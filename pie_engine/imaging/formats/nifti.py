@@ -19,6 +19,7 @@ from pie_engine.imaging.formats.nifti_slice import NiftiSlice
 from pie_engine.imaging.limits import MAX_NIFTI_HEADER, MAX_UNPACKED, check_size, quiet
 from pie_engine.imaging.mapping import Mapping, Range, Rescale, Window
 from pie_engine.imaging.reading import Reading
+from pie_engine.imaging.rules import broken_rescale
 from pie_engine.imaging.stored import Stored
 from pie_engine.imaging.window import check_finite
 
@@ -57,6 +58,9 @@ def read_nifti(path: Path, magic: bytes, reading: Reading) -> Stored:
         rescale = Rescale(float(proxy.slope), float(proxy.inter)) if scaled else None
         unscaled = (proxy.shape, proxy.dtype, proxy.offset)
         stored = place.take(ArrayProxy(proxy.file_like, unscaled, mmap=False))
+        wrong = broken_rescale(rescale)
+        if wrong is not None:  # before anything is computed with it
+            raise InputError(f"{what} {wrong}")
         forward = None if rescale is None else rescale.forward
         check_finite(stored, f"{what}, slice {place.number},", forward)
         shown, said = _show(header, stored, forward, what, reading)
@@ -120,7 +124,8 @@ def _check_cost(kind: Any, stream: Any, packed: bool, what: str) -> None:
     before = float(header["vox_offset"])
     if before > MAX_NIFTI_HEADER:
         raise InputError(
-            f"{what} has its first voxel at byte {before:.0f} (at most {MAX_NIFTI_HEADER}); save it anew without extensions"
+            f"{what} has its first voxel at byte {before:.0f} (at most {MAX_NIFTI_HEADER}); save it anew without "
+            "extensions"
         )
     voxels = math.prod(max(0, int(side)) for side in header.get_data_shape())
     size = voxels * header.get_data_dtype().itemsize

@@ -83,7 +83,7 @@ class NiftiSlice:
 
 
 def _read_slice(voxels: Any, chosen: tuple[Any, ...]) -> np.ndarray:
-    """`voxels[chosen]`, a few planes of the file at a time: nibabel may read all of a volume for a slice across them."""
+    """`voxels[chosen]`, a few of the file's planes at a time, for nibabel may read a whole volume for a slice of it."""
     shape = tuple(voxels.shape)
     if len(shape) < 3 or not isinstance(chosen[2], slice):
         return np.asarray(voxels[chosen])

@@ -282,7 +282,7 @@ class PieEngine:
         instead = {"instead_of": asked.prompt} if method.name == "control" else {}
         provenance = {
             **describe_run(config, chosen.what),
-            "item_id": item.item.item_id,
+            "item_id": item.item_id,
             "input": item.facts,
             "simulated": describe_simulated(item, chosen.config, self.backend.model),
             **computed,

@@ -93,6 +93,11 @@ class PreparedItem:
     content_box: tuple[int, int, int, int] | None = None
 
     @property
+    def item_id(self) -> str:
+        """What its noise is drawn by."""
+        return ALONE if self.item.item_id is None else self.item.item_id
+
+    @property
     def prompts(self) -> tuple[str, ...]:
         """One for each finding; see `findings_of`."""
         return findings_of(self.item)
@@ -121,8 +126,6 @@ def prepare_item(item: Item, config: RunConfig, scale: int) -> PreparedItem:
     """
     resolution = config.resolution
     assert resolution is not None
-    if item.item_id is None:
-        item = replace(item, item_id=ALONE)
     image, drawn, facts = _read(item, config)
     mask = None
     if isinstance(drawn, Roi):

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -127,12 +128,11 @@ def check_image(stored: Stored, what: str, resolution: int | None = None, how: s
     Raises:
         InputError: with what is wrong, the limit and the remedy.
     """
-    extrema = stored.picture().convert("RGB" if stored.colour else "L").getextrema()
-    pairs = extrema if isinstance(extrema[0], tuple) else (extrema,)
-    constant = all(low == high for low, high in pairs)  # type: ignore[misc]  # of each channel
-    low = min(int(pair[0]) for pair in pairs)  # type: ignore[index]
-    high = low if constant else max(int(pair[1]) for pair in pairs)  # type: ignore[index]
-    subject = Subject(what, stored, (low, high), resolution, how)
+    extrema: Any = stored.picture().convert("RGB" if stored.colour else "L").getextrema()
+    channels = extrema if stored.colour else (extrema,)
+    constant = all(low == high for low, high in channels)
+    least = min(low for low, _ in channels)
+    subject = Subject(what, stored, (least, least if constant else max(high for _, high in channels)), resolution, how)
     for rule in RULES:
         said = rule.broken(subject)
         if said is not None and rule.refused:

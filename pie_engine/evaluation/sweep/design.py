@@ -11,7 +11,7 @@ from pie_engine.config.axes import AXES, MASK, METHOD, ON, SEED, STEPS
 from pie_engine.errors import ConfigError, InputError, argument, mention, use
 from pie_engine.evaluation.sweep.grid import Cell, Grid, make_cells
 from pie_engine.evaluation.sweep.patients import check_id
-from pie_engine.imaging.item import Item, check_item
+from pie_engine.imaging.item import Item, check_item, check_item_ids
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,10 @@ class Design:
     def __post_init__(self) -> None:
         if not self.patients:
             raise InputError("no patient is given; pass at least one")
-        seen: set[str] = set()
+        object.__setattr__(self, "patients", check_item_ids(self.patients))
+        seen: set[str | None] = set()
         for patient in self.patients:
-            check_id(patient.item_id)
+            check_id(str(patient.item_id))
             if patient.item_id in seen:
                 raise InputError(f"two patients have the id {patient.item_id!r}; give each its own")
             seen.add(patient.item_id)

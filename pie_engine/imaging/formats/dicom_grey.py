@@ -30,7 +30,7 @@ def grey_mapping(
     check_finite(stored, what)
     padding = _padding(dataset, stored)
     padded = within(stored, padding)
-    modality, said = _modality(dataset, frame)
+    modality, said = _modality(dataset, frame, what)
     wrong = broken_rescale(modality)
     if wrong is not None:  # before anything is computed with it
         raise InputError(f"{what} {wrong}")
@@ -65,14 +65,22 @@ def _padding(dataset: Any, stored: np.ndarray) -> tuple[int, int] | None:
     return min(first, last), max(first, last)
 
 
-def _table(item: Any, big_endian: bool) -> tuple[np.ndarray, int, int]:
-    """A lookup table's entries, the first value that it maps, and its depth in bits (PS3.3 C.11.1.1, C.11.2.1.1)."""
+def _table(item: Any, big_endian: bool, what: str) -> tuple[np.ndarray, int, int]:
+    """A lookup table's entries, the first value that it maps, and its depth in bits (PS3.3 C.11.1.1, C.11.2.1.1).
+
+    Raises:
+        InputError: it has none, or a depth that 16 bits do not hold.
+    """
     entries, first, depth = (int(value) for value in item.LUTDescriptor)
     data = item.LUTData
     if isinstance(data, bytes):
         table = np.frombuffer(data, ">u2" if big_endian else "<u2").astype(np.int64)
     else:
         table = np.atleast_1d(np.asarray(data, np.int64))
+    if not len(table) or not 0 < depth <= 16:
+        raise InputError(
+            f"{what} has a lookup table of {len(table)} entries of {depth} bits (at least 1 of 1 to 16); export it anew"
+        )
     return table[: entries or 65536], first, depth
 
 
@@ -80,9 +88,9 @@ def _is_big_endian(dataset: Any) -> bool:
     return dataset.original_encoding[1] is False
 
 
-def _modality(dataset: Any, frame: int) -> tuple[Rescale | Lookup | None, str | dict[str, float]]:
+def _modality(dataset: Any, frame: int, what: str) -> tuple[Rescale | Lookup | None, str | dict[str, float]]:
     if dataset.get("ModalityLUTSequence"):
-        return Lookup(*_table(dataset.ModalityLUTSequence[0], _is_big_endian(dataset))), "lookup table"
+        return Lookup(*_table(dataset.ModalityLUTSequence[0], _is_big_endian(dataset), what)), "lookup table"
     for group in groups(dataset, frame, "PixelValueTransformationSequence"):
         slope, intercept = group.get("RescaleSlope"), group.get("RescaleIntercept")
         if slope is not None and intercept is not None:
@@ -110,7 +118,7 @@ def _voi(
         window = Window(*reading.window, "LINEAR_EXACT" if exact else function)
         return window, window.describe("option")
     if dataset.get("VOILUTSequence"):
-        table = VoiLookup(*_table(dataset.VOILUTSequence[0], _is_big_endian(dataset)))
+        table = VoiLookup(*_table(dataset.VOILUTSequence[0], _is_big_endian(dataset), what))
         return table, {"function": "VOI LUT", "bits": table.bits, "source": "file (first of its tables)"}
     for group in found:
         center, width = (_first(group.get(name)) for name in ("WindowCenter", "WindowWidth"))

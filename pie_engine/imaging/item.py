@@ -31,6 +31,7 @@ from pie_engine.imaging import (
     read_stored,
 )
 from pie_engine.imaging.limits import check_regular
+from pie_engine.imaging.regions.mask import warn_of_feather
 from pie_engine.imaging.rules import check_image
 
 if TYPE_CHECKING:
@@ -132,6 +133,8 @@ def prepare_item(item: Item, config: RunConfig, scale: int) -> PreparedItem:
         assert config.feather is not None
         mask = fit_roi(drawn, resolution, scale=scale, how=config.fit, feather_width=config.feather, beta2=config.beta2)
         facts["roi"] |= mask.facts
+        if config.composite:
+            warn_of_feather(mask, config.feather)
     elif drawn is not None:
         mask = prepare_mask(drawn, image.size, resolution, official=True, scale=scale)
     content_box = find_content_box(image.size, resolution) if config.fit == "pad" else None

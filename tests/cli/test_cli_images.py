@@ -145,7 +145,7 @@ def test_masks_of_other_forms(simulate: Any, tmp_path: Path, form: str) -> None:
     white[:, :15] = 255
     suffix, convert = FORMS[form]
     convert(Image.fromarray(white)).save(tmp_path / f"mask.{suffix}")
-    outcome = simulate("--mask", tmp_path / f"mask.{suffix}")
+    outcome = simulate("--mask", tmp_path / f"mask.{suffix}", "--feather", "0")
     assert outcome.code == 0
     # 36 x 32 of 300 x 260, of which two columns go: 17 of the mask's 150.
     assert "--fit crop cuts off 11 % of the mask (4420 of 39000 pixels)" in outcome.err

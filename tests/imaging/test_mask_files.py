@@ -318,7 +318,7 @@ def bomb(width: int, height: int) -> bytes:
 
 
 def test_bombs_and_odd_names(tmp_path: Path) -> None:
-    image = np.zeros((50, 50), np.uint8)
+    image = np.arange(50 * 50, dtype=np.uint16).reshape(50, 50)
     (tmp_path / "bomb.png").write_bytes(bomb(60_000, 60_000))
     assert "has more than 67108864 pixels; crop or shrink it" in refused(image, tmp_path / "bomb.png")
     write_image(tmp_path / "bomb.dcm", image, Rows=60_000, Columns=60_000)

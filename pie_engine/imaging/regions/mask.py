@@ -10,7 +10,7 @@ import numpy as np
 
 from pie_engine.config.run import FEATHER
 from pie_engine.equality import ByContent
-from pie_engine.errors import InputError, Notice, argument, use
+from pie_engine.errors import InputError, Notice, argument, mention, use
 from pie_engine.imaging.fitting import fit, kept
 from pie_engine.imaging.regions.roi import HALF, Roi, align
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 log = logging.getLogger(__name__)
+
+# The resolution that the default width of the feather is meant for.
+_FEATHER_SIDE = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,3 +215,24 @@ def feather(pixels: np.ndarray, width: int = FEATHER) -> np.ndarray:
         return np.ones(pixels.shape, np.float32)
     distance = distance_transform_edt(pixels)
     return np.clip(distance / (width + 1), 0, 1).astype(np.float32)
+
+
+def warn_of_feather(mask: Mask, width: int) -> None:
+    """Warn where less than half of the region keeps full weight: the frames show little of what was simulated there.
+
+    The width is counted in pixels of the output, so that it takes more of a region the smaller the output is.
+
+    Args:
+        width: what `mask.weight` was made with.
+    """
+    total, full = int(mask.pixels.sum()), int((mask.weight[mask.pixels] == 1).sum())
+    if 2 * full < total:
+        side = mask.pixels.shape[0]
+        scaled = min(width - 1, round(FEATHER * side / _FEATHER_SIDE))  # as wide, in the patient, as at 512
+        log.warning(
+            Notice(
+                f"{mention('feather')} %d leaves %.0f %% of the mask at full weight (%d of %d pixels at %d x %d, at "
+                f"least half expected); pass {use('feather', scaled)}"
+            ),
+            width, 100 * full / total, full, total, side, side,
+        )  # fmt: skip

@@ -202,7 +202,7 @@ def _check_findings(item: Item, regions: tuple[Region, ...], config: RunConfig) 
         raise ConfigError(
             f"prompt {item.prompt!r} is read in no region, for each has its own finding; leave it empty", field="prompt"
         )
-    scheduled = [own.prompt is not None for own in config.rounds]
+    scheduled = [one.prompt is not None for one in config.rounds]
     if all(scheduled) or (len(findings) > 1 and any(scheduled)):
         count = f"{len(findings)} finding{'s' * (len(findings) > 1)}"
         raise ConfigError(f"the schedule's prompts would take the place of {count}; leave them out of the schedule")
@@ -271,8 +271,8 @@ def check_text(name: str, text: object) -> None:
 
 def check_findings(items: Sequence[Item], method: MethodConfig) -> None:
     """Refuse findings with regions of their own where a method does not run PIE's guidance. Raises ConfigError."""
-    own = any(region.prompt is not None for item in items for region in as_regions(item.mask))
-    if own and method.name != "pie":
+    several = any(region.prompt is not None for item in items for region in as_regions(item.mask))
+    if several and method.name != "pie":
         raise ConfigError(
             f"method {method.name!r} has one prompt for all regions; pass {argument('prompt')}, leave out "
             f"{argument('Region.prompt')}",

@@ -79,14 +79,14 @@ def check_size(width: int, height: int, what: str, each: str = "") -> None:
 @contextlib.contextmanager
 def quiet(*loggers: str) -> Iterator[None]:
     """Silence libraries whose warnings quote the values of headers, which may identify a patient."""
-    found = [logging.getLogger(name) for name in loggers]
-    levels = [logger.level for logger in found]
+    silenced = [logging.getLogger(name) for name in loggers]
+    levels = [logger.level for logger in silenced]
     try:
-        for logger in found:
+        for logger in silenced:
             logger.setLevel(logging.CRITICAL + 1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(found, levels, strict=True):
+        for logger, level in zip(silenced, levels, strict=True):
             logger.setLevel(level)

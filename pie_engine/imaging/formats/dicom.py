@@ -118,9 +118,9 @@ def _syntax(dataset: Any) -> Any:
     from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     meta = getattr(dataset, "file_meta", None)
-    found = None if meta is None else meta.get("TransferSyntaxUID")
-    if found:
-        return found
+    uid = None if meta is None else meta.get("TransferSyntaxUID")
+    if uid:
+        return uid
     implicit = dataset.original_encoding[0]
     return ImplicitVRLittleEndian if implicit in (True, None) else ExplicitVRLittleEndian
 

@@ -47,12 +47,12 @@ def groups(dataset: Any, frame: int, sequence: str) -> list[Any]:
         frame: counts from 1.
         sequence: the sequence that holds the setting in a group; its first item is given.
     """
-    found = []
+    places = []
     for name, index in (("PerFrameFunctionalGroupsSequence", frame - 1), ("SharedFunctionalGroupsSequence", 0)):
         items = dataset.get(name) or []
         if index < len(items) and items[index].get(sequence):
-            found.append(items[index][sequence].value[0])
-    return [*found, dataset]
+            places.append(items[index][sequence].value[0])
+    return [*places, dataset]
 
 
 def _padding(dataset: Any, stored: np.ndarray) -> tuple[int, int] | None:
@@ -108,8 +108,8 @@ def _voi(
     what: str,
     reading: Reading,
 ) -> tuple[Window | Range | VoiLookup, dict[str, Any]]:
-    found = groups(dataset, frame, "FrameVOILUTSequence")
-    function = next((str(g.VOILUTFunction).upper() for g in found if g.get("VOILUTFunction")), "LINEAR")
+    places = groups(dataset, frame, "FrameVOILUTSequence")
+    function = next((str(g.VOILUTFunction).upper() for g in places if g.get("VOILUTFunction")), "LINEAR")
     if reading.window is not None:
         if function not in FUNCTIONS:
             function = "LINEAR"
@@ -120,7 +120,7 @@ def _voi(
     if dataset.get("VOILUTSequence"):
         table = VoiLookup(*_table(dataset.VOILUTSequence[0], _is_big_endian(dataset), what))
         return table, {"function": "VOI LUT", "bits": table.bits, "source": "file (first of its tables)"}
-    for group in found:
+    for group in places:
         center, width = (_first(group.get(name)) for name in ("WindowCenter", "WindowWidth"))
         if center is None or width is None:
             continue

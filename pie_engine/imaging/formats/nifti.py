@@ -194,15 +194,15 @@ def locate(volume: Any, what: str, reading: Reading) -> NiftiSlice:
     axis = 2 if reading.axis is None else reading.axis
     turns = _turns(volume)
     sagittal, coronal, axial = (int(np.flatnonzero(turns[:, 0] == a)[0]) for a in range(3))
-    own = (sagittal, coronal, axial)
+    file_axes = (sagittal, coronal, axial)
     count = spatial_shape(volume)[axis]
     number = _choose("slice", reading.slice, count, what, f"has {count} {_NAMES[axis]} slices")
-    across, up = (own[a] for a in range(3) if a != axis)
+    across, up = (file_axes[a] for a in range(3) if a != axis)
     spatial = (*shape, 1)[:3]
     check_size(spatial[across], spatial[up], what, "slice")
-    index = number - 1 if turns[own[axis], 1] > 0 else count - number
+    index = number - 1 if turns[file_axes[axis], 1] > 0 else count - number
     steps = (-1 if turns[across, 1] > 0 else 1, -1 if turns[up, 1] > 0 else 1)
-    return NiftiSlice(volume, axis, number, count, frame, frames, own, index, steps)
+    return NiftiSlice(volume, axis, number, count, frame, frames, file_axes, index, steps)
 
 
 def describe(place: NiftiSlice) -> dict[str, Any]:

@@ -20,8 +20,8 @@ class NiftiSlice:
         axis: which of the patient's axes it lies across: 0 sagittal, 1 coronal, 2 axial.
         number: along it, of `count`; both count from 1.
         frame: which volume of a 4-D file, of `frames`.
-        own: the file's axis for each of the patient's.
-        index: where along the file's own axis.
+        file_axes: the file's axis for each of the patient's.
+        index: where along the file's axis.
         steps: -1 where the picture runs against the file, for columns and rows.
     """
 
@@ -31,21 +31,21 @@ class NiftiSlice:
     count: int
     frame: int
     frames: int
-    own: tuple[int, int, int]
+    file_axes: tuple[int, int, int]
     index: int
     steps: tuple[int, int]
 
     @property
     def across_up(self) -> tuple[int, int]:
         """The file's axes along the picture's columns and rows."""
-        across, up = (self.own[axis] for axis in range(3) if axis != self.axis)
+        across, up = (self.file_axes[axis] for axis in range(3) if axis != self.axis)
         return across, up
 
     def take(self, voxels: Any) -> np.ndarray:
         """[H, W] of an array of the volume's shape, which may be a proxy that reads what is asked of it."""
         shape = tuple(voxels.shape)
         place: list[Any] = [slice(None)] * 3
-        place[self.own[self.axis]] = self.index
+        place[self.file_axes[self.axis]] = self.index
         chosen = (*place[: min(len(shape), 3)], *([self.frame - 1] if len(shape) > 3 else []), *[0] * (len(shape) - 4))
         values = _read_slice(voxels, chosen)
         if len(shape) == 2:
@@ -64,10 +64,10 @@ class NiftiSlice:
         """
         across, up = self.across_up
         placed = values.T[:: self.steps[0], :: self.steps[1]]  # [across, up]
-        own = self.own[self.axis]
-        placed = np.ascontiguousarray(np.expand_dims(placed.T if across > up else placed, own))
+        through = self.file_axes[self.axis]
+        placed = np.ascontiguousarray(np.expand_dims(placed.T if across > up else placed, through))
         shift = np.eye(4)
-        shift[own, 3] = self.index
+        shift[through, 3] = self.index
         source = self.volume.header
         header = type(self.volume).header_class()
         header.set_data_dtype(source.get_data_dtype())

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image as PILImage
+from scipy.ndimage import distance_transform_edt
 
 from pie_engine.config.run import FEATHER
 from pie_engine.equality import ByContent
@@ -156,8 +158,6 @@ def _finding_weights(parts: list[np.ndarray], latent: np.ndarray) -> np.ndarray 
 
 def fit_grey(grey: np.ndarray, resolution: int, how: str) -> np.ndarray:
     """`fit` of one channel: [H, W] uint8 -> [R, R] uint8."""
-    from PIL import Image as PILImage
-
     return np.asarray(fit(PILImage.fromarray(grey), resolution, how).convert("L"))
 
 
@@ -172,9 +172,9 @@ def _split(
     """
     if owner is None:
         return [pixels]
-    shares = [fit_grey(np.where(owner == index, drawn, np.uint8(0)), resolution, how) for index in range(count)]
-    # Where two have equal shares, the later one holds, as it does where they overlap.
-    winner = len(shares) - 1 - np.argmax(np.stack(shares[::-1]), axis=0)
+    greys = [fit_grey(np.where(owner == index, drawn, np.uint8(0)), resolution, how) for index in range(count)]
+    # Where two have as much of a pixel, the later one holds, as it does where they overlap.
+    winner = len(greys) - 1 - np.argmax(np.stack(greys[::-1]), axis=0)
     return [pixels & (winner == index) for index in range(count)]
 
 
@@ -209,8 +209,6 @@ def feather(pixels: np.ndarray, width: int = FEATHER) -> np.ndarray:
 
     Inward only, so that no pixel outside the ROI can change; the image's own border is not an edge.
     """
-    from scipy.ndimage import distance_transform_edt
-
     if pixels.all():
         return np.ones(pixels.shape, np.float32)
     distance = distance_transform_edt(pixels)

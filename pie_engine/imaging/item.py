@@ -303,6 +303,14 @@ def check_item_ids(items: Sequence[Item]) -> list[Item]:
                     f"images, which would share their noise; pass {argument('item_id')} that differ, or none",
                     field="item_id", value=item_id,
                 )  # fmt: skip
+        if others and items[first].item_id is None:
+            log.warning(
+                Notice(
+                    f"%d items have one image and no {mention('item_id')}: they share its noise and the id %s; pass "
+                    f"{argument('item_id')} where their results are kept by it"
+                ),
+                1 + len(others), item_id,
+            )  # fmt: skip
     return named
 
 

@@ -136,12 +136,13 @@ def test_blank_prompts(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.text
 
 
-def test_ids_of_several_items(tmp_path: Path) -> None:
+def test_ids_of_several_items(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     one, two = ramp(64, 64), ramp(64, 64)[::-1]
     assert [item.item_id for item in check_item_ids([Item(one, "x")])] == ["0"]
     assert prepare_item(Item(one, "x"), CONFIG, 8).item_id == "0"
     named = check_item_ids([Item(one, "x"), Item(two, "x"), Item(one, "y"), Item(one, "x", item_id="0")])
     first, second, again, given_ = [item.item_id for item in named]
+    assert f"2 items have one image and no item_id: they share its noise and the id {first}; pass" in caplog.text
     assert given_ == "0"
     assert first == again != second  # two prompts for one image share its noise
     assert first is not None and len(first) == 16 and int(first, 16) >= 0

@@ -11,7 +11,8 @@ import torch
 
 from pie_engine.checkpoint import LoraSpec
 from pie_engine.config import MethodConfig, RunConfig, RuntimeConfig, check_interpolation, check_resolution
-from pie_engine.imaging.item import Item, check_findings, check_item_ids, check_text, prepare_item
+from pie_engine.imaging.item import Item, check_findings, check_text, prepare_item
+from pie_engine.imaging.item_ids import check_item_ids
 from pie_engine.machine.loading import Source, open_backend
 from pie_engine.outputs import Result
 from pie_engine.outputs.provenance import describe_run, describe_simulated

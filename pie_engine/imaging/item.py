@@ -30,7 +30,6 @@ from pie_engine.imaging import (
     read_roi,
     read_stored,
 )
-from pie_engine.imaging.limits import check_regular
 from pie_engine.imaging.regions.mask import warn_of_feather
 from pie_engine.imaging.rules import check_image
 
@@ -56,7 +55,7 @@ class Item(ByContent):
             DICOM SEG), PIL image, array, `Box`, `Ellipse`, `Polygon`; a `Region`, which may have its own beta, label
             and prompt; or a list of them. Regions with prompts of their own are findings beside the item's.
         item_id: names the item in its noise's seed, so that a result does not depend on its place in a batch. None:
-            "0" for an item by itself, else what `check_item_ids` derives from the image.
+            "0" for an item by itself, else what `item_ids.check_item_ids` derives from the image.
         reading: which frame, slice and window of the image's file.
         keep: what must never change, as for `mask`; it is cut out of the mask.
         dilate: pixels of the source image by which the mask grows, before `keep` is cut out; negative ones shrink it.
@@ -278,51 +277,3 @@ def check_findings(items: Sequence[Item], method: MethodConfig) -> None:
             f"{argument('Region.prompt')}",
             field="method", value=method.name,
         )  # fmt: skip
-
-
-def check_item_ids(items: Sequence[Item]) -> list[Item]:
-    """The items of one call, each with an id: one id names one image, for noise is drawn and results are kept by it.
-
-    Several items without an id take the first 16 digits of their image's SHA-256, and which frame or slice of it they
-    are. So two prompts for one image share its noise, and can be compared.
-
-    Raises:
-        InputError: two images have one id; or an image without an id cannot be read.
-    """
-    if len(items) == 1:
-        return [item if item.item_id is not None else replace(item, item_id=ALONE) for item in items]
-    named = [item if item.item_id is not None else replace(item, item_id=_content_id(item)) for item in items]
-    by_id: dict[str | None, list[int]] = {}
-    for index, item in enumerate(named):
-        by_id.setdefault(item.item_id, []).append(index)
-    for item_id, (first, *others) in by_id.items():
-        for other in others:
-            if _content_id(named[other]) != _content_id(named[first]):
-                raise InputError(
-                    f"items {first + 1} and {other + 1} have the {mention('item_id')} {item_id!r} and different "
-                    f"images, which would share their noise; pass {argument('item_id')} that differ, or none",
-                    field="item_id", value=item_id,
-                )  # fmt: skip
-        if others and items[first].item_id is None:
-            log.warning(
-                Notice(
-                    f"%d items have one image and no {mention('item_id')}: they share its noise and the id %s; pass "
-                    f"{argument('item_id')} where their results are kept by it"
-                ),
-                1 + len(others), item_id,
-            )  # fmt: skip
-    return named
-
-
-def _content_id(item: Item) -> str:
-    """An id of the image's content, which can name a folder. Raises InputError: it cannot be read."""
-    image, reading = item.image, item.reading
-    try:
-        if isinstance(image, str | Path):
-            check_regular(Path(image), "image", "pass the path of an image")
-        digest = content_hash(image)
-    except (OSError, ValueError):
-        read_stored(image, reading=reading)  # says what is wrong, and what to pass
-        raise
-    parts = [(name, getattr(reading, name)) for name in ("frame", "axis", "slice")]
-    return "-".join([digest[:16], *(f"{name}{value}" for name, value in parts if value is not None)])

@@ -14,7 +14,8 @@ from PIL import Image
 from pie_engine.config import RoundSchedule, RunConfig
 from pie_engine.errors import InputError
 from pie_engine.imaging import Box, Reading, Region
-from pie_engine.imaging.item import Item, check_item, check_item_ids, prepare_item
+from pie_engine.imaging.item import Item, check_item, prepare_item
+from pie_engine.imaging.item_ids import check_item_ids
 from pie_engine.imaging.rules import RULES, check_trained_resolution
 
 CONFIG = RunConfig(resolution=64)

@@ -11,7 +11,8 @@ from pie_engine.config.axes import AXES, MASK, METHOD, ON, SEED, STEPS
 from pie_engine.errors import ConfigError, InputError, argument, mention, use
 from pie_engine.evaluation.sweep.grid import Cell, Grid, make_cells
 from pie_engine.evaluation.sweep.patients import check_id
-from pie_engine.imaging.item import Item, check_item, check_item_ids
+from pie_engine.imaging.item import Item, check_item
+from pie_engine.imaging.item_ids import check_item_ids
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pie_engine.checkpoint import LoraSpec
 from pie_engine.config import MethodConfig, Placement, RunConfig, RuntimeConfig, check_interpolation, check_resolution
 from pie_engine.errors import ConfigError, argument
 from pie_engine.imaging.item import Item, check_findings, check_text, prepare_item
+from pie_engine.imaging.item_ids import check_item_ids
 from pie_engine.machine.loading import Source, open_backend
 from pie_engine.outputs import Result
 from pie_engine.outputs.partial import read_partial
@@ -234,7 +235,7 @@ class PieEngine:
             Interrupted: a KeyboardInterrupt came; its `results` hold all rounds that were finished.
         """
         alone = isinstance(items, Item)
-        given = [items] if isinstance(items, Item) else items
+        given = check_item_ids([items] if isinstance(items, Item) else items)
         chosen = MethodConfig(method) if isinstance(method, str) else method
         if resume is not None and not alone:
             raise ConfigError(f"{argument('resume')} goes on with one run; pass one item", field="resume")

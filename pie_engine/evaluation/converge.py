@@ -140,7 +140,7 @@ def _from_latents(folder: Path, count: int, masked: bool) -> Rounds:
 
 def _latent_mask(folder: Path, shape: tuple[int, int]) -> np.ndarray:
     """mask.png averaged over each latent's pixels, [h, w] in [0, 1]: what the engine's own semantics blend with."""
-    with Image.open(folder / _MASK) as opened:
+    with Image.open(folder / _MASK, formats=["PNG"]) as opened:
         pixels = np.asarray(opened.convert("L")) >= 128
     (height, width), (h, w) = pixels.shape, shape
     if height % h or width % w:

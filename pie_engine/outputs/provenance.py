@@ -54,7 +54,7 @@ def describe_item(
     backend = simulator.backend
     return {
         **describe_run(config, chosen.what),
-        "item_id": item.item.item_id,
+        "item_id": item.item_id,
         "input": item.facts,
         "simulated": describe_simulated(item, chosen.config, backend.model),
         "model": {"hashes": backend.model.hashes},

@@ -91,7 +91,7 @@ def test_a_file_of_patients_and_clip(pie: Any, words: list[object], image: Path,
     table.write_text(f"item_id,image,prompt,mask\nx,{image},heart,{mask}\ny,{image},lung,{mask}\n")
     outcome = pie(
         *words, "--patients", table, "--grid", "strength=0.25,0.5", "--clip", tmp_path / "clip", "--batch", "2",
-        "--min-similarity", "-1", "--min-confidence", "0", "--shift", "-3,0", "--json", "--quiet",
+        "--min-similarity", "-1", "--min-confidence", "0", "--shift", "-3,0", "--feather", "0", "--json", "--quiet",
     )  # fmt: skip
     said = "pie-engine: the runs differ in prompt (2 prompts): a cell's means mix them\n"
     assert (outcome.code, outcome.err) == (0, said)

@@ -12,6 +12,7 @@ from pie_engine.errors import ConfigError, InputError, argument, mention, use
 from pie_engine.evaluation.sweep.grid import Cell, Grid, make_cells
 from pie_engine.evaluation.sweep.patients import check_id
 from pie_engine.imaging.item import Item, check_item
+from pie_engine.imaging.item_ids import check_item_ids
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,10 @@ class Design:
     def __post_init__(self) -> None:
         if not self.patients:
             raise InputError("no patient is given; pass at least one")
-        seen: set[str] = set()
+        object.__setattr__(self, "patients", check_item_ids(self.patients))
+        seen: set[str | None] = set()
         for patient in self.patients:
-            check_id(patient.item_id)
+            check_id(str(patient.item_id))
             if patient.item_id in seen:
                 raise InputError(f"two patients have the id {patient.item_id!r}; give each its own")
             seen.add(patient.item_id)

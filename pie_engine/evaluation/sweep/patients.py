@@ -58,7 +58,7 @@ def read_patients(path: str | Path) -> list[Item]:
         item = _item({name: value.strip() for name, value in zip(names, row, strict=True)}, path.parent, where)
         if item.item_id in items:
             raise InputError(f"{where} has the id {item.item_id!r} of an earlier line; give each patient its own")
-        items[item.item_id] = item
+        items[str(item.item_id)] = item
     return list(items.values())
 
 

@@ -28,7 +28,8 @@ from pie_engine.checkpoint.descriptions import (
     describe,
 )
 from pie_engine.checkpoint.json_files import read_json
-from pie_engine.checkpoint.weights import one_line, read_tensors, to_float32, weight_files
+from pie_engine.checkpoint.tokenizer import one_line, read_tokenizer
+from pie_engine.checkpoint.weights import read_tensors, to_float32, weight_files
 from pie_engine.errors import CheckpointError, mention
 
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -132,26 +133,7 @@ def build_text_encoder(part: Part) -> CLIPTextModel:
 
 def load_tokenizer(folder: Path, text_encoder: CLIPTextModel) -> CLIPTokenizer:
     """The CLIP tokenizer of a folder; its length limit is the text encoder's. Raises CheckpointError."""
-    if not (folder / "tokenizer.json").is_file():
-        for name in ("vocab.json", "merges.txt"):
-            if not (folder / name).is_file():
-                raise CheckpointError(
-                    f"{folder / name} is missing; a tokenizer is vocab.json and merges.txt: copy them there"
-                )
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # transformers and tokenizers raise many types on damaged files
-        raise CheckpointError(
-            f"tokenizer {folder} cannot be read ({one_line(error)}); copy or download it again"
-        ) from error
-    largest, size = max(tokenizer.get_vocab().values()), text_encoder.config.vocab_size
-    if largest >= size:
-        raise CheckpointError(
-            f"tokenizer {folder} has token id {largest} but the text encoder has {size} embeddings; pass the "
-            "tokenizer that the text encoder was trained with"
-        )
+    tokenizer = read_tokenizer(folder, embeddings=text_encoder.config.vocab_size)
     # Some configs lack the limit, and transformers then means "none", which no CLIP model can take.
     tokenizer.model_max_length = text_encoder.config.max_position_embeddings
     return tokenizer

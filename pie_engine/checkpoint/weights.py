@@ -18,18 +18,12 @@ from torch import Tensor
 from pie_engine.checkpoint.archives import CONVERT, MAX_TENSORS, check_archive, check_tensors
 from pie_engine.checkpoint.descriptions import IndexDescription, describe
 from pie_engine.checkpoint.json_files import read_json
+from pie_engine.checkpoint.tokenizer import one_line
 from pie_engine.errors import CheckpointError
 
 # A safetensors header names each tensor in about 100 bytes; trainers add their own notes, up to megabytes.
 _MAX_HEADER = 32 << 20
 _PICKLES = (".ckpt", ".bin")
-
-
-def one_line(error: BaseException, limit: int = 160) -> str:
-    """The first line of an exception's text, shortened: messages here are one line."""
-    lines = str(error).strip().splitlines()
-    text = lines[0].strip() if lines else type(error).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def weight_files(folder: Path, stems: Iterable[str]) -> list[Path]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pie_engine.backends import openvino_session
-from pie_engine.model.bundle import MANIFEST, _own_hash, describe_files
+from pie_engine.model.bundle import MANIFEST, manifest_hash, describe_files
 
 
 def flip(path: Path) -> None:
@@ -27,7 +27,7 @@ def edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         manifest = json.loads((folder / MANIFEST).read_text())
         change(manifest)
-        manifest["manifest_sha256"] = _own_hash(manifest)
+        manifest["manifest_sha256"] = manifest_hash(manifest)
         (folder / MANIFEST).write_text(json.dumps(manifest))
 
     return apply

@@ -123,7 +123,8 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
         ) from None
     except (OSError, ValueError) as error:
         raise BundleError(f"bundle {path} has an unreadable {MANIFEST} ({error}); build it again") from None
-    rebuild = f"rebuild it: {_rebuilding(manifest, path)}"
+    command = _rebuilding(manifest, path)
+    rebuild = f"rebuild it: {command}"
     if manifest.get("format") != FORMAT:
         raise BundleError(
             f"bundle {path} has format {shown(manifest.get('format'))} (pie-engine {__version__} reads {FORMAT}); "
@@ -138,6 +139,7 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
         problem = first_problem(error, manifest)
         raise BundleError(f"bundle {path} has an unusable {MANIFEST} ({problem}); {rebuild}") from None
     _drop_unknown(manifest)
+    manifest["build_command"] = command
     try:
         if verify:
             _verify(path, manifest["files"], rebuild)

@@ -26,6 +26,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="file that declares a classifier (docs/evaluation.md); may be given several times",
     )  # fmt: skip
     parser.add_argument(
+        "--trust", action="store_true", help="load models in TorchScript too: they are programs (SECURITY.md)"
+    )
+    parser.add_argument(
         "--clip", type=Path, metavar="DIR", help="folder of a CLIP checkpoint: match at equal CLIP-I too"
     )
     parser.add_argument(
@@ -59,6 +62,7 @@ def main(arguments: argparse.Namespace) -> int:
         clip=arguments.clip,
         structures=arguments.structures,
         by=[name.replace("-", "_") for name in arguments.by],
+        trust=arguments.trust,
         seed=arguments.seed,
         on_run=(lambda name: None) if arguments.quiet else say,
     )

@@ -35,6 +35,7 @@ def compare(
     clip: str | Path | None = None,
     structures: str | Path | None = None,
     by: Sequence[str] = (),
+    trust: bool = False,
     seed: int = 0,
     on_run: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def compare(
         structures: folder of a map per run, ITEM_ID.png: what is kept of the patient's own structure is matched too.
         by: settings, as provenance names them: runs of one method that differ in these are several methods. Every
             PIE is compared with every baseline.
+        trust: whether models in TorchScript are loaded, which are programs (SECURITY.md); ONNX needs no trust.
         seed: of the bootstrap.
         on_run: called with each run's name before it is measured.
 
@@ -88,7 +90,7 @@ def compare(
             "input files"
         )
     maps = read_structures(structures, runs)
-    judges = read_classifiers(classifiers)
+    judges = read_classifiers(classifiers, trust=trust)
     encoder = None if clip is None else ClipEncoder(clip)
     methods: dict[str, list[Measured]] = {name: [] for name in sorted(set(names), key=_rank)}
     for run, name, structure in zip(runs, names, maps, strict=True):

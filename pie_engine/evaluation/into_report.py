@@ -32,6 +32,7 @@ def evaluate(
     reference: str | Path | None = None,
     structures: str | Path | None = None,
     update_reports: bool = False,
+    trust: bool = False,
     seed: int = 0,
     on_run: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def evaluate(
         structures: folder of a map per run, ITEM_ID.png: where features lie that the disease leaves alone
             (`pie_engine.metrics.structure`).
         update_reports: write confidence, CLIP-I and SSIM into each run's report.html and provenance.json too.
+        trust: whether models in TorchScript are loaded, which are programs (SECURITY.md); ONNX needs no trust.
         seed: of the bootstrap.
         on_run: called with each run's name before it is measured.
 
@@ -76,7 +78,7 @@ def evaluate(
     runs = find_runs(folders)
     check_reference(runs, pictures)
     maps = read_structures(structures, runs)
-    judges, apart = read_classifiers(classifiers), read_distances(distances)
+    judges, apart = read_classifiers(classifiers, trust=trust), read_distances(distances, trust=trust)
     encoder = None if clip is None else ClipEncoder(clip)
     measured = []
     for run, structure in zip(runs, maps, strict=True):

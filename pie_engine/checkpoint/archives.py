@@ -19,7 +19,7 @@ from pie_engine.errors import CheckpointError
 
 CONVERT = "convert it to .safetensors where you trust it, and pass that"
 # Names and shapes of a few thousand tensors are some hundred kilobytes.
-_MAX_PICKLE = 64 << 20
+MAX_PICKLE = 64 << 20
 _MAX_SPREAD = 100_000
 # Stable Diffusion v1.x has about 1,150 tensors, and twice as many with an average of its weights.
 MAX_TENSORS = 20_000
@@ -60,14 +60,16 @@ def check_archive(path: Path) -> None:
                 raise CheckpointError(f"{path} holds records that overlap ({size} bytes in all); {CONVERT}")
             for record in records:
                 if record.filename.endswith("data.pkl"):
-                    if record.file_size > _MAX_PICKLE:
+                    if record.file_size > MAX_PICKLE:
                         raise CheckpointError(
-                            f"{path} describes its tensors in {record.file_size} bytes, at most {_MAX_PICKLE} are "
+                            f"{path} describes its tensors in {record.file_size} bytes, at most {MAX_PICKLE} are "
                             f"read; {CONVERT}"
                         )
                     with archive.open(record) as file:
                         _check_pickle(file, path)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise
         raise CheckpointError(f"{path} is corrupt ({error}); copy or download it again") from None
 
 
@@ -83,7 +85,7 @@ def _check_pickle(file: IO[bytes], path: Path) -> None:
                     f"({str(argument).replace(' ', '.')[:80]}); only plain tensors are loaded (weights_only): {CONVERT}"
                 )
             # A tuple of one tuple twice, and so on: some fifty would be hashed for years.
-            if (position or 0) > _MAX_PICKLE or _follow(operation, argument, stack, memo) > _MAX_SPREAD:
+            if (position or 0) > MAX_PICKLE or _follow(operation, argument, stack, memo) > _MAX_SPREAD:
                 raise CheckpointError(f"{path} describes its tensors in more than is needed; {CONVERT}")
     except (ValueError, IndexError) as error:
         raise CheckpointError(

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 # CLIP's own has three megabytes in all.
-_MAX_BYTES = 64 << 20
+MAX_BYTES = 64 << 20
 
 
 def one_line(error: BaseException, limit: int = 160) -> str:
@@ -40,9 +40,9 @@ def read_tokenizer(folder: Path, *, embeddings: int | None = None) -> CLIPTokeni
                     f"{folder / name} is missing; a tokenizer is vocab.json and merges.txt: copy them there"
                 )
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    if size > _MAX_BYTES:
+    if size > MAX_BYTES:
         raise CheckpointError(
-            f"tokenizer {folder} has {size} bytes, at most {_MAX_BYTES} are read; copy or download it again"
+            f"tokenizer {folder} has {size} bytes, at most {MAX_BYTES} are read; copy or download it again"
         )
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)

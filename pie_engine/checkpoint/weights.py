@@ -22,7 +22,7 @@ from pie_engine.checkpoint.tokenizer import one_line
 from pie_engine.errors import CheckpointError
 
 # A safetensors header names each tensor in about 100 bytes; trainers add their own notes, up to megabytes.
-_MAX_HEADER = 32 << 20
+MAX_HEADER = 32 << 20
 _PICKLES = (".ckpt", ".bin")
 
 
@@ -81,8 +81,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     size, header = path.stat().st_size, int.from_bytes(head[:8], "little")
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull`, or download the file")
-    if _MAX_HEADER < header < size:
-        raise CheckpointError(f"{path} has a header of {header} bytes, at most {_MAX_HEADER} are read; export it again")
+    if MAX_HEADER < header < size:
+        raise CheckpointError(f"{path} has a header of {header} bytes, at most {MAX_HEADER} are read; export it again")
     try:
         with safe_open(path, framework="pt") as file:
             if len(file.keys()) > MAX_TENSORS:

@@ -93,9 +93,7 @@ def _check_pickle(file: IO[bytes], path: Path) -> None:
         ) from None
 
 
-def _follow(
-    operation: pickletools.OpcodeInfo, argument: Any, stack: list[int | None], memo: dict[Any, int]
-) -> int:
+def _follow(operation: pickletools.OpcodeInfo, argument: Any, stack: list[int | None], memo: dict[Any, int]) -> int:
     """What an operation does to the sizes of tuples on the stack. Returns the size that it leaves on top."""
     if operation.name == "MARK":
         stack.append(None)

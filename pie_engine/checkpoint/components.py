@@ -182,8 +182,8 @@ def check_unet_config(part: Part) -> None:
         # False and None both mean absent; so does the string of a few exporters.
         if config.get(key) not in (None, False, "null"):
             raise CheckpointError(
-                f"U-Net {part.source} has {key}={bare(config[key])} ({kind}); none is expected in Stable Diffusion v1.x: "
-                "pass a checkpoint of that architecture"
+                f"U-Net {part.source} has {key}={bare(config[key])} ({kind}); none is expected in Stable Diffusion "
+                "v1.x: pass a checkpoint of that architecture"
             )
     described = describe(UNetDescription, config, part.source)
     blocks = [*described.get("down_block_types", ()), *described.get("up_block_types", ())]

@@ -1,8 +1,8 @@
 """What configs may say, held to bounds before a library builds anything of them.
 
-Files in the wild carry keys of other versions and other libraries: those are dropped, and the known ones pass on as they
-were written. Bounds are several times what Stable Diffusion v1.x needs. They are there so that a file of a few bytes
-cannot ask for minutes or gigabytes.
+Files in the wild carry keys of other versions and other libraries. Those are dropped, and the known ones are passed on as
+they were written. The bounds are several times what Stable Diffusion v1.x needs: they keep a file of a few bytes from
+asking for minutes or gigabytes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ Sides = Side | Annotated[list[Side] | tuple[Side, ...], Field(min_length=2, max_
 
 
 class UNetDescription(Description):
-    """diffusers' `UNet2DConditionModel`. What makes it foreign to Stable Diffusion v1.x is refused by name elsewhere."""
+    """diffusers' `UNet2DConditionModel`; `check_unet_config` refuses what is foreign to Stable Diffusion v1.x."""
 
     sample_size: Sides = None
     in_channels: Channels = 4
@@ -272,9 +272,10 @@ def _place(parts: Sequence[int | str], values: Any, *, missing: bool) -> tuple[s
     """Where in `values` a problem lies, in words, and what stands there; parts that name types are left out."""
     names: list[str] = []
     for part in parts:
-        if isinstance(values, Mapping) and part in values:
-            values = values[part]
-        elif isinstance(values, list | tuple) and isinstance(part, int) and part < len(values):
+        known = (
+            range(len(values)) if isinstance(values, list | tuple) else values if isinstance(values, Mapping) else ()
+        )
+        if part in known:
             values = values[part]
         elif missing and part == parts[-1]:
             values = None

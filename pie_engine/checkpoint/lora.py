@@ -225,15 +225,13 @@ def _peft_settings(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[
     for component, values in described.items():
         if values.get("use_dora"):
             raise CheckpointError(
-                f"LoRA {path} is a DoRA ({f'{component}.' if component else ''}use_dora); plain LoRA is fused: merge it "
-                "into the U-Net with the tool that made it"
+                f"LoRA {path} is a DoRA ({f'{component}.' if component else ''}use_dora); plain LoRA is fused: merge "
+                "it into the U-Net with the tool that made it"
             )
     return described
 
 
-def _alpha_default(
-    settings: Mapping[str, Mapping[str, Any]], component: str, name: str
-) -> tuple[float | None, bool]:
+def _alpha_default(settings: Mapping[str, Mapping[str, Any]], component: str, name: str) -> tuple[float | None, bool]:
     """(alpha that peft's settings give a layer or None, whether it is divided by sqrt(rank) instead of rank)."""
     known = {**settings[""], **settings.get(component, {})}
     alpha = known.get("lora_alpha")

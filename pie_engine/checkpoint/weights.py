@@ -93,8 +93,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except SafetensorError as error:
         raise CheckpointError(
-            f"{path} is corrupt or not safetensors ({size} bytes: {one_line(error)}); copy or download "
-            "it again"
+            f"{path} is corrupt or not safetensors ({size} bytes: {one_line(error)}); copy or download it again"
         ) from None
 
 

@@ -154,8 +154,8 @@ class Manifest(Entry):
     hashes: Hashes
     sources: Annotated[dict[str, Text], Field(max_length=16)]
     components: Components
-    engines: Annotated[list[EngineEntry], Field(max_length=1024)] = []
-    versions: Annotated[dict[str, Text], Field(max_length=64)] = {}
+    engines: Annotated[list[EngineEntry], Field(max_length=1024)] = Field(default=[])
+    versions: Annotated[dict[str, Text], Field(max_length=64)] = Field(default={})
     build_command: Text
     files: Annotated[dict[Annotated[str, Field(min_length=1, max_length=1024)], FileEntry], Field(max_length=4096)]
     manifest_sha256: Sha256

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pie_engine.backends import openvino_session
-from pie_engine.model.bundle import MANIFEST, manifest_hash, describe_files
+from pie_engine.model.bundle import MANIFEST, describe_files, manifest_hash
 
 
 def flip(path: Path) -> None:

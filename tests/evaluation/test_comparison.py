@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import csv
+import functools
 import itertools
 import json
 import logging
@@ -18,10 +18,9 @@ from PIL import Image
 from progressions import SIDE
 from tiny_clip import save_clip
 
-from pie_engine import Result, RunConfig
+from pie_engine import Result, RunConfig, evaluation
 from pie_engine.cli.main import main
 from pie_engine.errors import ConfigError, InputError, OutputError
-from pie_engine import evaluation
 from pie_engine.metrics import measure_change
 
 # The classifiers made here are TorchScript.

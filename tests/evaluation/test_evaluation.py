@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import csv
+import functools
 import hashlib
 import json
 import logging
@@ -20,9 +20,8 @@ from PIL import Image
 from progressions import SIDE
 from tiny_clip import by_hand, save_clip
 
-from pie_engine import OutputConfig, Result, RunConfig
+from pie_engine import OutputConfig, Result, RunConfig, evaluation
 from pie_engine.errors import ConfigError, InputError, OutputError
-from pie_engine import evaluation
 from pie_engine.evaluation import Run, find_runs
 from pie_engine.evaluation.summary import differing, to_table
 from pie_engine.metrics import measure_change

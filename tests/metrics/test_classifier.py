@@ -124,7 +124,10 @@ def test_an_onnx_model_of_one_batch_size_and_two_outputs(tmp_path: Path) -> None
 def test_names_have_to_differ(make: Any, tmp_path: Path) -> None:
     make(_Channels(), "one", activation="none")
     make(_Channels(), "two", activation="none", name="second")
-    assert [one.name for one in read_classifiers([tmp_path / "one.json", tmp_path / "two.json"], trust=True)] == ["one", "second"]
+    assert [one.name for one in read_classifiers([tmp_path / "one.json", tmp_path / "two.json"], trust=True)] == [
+        "one",
+        "second",
+    ]
     make(_Channels(), "three", activation="none", name="second")
     with pytest.raises(ConfigError, match="two classifiers are named 'second'"):
         read_classifiers([tmp_path / f"{name}.json" for name in ("one", "two", "three")], trust=True)

@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 
 
 def closure(root: str) -> dict[str, str]:
-    """Name -> version of everything that a package needs, itself left out; a marker that does not hold needs nothing."""
+    """Name -> version of everything that a package needs here, itself left out."""
     found: dict[str, str] = {}
     queue: list[tuple[str, frozenset[str]]] = [(root, frozenset())]
     seen = set(queue)

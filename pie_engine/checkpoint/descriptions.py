@@ -1,6 +1,6 @@
 """What configs may say, held to bounds before a library builds anything of them.
 
-Files in the wild carry keys of other versions and other libraries. Those are dropped, and the known ones are passed on as
+Files in the wild carry keys of other versions and other libraries. Those are dropped; the known ones are passed on as
 they were written. The bounds are several times what Stable Diffusion v1.x needs: they keep a file of a few bytes from
 asking for minutes or gigabytes.
 """
@@ -272,10 +272,8 @@ def _place(parts: Sequence[int | str], values: Any, *, missing: bool) -> tuple[s
     """Where in `values` a problem lies, in words, and what stands there; parts that name types are left out."""
     names: list[str] = []
     for part in parts:
-        known = (
-            range(len(values)) if isinstance(values, list | tuple) else values if isinstance(values, Mapping) else ()
-        )
-        if part in known:
+        known = range(len(values)) if isinstance(values, list | tuple) else values
+        if isinstance(known, Mapping | range) and part in known:
             values = values[part]
         elif missing and part == parts[-1]:
             values = None

@@ -151,7 +151,8 @@ _LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 _SETTINGS = {"unet.lora_alpha": 4, "unet.alpha_pattern": {"attn1.to_q": 2}, "unet.use_rslora": False, "lora_alpha": 1}
 _NAMES = st.sampled_from(
     [f"unet.{_LAYER}.lora_A.weight", f"unet.{_LAYER}.lora_B.weight", f"unet.{_LAYER}.alpha",
-     f"{_LAYER}.lora_mid.weight", f"lora_unet_{_LAYER.replace('.', '_')}.lora_down.weight", "base_model.model.x.lora_A.weight", "x"]
+     f"{_LAYER}.lora_mid.weight", f"lora_unet_{_LAYER.replace('.', '_')}.lora_down.weight",
+     "base_model.model.x.lora_A.weight", "x"]
 )  # fmt: skip
 _DTYPES = st.sampled_from([torch.float32, torch.float16, torch.float8_e4m3fn, torch.int8, torch.bool, torch.complex64])
 

@@ -23,8 +23,8 @@ from pie_engine.model.graph_types import graph_precision
 GRAPHS = {"fp32": b"\x3a\x04\x2a\x02\x10\x01", "fp16": b"\x3a\x04\x2a\x02\x10\x0a"}
 ENGINE = {
     "component": "unet", "file": "engines/tensorrt/unet.plan", "flavour": "tensorrt", "version": "11.4.0",
-    "gpu": "A5000", "capabilities": ["8.6"], "driver_floor": "13.0", "resolutions": [512], "batches": [1], "weights": "fixed",
-    "weights_hash": "1" * 64, "optimisation_level": None, "workspace": None, "precision": "fp32",
+    "gpu": "A5000", "capabilities": ["8.6"], "driver_floor": "13.0", "resolutions": [512], "batches": [1],
+    "weights": "fixed", "weights_hash": "1" * 64, "optimisation_level": None, "workspace": None, "precision": "fp32",
     "profiles": [{"sample": [[2, 4, 64, 64]] * 3}], "attention": {"graph": 8, "fused": None}, "relative_error": 1e-6,
     "bytes": 4, "seconds": 1.0, "host_memory_bytes": None,
 }  # fmt: skip

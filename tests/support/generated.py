@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.errors import InvalidArgument
 
-for _name, _examples in (("ci", 40), ("fuzz", 5000)):
+for _name, _examples in (("ci", 30), ("fuzz", 5000)):
     try:
         settings.get_profile(_name)
     except InvalidArgument:

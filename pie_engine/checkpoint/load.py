@@ -278,5 +278,5 @@ def _unet_alone(place: Place, config: Mapping[str, Any]) -> Part:
     tensors = read_tensors(place.path)
     kind = single_file.identify(tensors, place.label)
     beside = place.path.parent
-    own = read_json(beside / "config.json") if class_of(beside) == UNET_CLASS else dict(config)
-    return Part(own, tensors, place.label) if kind == "unet" else single_file.unet_part(tensors, place.label, own)
+    known = read_json(beside / "config.json") if class_of(beside) == UNET_CLASS else dict(config)
+    return Part(known, tensors, place.label) if kind == "unet" else single_file.unet_part(tensors, place.label, known)

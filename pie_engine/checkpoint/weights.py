@@ -127,7 +127,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def to_float32(name: str, tensor: Tensor, source: str) -> Tensor:
-    """An own, contiguous float32 copy. Raises CheckpointError for integer (quantised) and for non-finite weights."""
+    """A contiguous float32 copy. Raises CheckpointError for integer (quantised) and for non-finite weights."""
     if not tensor.is_floating_point():
         raise CheckpointError(
             f"tensor {name} of {source} is {str(tensor.dtype).removeprefix('torch.')}; floating-point weights are "

@@ -31,6 +31,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     add_folders(parser)
     add_classifiers(parser, required=True)
     parser.add_argument(
+        "--trust", action="store_true", help="load models in TorchScript too: they are programs (SECURITY.md)"
+    )
+    parser.add_argument(
         "--clip", type=Path, metavar="DIR", help="folder of a CLIP checkpoint: match at equal CLIP-I too"
     )
     add_structures(parser)
@@ -56,6 +59,7 @@ def main(arguments: argparse.Namespace) -> int:
         structures=arguments.structures,
         by=[name.replace("-", "_") for name in arguments.by],
         figures=arguments.figures,
+        trust=arguments.trust,
         seed=arguments.seed,
         on_run=progress(arguments),
     )

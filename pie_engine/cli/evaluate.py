@@ -36,6 +36,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="file that declares a distance of two pictures, such as LPIPS; may be given several times",
     )  # fmt: skip
     parser.add_argument(
+        "--trust", action="store_true", help="load models in TorchScript too: they are programs (SECURITY.md)"
+    )
+    parser.add_argument(
         "--reference", type=Path, metavar="DIR",
         help="folder of real pictures to compare inputs and last frames with: KID and FID over CLIP's features",
     )  # fmt: skip
@@ -64,6 +67,7 @@ def main(arguments: argparse.Namespace) -> int:
         structures=arguments.structures,
         update_reports=arguments.update_reports,
         figures=arguments.figures,
+        trust=arguments.trust,
         seed=arguments.seed,
         on_run=progress(arguments),
     )

@@ -72,6 +72,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="file that declares a classifier (docs/evaluation.md); may be given several times, the first is plotted",
     )  # fmt: skip
     evaluators.add_argument(
+        "--trust", action="store_true", help="load models in TorchScript too: they are programs (SECURITY.md)"
+    )
+    evaluators.add_argument(
         "--clip", type=Path, metavar="DIR", help="folder of a CLIP checkpoint: similarity is CLIP-I instead of SSIM"
     )
     evaluators.add_argument(
@@ -113,7 +116,7 @@ def main(arguments: argparse.Namespace) -> int:
     design = Design(_patients(arguments, config), config, grid, options)
     design.check_patients()
     check_plots()
-    evaluators = Evaluators.load(arguments.classifier, arguments.clip)
+    evaluators = Evaluators.load(arguments.classifier, arguments.clip, trust=arguments.trust)
     least = arguments.min_similarity
     limits = Stable(arguments.min_confidence, LEAST_SIMILARITY[evaluators.similarity] if least is None else least)
     quiet = arguments.quiet

@@ -36,6 +36,7 @@ def compare(
     structures: str | Path | None = None,
     by: Sequence[str] = (),
     figures: str = "png",
+    trust: bool = False,
     seed: int = 0,
     on_run: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def compare(
         by: settings, as provenance names them: runs of one method that differ in these are several methods. Every
             PIE is compared with every baseline.
         figures: plots are PNG files; "svg" or "pdf" writes them as that too.
+        trust: whether models in TorchScript are loaded, which are programs (SECURITY.md); ONNX needs no trust.
         seed: of the bootstrap.
         on_run: called with each run's name before it is measured.
 
@@ -85,7 +87,7 @@ def compare(
             "input files"
         )
     maps = read_structures(structures, runs)
-    read = read_classifiers(classifiers)
+    read = read_classifiers(classifiers, trust=trust)
     encoder = None if clip is None else ClipEncoder(clip)
     methods: dict[str, list[Measured]] = {name: [] for name in sorted(set(names), key=_rank)}
     for run, name, structure in zip(runs, names, maps, strict=True):

@@ -35,6 +35,7 @@ def evaluate(
     structures: str | Path | None = None,
     update_reports: bool = False,
     figures: str = "png",
+    trust: bool = False,
     seed: int = 0,
     on_run: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
@@ -52,6 +53,7 @@ def evaluate(
             (`pie_engine.metrics.structure`).
         update_reports: write confidence, CLIP-I and SSIM into each run's report.html and provenance.json too.
         figures: plots are PNG files; "svg" or "pdf" writes them as that too.
+        trust: whether models in TorchScript are loaded, which are programs (SECURITY.md); ONNX needs no trust.
         seed: of the bootstrap.
         on_run: called with each run's name before it is measured.
 
@@ -75,7 +77,7 @@ def evaluate(
     runs = find_runs(folders)
     check_reference(runs, pictures)
     maps = read_structures(structures, runs)
-    read = read_classifiers(classifiers), read_distances(distances)
+    read = read_classifiers(classifiers, trust=trust), read_distances(distances, trust=trust)
     encoder = None if clip is None else ClipEncoder(clip)
     measured = []
     for run, structure in zip(runs, maps, strict=True):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pie_engine.backends import onnx_session, openvino_session
 from pie_engine.backends.gpu import probe
+from pie_engine.backends.tensorrt import library
 from pie_engine.backends.tensorrt.backend import check_engines
 from pie_engine.config import FLAVOURS
 from pie_engine.errors import BackendError, BundleError, use

@@ -34,6 +34,7 @@ class Classifier:
             needed; "name" (its own file name), "layout" ("NCHW"), "grey" ("luma"), "classes" (names of the outputs),
             "output" (a number from 0, or one of "classes"; 0), "tensor" (name of an ONNX output; the first) and "notes"
             (ignored) may be left out.
+        trust: see `Network`.
 
     Attributes:
         name: what the report and the tables call it.
@@ -44,14 +45,14 @@ class Classifier:
         CheckpointError, BackendError: see `Network`.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, *, trust: bool = False):
         self._path = path = Path(path)
         values = read_declaration(path, "classifier", _OWN_KEYS)
         with naming("classifier", path):
             self._spec = PictureSpec.parse(values)
             self.name, self._index, self._activation = _parse(values, path.stem)
             self.file = path.parent / values["file"]
-            self._network = Network(self.file, output=values.get("tensor"))
+            self._network = Network(self.file, output=values.get("tensor"), trust=trust)
 
     def confidence(self, images: np.ndarray) -> np.ndarray:
         """Confidence of [N, H, W, 3] uint8, float64 [N] in [0, 1].
@@ -86,13 +87,13 @@ class Classifier:
         return values.clip(0, 1)
 
 
-def read_classifiers(paths: Sequence[str | Path]) -> list[Classifier]:
+def read_classifiers(paths: Sequence[str | Path], *, trust: bool = False) -> list[Classifier]:
     """Several classifiers, whose names have to differ.
 
     Raises:
         ConfigError: two have the same name; and see `Classifier`.
     """
-    return distinct([Classifier(path) for path in paths], "classifiers")
+    return distinct([Classifier(path, trust=trust) for path in paths], "classifiers")
 
 
 def _parse(values: dict[str, Any], default: str) -> tuple[str, int, str]:

@@ -5,11 +5,13 @@ It gives what `transformers.CLIPTokenizer` gives of the same folder, for that is
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pie_engine.checkpoint.json_files import read_object
+from pie_engine.checkpoint.tokenizer import check_files, check_ids, damaged, read_tokenizer
 
 # How CLIP marks where a word ends, in its vocabulary.
 _END_OF_WORD = "</w>"
@@ -51,6 +53,15 @@ class Tokenizer:
         assert max_length is not None
         return Encoded(torch.tensor([self._fit(self._backend.encode(one).ids, max_length) for one in text]))
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a token of the vocabulary."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
+
+    @property
+    def largest_id(self) -> int:
+        return max(self._backend.get_vocab().values(), default=-1)
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of ids."""
         decoded: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
@@ -62,22 +73,29 @@ class Tokenizer:
         return kept + [self._pad_id] * (length - len(kept))
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path, *, embeddings: int | None = None) -> Any:
     """The tokenizer of a folder: a `Tokenizer`, or transformers' own where the folder has none of its files.
 
-    Raises:
-        OSError, ValueError, KeyError, TypeError: the folder holds no tokenizer that can be read.
-    """
-    path = folder / "tokenizer.json"
-    config = folder / "tokenizer_config.json"
-    if path.is_file() and config.is_file():
-        said = json.loads(config.read_text(encoding="utf-8"))
-        if said.get("tokenizer_class") == "CLIPTokenizer" and said.get("backend") == "tokenizers":
-            pad = said["pad_token"]
-            try:
-                return Tokenizer(path, pad["content"] if isinstance(pad, dict) else pad)
-            except Exception as error:  # the library raises nothing narrower
-                raise ValueError(f"tokenizer: {error}") from error
-    from transformers import CLIPTokenizer
+    Args:
+        embeddings: how many tokens the text encoder knows, if that is known.
 
-    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    Raises:
+        CheckpointError, OSError: the folder holds no tokenizer that can be read, or not the text encoder's.
+    """
+    config = folder / "tokenizer_config.json"
+    if not ((folder / "tokenizer.json").is_file() and config.is_file()):
+        return read_tokenizer(folder, embeddings=embeddings)
+    check_files(folder)
+    described = read_object(config)
+    if described.get("tokenizer_class") != "CLIPTokenizer" or described.get("backend") != "tokenizers":
+        return read_tokenizer(folder, embeddings=embeddings)
+    names = [described.get(name) for name in ("bos_token", "eos_token", "pad_token")]
+    begin, end, pad = (str(name["content"] if isinstance(name, dict) else name) for name in names)
+    try:
+        tokenizer = Tokenizer(folder / "tokenizer.json", pad)
+        special = [tokenizer.id_of(name) for name in (begin, end, pad)]
+        largest = tokenizer.largest_id
+    except BaseException as error:
+        raise damaged(folder, error) from error
+    check_ids(folder, special, largest, embeddings)
+    return tokenizer

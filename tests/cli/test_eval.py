@@ -89,7 +89,8 @@ def test_distances(pie: Any, run: Path, tmp_path: Path) -> None:
     torch.jit.trace(Apart(), (torch.zeros(1, 3, 128, 128), torch.ones(1, 3, 128, 128))).save(str(tmp_path / "m.pt"))
     spec = {"file": "m.pt", "size": 128, "channels": 3, "range": [0, 255], "mean": 0, "std": 1, "name": "grey levels"}
     (tmp_path / "apart.json").write_text(json.dumps(spec))
-    words = ("eval", run, "--distance", tmp_path / "apart.json", "--output", tmp_path / "out", "--json", "--quiet")
+    declared = tmp_path / "apart.json"
+    words = ("eval", run, "--distance", declared, "--trust", "--output", tmp_path / "out", "--json", "--quiet")
     rounds = json.loads(pie(*words).out)["rounds"]
     inside, outside, whole = (
         [entry["mean"] for entry in rounds[name]] for name in ("change_inside", "leakage_mean", "distance: grey levels")

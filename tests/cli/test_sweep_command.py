@@ -24,7 +24,7 @@ def words(checkpoint: Path, classifier: Path, tmp_path: Path) -> list[object]:
     """The smallest sweep but for its patients and its grid."""
     return [
         "sweep", "--checkpoint", checkpoint, "--backend", "torch", "--steps", "2", "--num-inference-steps", "4",
-        "--resolution", "64", "--classifier", classifier, "--output", tmp_path / "out",
+        "--resolution", "64", "--classifier", classifier, "--trust", "--output", tmp_path / "out",
     ]  # fmt: skip
 
 

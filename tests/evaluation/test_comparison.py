@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 import json
 import logging
@@ -17,11 +18,13 @@ from PIL import Image
 from progressions import SIDE
 from tiny_clip import save_clip
 
-from pie_engine import Result, RunConfig
+from pie_engine import Result, RunConfig, evaluation
 from pie_engine.cli.main import main
 from pie_engine.errors import ConfigError, InputError, OutputError
-from pie_engine.evaluation import compare
 from pie_engine.metrics import measure_change
+
+# The classifiers made here are TorchScript.
+compare = functools.partial(evaluation.compare, trust=True)
 
 CONFIDENCE = "confidence: bright"
 Save = Callable[..., Path]
@@ -242,7 +245,7 @@ def test_settings_tell_runs_of_one_method_apart(
     pair = [tmp_path / "runs" / name for name in "ad"]
     (alone,) = compare(pair, tmp_path / "alone", classifiers=[classifier])["matched"]
     assert summary["matched"][0]["by_patient"] == alone["by_patient"]
-    words = ["--classifier", str(classifier), "--output", str(tmp_path / "out"), "--quiet"]
+    words = ["--classifier", str(classifier), "--trust", "--output", str(tmp_path / "out"), "--quiet"]
     assert main(["compare", str(tmp_path / "runs"), *words, "--by", "beta2", "--by", "guidance-scale"]) == 0
     assert "pie, beta2 0.75 minus walk" in capsys.readouterr().out
     assert main(["compare", str(tmp_path / "runs"), *words, "--by", "gamma"]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import html
 import json
@@ -21,11 +22,14 @@ from PIL import Image
 from progressions import SIDE
 from tiny_clip import by_hand, save_clip
 
-from pie_engine import OutputConfig, Result, RunConfig
+from pie_engine import OutputConfig, Result, RunConfig, evaluation
 from pie_engine.errors import ConfigError, InputError, OutputError
-from pie_engine.evaluation import Run, evaluate, find_runs
+from pie_engine.evaluation import Run, find_runs
 from pie_engine.evaluation.summary import differing, to_table
 from pie_engine.metrics import measure_change
+
+# The classifiers made here are TorchScript.
+evaluate = functools.partial(evaluation.evaluate, trust=True)
 
 ROI = np.zeros((SIDE, SIDE), bool)
 ROI[:, :32] = True

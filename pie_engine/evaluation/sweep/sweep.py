@@ -61,8 +61,13 @@ class Evaluators:
     clip: Path | None = field(default=None, repr=False)
 
     @classmethod
-    def load(cls, classifiers: Sequence[str | Path], clip: str | Path | None = None) -> Evaluators:
+    def load(
+        cls, classifiers: Sequence[str | Path], clip: str | Path | None = None, *, trust: bool = False
+    ) -> Evaluators:
         """Load them from their JSON files, and the folder of a CLIP checkpoint.
+
+        Args:
+            trust: whether classifiers in TorchScript are loaded, which are programs (SECURITY.md).
 
         Raises:
             ConfigError: no classifier is given. ConfigError, CheckpointError, BackendError: one cannot be used.
@@ -73,7 +78,7 @@ class Evaluators:
                 field="classifiers",
             )
         encoder = None if clip is None else ClipEncoder(clip)
-        return cls(read_classifiers(classifiers), encoder, None if clip is None else Path(clip))
+        return cls(read_classifiers(classifiers, trust=trust), encoder, None if clip is None else Path(clip))
 
     @property
     def similarity(self) -> str:

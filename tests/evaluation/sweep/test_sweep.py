@@ -45,7 +45,7 @@ def run_sweep(engine: PieEngine, patients: list[Item], classifier: Path, tmp_pat
         **rest: Any,
     ) -> Any:
         design = Design(items or patients, base, grid, options or {})
-        return sweep(engine, design, Evaluators.load([classifier]), tmp_path / "out", **rest)
+        return sweep(engine, design, Evaluators.load([classifier], trust=True), tmp_path / "out", **rest)
 
     return run
 
@@ -354,7 +354,7 @@ def test_mistakes_are_told_before_anything_runs(
         sweep(
             engine,
             Design(patients, BASE, {"steps": (1,)}),
-            Evaluators.load([tmp_path / "second.json"]),
+            Evaluators.load([tmp_path / "second.json"], trust=True),
             tmp_path / "out",
         )
     assert not (tmp_path / "out").exists() and not calls
@@ -379,7 +379,7 @@ def test_methods_are_swept_resumed_and_compared(
     assert calls == []
     with pytest.raises(OutputError, match=r"was simulated with healthy_prompt 'the lung', not 'lungs'"):
         run_sweep(grid, options={"healthy_prompt": "lungs"})
-    compared = compare([tmp_path / "out"], tmp_path / "compare", classifiers=[classifier])
+    compared = compare([tmp_path / "out"], tmp_path / "compare", classifiers=[classifier], trust=True)
     assert {name: own["patients"] for name, own in compared["methods"].items()} == {
         "pie": 2, "control": 2, "previous": 2,
     }  # fmt: skip

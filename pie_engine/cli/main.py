@@ -22,6 +22,7 @@ from pie_engine.cli import (
     align,
     bench,
     build,
+    clean,
     compare,
     converge,
     demo,
@@ -36,7 +37,7 @@ from pie_engine.cli import (
     view,
 )
 from pie_engine.cli.settings_file import with_file
-from pie_engine.cli.spelling import LogFormatter, as_option
+from pie_engine.cli.spelling import LogFormatter, as_option, one_line
 from pie_engine.config import RunConfig
 from pie_engine.config.settings import declared
 from pie_engine.errors import ConfigError, PieError
@@ -172,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands_in_order = (
         build, refit, inspect, run, mask, view, evaluate, compare, align, converge, ensemble, sweep, bench, demo,
-        doctor,
+        doctor, clean,
     )  # fmt: skip
     for command in commands_in_order:
         added = command.add_parser(commands)
@@ -234,8 +235,7 @@ def _silence_libraries() -> None:
 
 def _fail(message: str, code: int) -> int:
     # Names and manifests may hold line breaks and terminal codes; the message stays one plain line.
-    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
-    sys.stderr.write(f"pie-engine: error: {line}\n")
+    sys.stderr.write(f"pie-engine: error: {one_line(message)}\n")
     return code
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pie_engine.backends.graph_backend import GraphBackend
 from pie_engine.backends.onnx_session import BoundGraph, open_session
 from pie_engine.config import COMPONENTS
-from pie_engine.files import temporary
+from pie_engine.files import temporary_name
 
 if TYPE_CHECKING:
     from pie_engine.model.bundle import Bundle
@@ -43,7 +43,7 @@ class OnnxBackend(GraphBackend):
     def _open_in_fp32(self, component: str) -> Any:
         from pie_engine.export.promote import to_single_precision
 
-        with temporary(Path(tempfile.gettempdir()) / "pie-engine") as folder:
+        with temporary_name(Path(tempfile.gettempdir()) / "pie-engine") as folder:
             folder.mkdir(mode=0o700)
             return self._session(component, to_single_precision(self._paths[component], folder))
 

@@ -18,9 +18,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "clean",
         help="remove what killed commands left",
-        description="Remove unfinished files and folders (and lock files) of commands that were killed, and put back an "
-        "earlier result that one had set aside. What a running command writes is left alone, and so is everything that "
-        "is finished. The next command that writes beside them does the same.",
+        description="Remove unfinished files and folders (and lock files) of commands that were killed, and put back "
+        "an earlier result that one had set aside. What a running command writes is left alone, and so is everything "
+        "that is finished. The next command that writes beside them does the same.",
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -16,7 +16,7 @@ from pie_engine.files.locks import locked
 from pie_engine.files.one_file import check_file, write_file
 from pie_engine.files.places import cache_root
 from pie_engine.files.refusals import writing
-from pie_engine.files.temporary import Leftover, clean, find_leftovers, temporary
+from pie_engine.files.temporary import Leftover, clean, find_leftovers, temporary_name
 
 __all__ = [
     "Leftover",
@@ -29,7 +29,7 @@ __all__ = [
     "locked",
     "new_folder",
     "sha256_file",
-    "temporary",
+    "temporary_name",
     "write_file",
     "writing",
 ]

@@ -1,4 +1,4 @@
-"""An output folder: written under a hidden name, then given its own, in the place of an earlier result if there is one."""
+"""An output folder: written under a hidden name, then put in its place, which an earlier result may have."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pie_engine.files.exchange import exchange
 from pie_engine.files.locks import turn
 from pie_engine.files.places import resolve
 from pie_engine.files.refusals import writing
-from pie_engine.files.temporary import set_aside, sweep_once, temporary
+from pie_engine.files.temporary import set_aside, sweep_once, temporary_name
 
 
 def check_folder(path: Path, *, replaceable: str) -> None:
@@ -31,7 +31,7 @@ def check_folder(path: Path, *, replaceable: str) -> None:
         if not parent.is_dir():
             raise NotADirectoryError
         # Tried, as permissions alone do not tell (a read-only disk, a folder of the system's): hours may depend on it.
-        with temporary(parent / "pie-engine") as trial:
+        with temporary_name(parent / "pie-engine") as trial:
             trial.mkdir()
 
 
@@ -81,7 +81,7 @@ def new_folder(path: Path, *, replaceable: str) -> Iterator[Path]:
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary(path) as partial:
+            with temporary_name(path) as partial:
                 partial.mkdir()
                 yield partial
                 with turn(path):

@@ -1,4 +1,4 @@
-"""An output file: written under a hidden name, then given its own, which replaces an earlier one in one step."""
+"""An output file: written under a hidden name, then put in its place, which an earlier one may have."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pie_engine.errors import OutputError
 from pie_engine.files.refusals import writing
-from pie_engine.files.temporary import temporary
+from pie_engine.files.temporary import temporary_name
 
 
 def check_file(path: Path, *, suffix: str) -> None:
@@ -38,6 +38,6 @@ def write_file(path: Path, content: str | bytes) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    with writing(path), temporary(path) as partial:
+    with writing(path), temporary_name(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.replace(path)

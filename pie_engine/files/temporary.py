@@ -44,7 +44,7 @@ class Leftover:
 
 
 @contextlib.contextmanager
-def temporary(path: Path) -> Iterator[Path]:
+def temporary_name(path: Path) -> Iterator[Path]:
     """A hidden name beside `path`, free to be written and renamed; what has it when the block ends is removed.
 
     What killed commands left in the same folder is removed before.
@@ -154,7 +154,7 @@ def find_leftovers(folder: Path, *, of: str | None = None, remove: bool = False)
 
 
 def clean(path: Path, *, remove: bool) -> list[Leftover]:
-    """`find_leftovers` of `path` (a folder or a file, or what was to become one), in it, and in the folders below it."""
+    """`find_leftovers` of `path` (a folder, a file, or what was to become one), in it, and in folders below it."""
     path = resolve(path)
     found = find_leftovers(path.parent, of=path.name, remove=remove)
     for folder, below, _ in os.walk(path):

@@ -1,17 +1,18 @@
-"""A process may die at any operation on the disk: an earlier result or the new one is there, whole, and no rest stays."""
+"""A process may die at any operation on the disk: the earlier result or the new one is there, whole, and no rest."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from dying import die_at, in_a_fork, tree
+from dying import die_at, in_a_fork, photograph, tree
 
 from pie_engine import files
 from pie_engine.files import check_folder, find_leftovers, link_or_copy, locked, new_folder, write_file
@@ -101,54 +102,83 @@ def next_command() -> Iterator[None]:
     ("kind", "earlier"), [(kind, True) for kind in KINDS] + [("folder", False), ("folder below folders", False)]
 )
 def test_a_kill_at_every_operation(tmp_path: Path, kind: str, earlier: bool) -> None:
-    write, number, statuses = KINDS[kind].write, 0, list[int]()
-    while not statuses or statuses[-1] != 0:
-        folder = tmp_path / str(number)
-        folder.mkdir()
+    write, folder, album = KINDS[kind].write, tmp_path / "folder", tmp_path / "album"
+    folder.mkdir()
+    with next_command():
+        if earlier:
+            write(folder / "out", "old")
+    before = set(tree(folder))
+
+    def photographed() -> None:
+        photograph(folder, album)
         with next_command():
-            if earlier:
-                write(folder / "out", "old")
-        before = tree(folder)
+            write(folder / "out", "new")
 
-        def killed(folder: Path = folder, number: int = number) -> None:
-            die_at(folder, number)
-            with next_command():
-                write(folder / "out", "new")
-
-        statuses.append(in_a_fork(killed))
-        assert statuses[-1] in (-signal.SIGKILL, 0)
+    assert in_a_fork(photographed) == 0
+    killed = sorted(album.iterdir())
+    assert len(killed) > 6  # or nothing was tried
+    for left in killed:
         if KINDS[kind].always_there and earlier:
-            assert {path for path in before if not path.startswith("cache")} <= set(tree(folder))
-        assert results(folder) <= ({"old", "new"} if earlier else {"new"})
-        with next_command():  # another one, which writes there
-            write_file(folder / "another", "other")
-            (folder / "another").unlink()
-        assert kind == "check" or not earlier or results(folder) & {"old", "new"}
-        with next_command():  # and the same again
-            write(folder / "out", "last")
-        assert kind == "check" or "last" in results(folder)
-        assert not [path for path in tree(folder) if "/." in f"/{path}"]
-        number += 1
-    assert len(statuses) > 6  # or nothing was tried
+            assert {path for path in before if not path.startswith("cache")} <= set(tree(left))
+        assert results(left) <= ({"old", "new"} if earlier else {"new"})
+        check_what_follows(left, kind, earlier)
+
+
+def check_what_follows(left: Path, kind: str, earlier: bool) -> None:
+    """What the next commands find and leave where one was killed."""
+    write = KINDS[kind].write
+    with next_command():  # another one, which writes there
+        write_file(left / "another", "other")
+        (left / "another").unlink()
+    assert kind == "check" or not earlier or results(left) & {"old", "new"}
+    with next_command():  # and the same again
+        write(left / "out", "last")
+    assert kind == "check" or "last" in results(left)
+    assert not [path for path in tree(left) if "/." in f"/{path}"]
+
+
+def test_the_photographs_show_what_kills_leave(tmp_path: Path) -> None:
+    """A real death at each operation of one kind of write leaves what its photograph shows, up to random names."""
+
+    def names(folder: Path) -> list[str]:
+        return sorted(re.sub(r"[0-9a-f]{8}", "*", path) for path in tree(folder))
+
+    def write(folder: Path, watch: Callable[[Path], None]) -> int:
+        def work() -> None:
+            watch(folder)
+            with next_command():
+                write_folder(folder / "out", "new")
+
+        folder.mkdir()
+        write_folder(folder / "out", "old")
+        return in_a_fork(work)
+
+    assert write(tmp_path / "whole", lambda folder: photograph(folder, tmp_path / "album")) == 0
+    photographs = sorted((tmp_path / "album").iterdir())
+    for number, shown in enumerate(photographs):
+        killed = tmp_path / str(number)
+        assert write(killed, lambda folder, number=number: die_at(folder, number)) == -signal.SIGKILL
+        assert names(killed) == names(shown)
+        check_what_follows(killed, "folder", earlier=True)
 
 
 def test_what_is_set_aside_comes_back(tmp_path: Path) -> None:
-    """Between the two renames, neither is there: the next command that writes beside it puts the old one back."""
-    out, seen = tmp_path / "out", []
+    """Killed between the two renames, it leaves neither: the next command that writes beside it mends that."""
+    folder, out = tmp_path / "folder", tmp_path / "folder" / "out"
+    folder.mkdir()
     write_folder(out, "old")
-    for number in range(100):
 
-        def killed(number: int = number) -> None:
-            die_at(tmp_path, number)
-            in_two_steps(write_folder)(out, "new")
+    def photographed() -> None:
+        photograph(folder, tmp_path / "album")
+        in_two_steps(write_folder)(out, "new")
 
-        if in_a_fork(killed) == 0:
-            break
-        seen.append(out.exists())
+    assert in_a_fork(photographed) == 0
+    missing = [left for left in (tmp_path / "album").iterdir() if not (left / "out").exists()]
+    assert missing
+    for left in missing:
         with next_command():
-            write_file(tmp_path / "another", "")
-        assert whole(out) in ("old", "new")
-    assert False in seen  # it was killed there, once at least
+            check_folder(left / "another", replaceable=MARKER)
+        assert whole(left / "out") == "old"
 
 
 def test_a_living_owner_keeps_its_own(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def die_at(folder: Path, number: int) -> None:
 
 
 def photograph(folder: Path, album: Path) -> None:
-    """Copy `folder` before each operation in it: what a kill at that moment would leave. Nobody holds a copy's locks."""
+    """Copy `folder` before each operation in it: what a kill would leave then. Nobody holds a copy's locks."""
 
     def copy(number: int) -> None:
         shutil.copytree(folder, album / f"{number:04}", symlinks=True)

@@ -39,11 +39,15 @@ def main(arguments: argparse.Namespace) -> int:
     from pie_engine.files import cache_root, clean, find_leftovers
 
     remove = not arguments.dry_run
+    found = []
     for folder in arguments.folders:
-        if not folder.absolute().parent.is_dir():
-            raise InputError(f"there is no folder {folder.absolute().parent}; pass one that commands write to")
-    found = [leftover for folder in arguments.folders or [cache_root()] for leftover in clean(folder, remove=remove)]
+        found += (beside := clean(folder, remove=remove))
+        if not beside and not folder.exists():
+            raise InputError(
+                f"there is no {folder}, and nothing unfinished of it; pass a folder that commands write to"
+            )
     if not arguments.folders:
+        found += clean(cache_root(), remove=remove)
         found += find_leftovers(Path(tempfile.gettempdir()), remove=remove)
     dead = [leftover for leftover in found if not leftover.alive]
     lines = [_line("removed" if remove else "found", leftover) for leftover in dead]

@@ -10,7 +10,7 @@ from pathlib import Path
 from pie_engine.errors import OutputError
 from pie_engine.files.exchange import exchange
 from pie_engine.files.locks import turn
-from pie_engine.files.places import resolve
+from pie_engine.files.places import first_missing, resolve
 from pie_engine.files.refusals import writing
 from pie_engine.files.temporary import set_aside, sweep_once, temporary_name
 
@@ -27,11 +27,11 @@ def check_folder(path: Path, *, replaceable: str) -> None:
             _check_replaceable(path, replaceable)
         elif path.exists():
             raise FileExistsError
-        parent = next(folder for folder in path.parents if folder.exists())
-        if not parent.is_dir():
+        made = first_missing(path)
+        if not made.parent.is_dir():
             raise NotADirectoryError
         # Tried, as permissions alone do not tell (a read-only disk, a folder of the system's): hours may depend on it.
-        with temporary_name(parent / "pie-engine") as trial:
+        with temporary_name(made) as trial:
             trial.mkdir()
 
 

@@ -38,3 +38,8 @@ def resolve(path: Path) -> Path:
     else:
         return real
     raise OutputError(f"{str(path)!r} is not a folder's name ({reason}); choose another folder")
+
+
+def first_missing(path: Path) -> Path:
+    """`path` itself if the folder around it exists, else the outermost of the folders around it that do not."""
+    return next(place for place in (path, *path.parents) if place.parent.exists())

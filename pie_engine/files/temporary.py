@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pie_engine.files.locks import hidden, release, take, turn
-from pie_engine.files.places import resolve
+from pie_engine.files.places import first_missing, resolve
 
 _LOCK = re.compile(r"\..+\.(partial-[0-9a-f]{8}|turn|held)\.lock")
 _OLD = ".old"
@@ -155,7 +155,7 @@ def find_leftovers(folder: Path, *, of: str | None = None, remove: bool = False)
 
 def clean(path: Path, *, remove: bool) -> list[Leftover]:
     """`find_leftovers` of `path` (a folder, a file, or what was to become one), in it, and in folders below it."""
-    path = resolve(path)
+    path = first_missing(resolve(path))
     found = find_leftovers(path.parent, of=path.name, remove=remove)
     for folder, below, _ in os.walk(path):
         found += find_leftovers(Path(folder), remove=remove)

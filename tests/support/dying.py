@@ -12,8 +12,8 @@ from typing import Any
 
 # Python announces these before it does them. What is done otherwise (a library's own writes, the exchange of two names)
 # is done by the time that the next of them is announced.
-_OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.chmod", "os.truncate",
-               "os.listdir", "os.scandir", "shutil.rmtree", "shutil.copyfile", "fcntl.flock", "os.utime"}  # fmt: skip
+_CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate", "shutil.copyfile"}
+_TO_WRITE = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
 def in_a_fork(work: Callable[[], Any]) -> int:
@@ -32,14 +32,14 @@ def in_a_fork(work: Callable[[], Any]) -> int:
 
 
 def before_each_operation(folder: Path, then: Callable[[int], None]) -> None:
-    """Call `then` with the number of each operation on something in `folder`, before it is done, in this process."""
+    """Call `then` with the number of each change to something in `folder`, before it is made, in this process."""
     count, busy = 0, False
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal count, busy
-        if busy or event not in _OPERATIONS:
+        if busy or not (event in _CHANGES or (event == "open" and arguments[2] & _TO_WRITE)):
             return
-        if event != "fcntl.flock" and not any(_within(argument, folder) for argument in arguments):
+        if not any(_within(argument, folder) for argument in arguments):
             return
         busy = True
         try:

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import NoReturn
 
 from pie_engine import __version__
@@ -91,6 +92,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _fail(*_explain(error))
+    finally:
+        _remove_compiler_folder()
+
+
+def _remove_compiler_folder() -> None:
+    """torch makes a folder for what it compiles as soon as its compiler is imported, which exporting does.
+
+    Nobody asked for it while it is empty; with `compile` it holds what the next run need not compile again.
+    """
+    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""))  # torch sets it then
+    if "torch._dynamo" in sys.modules and folder.name.startswith("torchinductor_"):
+        with contextlib.suppress(OSError):  # it holds something
+            folder.rmdir()
 
 
 def _explain(error: Exception) -> tuple[str, int]:

@@ -76,7 +76,9 @@ def add_model_options(model: Any) -> None:
     model.add_argument(
         "--dtype", choices=DTYPES, help="precision (default: fp16 for torch on a GPU, else fp32 or the bundle's own)"
     )
-    model.add_argument("--threads", type=int, help="processor threads (default: the backend's choice)")
+    model.add_argument(
+        "--threads", type=int, help="processor threads, one per processor at most (default: the backend's choice)"
+    )
 
 
 # Those that stand among the options of the image and its region.

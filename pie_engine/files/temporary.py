@@ -12,7 +12,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +57,7 @@ def temporary_name(path: Path) -> Iterator[Path]:
         partial = hidden(path, f"partial-{secrets.token_hex(4)}")
         descriptor = take(lock_of(partial), wait=False)
     try:
-        owner = {"pid": os.getpid(), "host": socket.gethostname(), "writes": path.name}
+        owner = {"pid": os.getpid(), "host": os.uname().nodename, "writes": path.name}
         os.write(descriptor, json.dumps(owner).encode())
         yield partial
     finally:

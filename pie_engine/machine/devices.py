@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 from pie_engine.errors import ConfigError, use
+from pie_engine.machine.processors import usable_processors
 from pie_engine.machine.selection import Choice, wants_gpu
+
+log = logging.getLogger(__name__)
 
 
 def check_device(device: str | None) -> None:
@@ -17,13 +21,27 @@ def check_device(device: str | None) -> None:
         )  # fmt: skip
 
 
-def check_threads(threads: int | None) -> None:
-    """Refuse what is no number of threads. Raises ConfigError."""
+def bound_threads(threads: int | None) -> int | None:
+    """As many threads as were asked for, at most one for each processor that this process may use, with a warning.
+
+    More of them only wait for one another: 64 take a hundred times as long as 2 on two processors.
+
+    Raises:
+        ConfigError: no number of threads.
+    """
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise ConfigError(
             f"threads {threads!r} is not a whole number of at least 1; pass {use('threads', 1)}",
             field="threads", value=threads, limit="at least 1",
         )  # fmt: skip
+    usable = usable_processors()
+    if threads is None or threads <= usable:
+        return threads
+    log.warning(
+        "threads %d is more than the %d processor%s that this process may use; %d run%s",
+        threads, usable, "s" * (usable > 1), usable, "s" * (usable == 1),
+    )  # fmt: skip
+    return usable
 
 
 def torch_device(device: str | None, choice: Choice, threads: int | None) -> str:

@@ -13,10 +13,10 @@ from pie_engine.config import COMPONENTS, DTYPES, FLAVOURS, BuildConfig, EngineC
 from pie_engine.config.checks import one_of
 from pie_engine.errors import BackendError, BundleError, ConfigError, argument, mention, use
 from pie_engine.machine.devices import (
+    bound_threads,
     check_device,
     check_gpu,
     check_openvino,
-    check_threads,
     onnx_device,
     torch_device,
 )
@@ -71,7 +71,7 @@ def open_backend(
     if dtype is not None:
         one_of("dtype", dtype, DTYPES)
     check_device(device)
-    check_threads(threads)
+    threads = bound_threads(threads)
     given = source.checkpoint is not None or source.unet is not None
     if (source.engine is None) != given:
         found = "both" if given else "neither"

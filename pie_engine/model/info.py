@@ -6,6 +6,8 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pie_engine.errors import quoted
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -46,7 +48,9 @@ class ModelInfo:
             cut = self.cut_off(prompt)
             if cut:
                 log.warning(
-                    "prompt is longer than %d tokens and was cut; not read: %r; shorten it", self.max_tokens, cut
+                    "prompt is longer than %d tokens and was cut; not read: %s; shorten it",
+                    self.max_tokens,
+                    quoted(cut),
                 )
         encoded = self.tokenizer(
             prompts, padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"

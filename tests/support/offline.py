@@ -42,7 +42,6 @@ def commands(bundle: str, golden: Path) -> list[list[str]]:
         ["mask", "--image", image, "--mask", mask, "--output", "mask.png"],
         ["view", "torch", "--no-browser"],
         ["eval", "torch", "--output", "evaluation", "--quiet"],
-        ["ensemble", "torch", "onnxruntime", "--output", "ensemble"],
         ["demo", "--backend", "torch", "--steps", "1", "--quiet"],
         ["clean"],
     ]  # fmt: skip

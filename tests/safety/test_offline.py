@@ -1,4 +1,4 @@
-"""Nothing leaves the machine, and nothing is written that docs/usage.md does not name: all commands, without network."""
+"""Nothing leaves the machine and nothing is written that docs/usage.md does not name: all commands, offline."""
 
 from __future__ import annotations
 

@@ -62,6 +62,8 @@ def release(lock: Path, descriptor: int) -> None:
     """Let the next one have it."""
     with contextlib.suppress(OSError):
         lock.unlink()  # before it is open to others, who then make a new one
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process that forked meanwhile holds the descriptor too
     os.close(descriptor)
 
 

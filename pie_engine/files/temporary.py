@@ -89,14 +89,13 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
-def _clear(partial: Path, place: Path | None) -> None:
+def _clear(partial: Path, place: Path) -> None:
     """Remove what there is under a hidden name; what was set aside goes back to its place if nothing else is there."""
     old = set_aside(partial)
     if os.path.lexists(old):
-        if place is not None:
-            with turn(place):
-                if not os.path.lexists(place):
-                    old.rename(place)
+        with turn(place):
+            if not os.path.lexists(place):
+                old.rename(place)
         remove(old)
     remove(partial)
 
@@ -191,10 +190,12 @@ def _size(path: Path) -> int:
     return 0
 
 
-def _place(partial: Path) -> Path | None:
-    """What the owner was writing; None if it did not come to say so."""
+def _place(partial: Path) -> Path:
+    """What the owner was writing, as it said, or as its hidden name says, which of a long name holds but a hash."""
     name = _read(partial).get("writes")
-    return partial.with_name(name) if isinstance(name, str) and name and name == Path(name).name else None
+    if not isinstance(name, str) or not name or name != Path(name).name:
+        name = partial.name[1:].rpartition(".")[0]
+    return partial.with_name(name)
 
 
 def _read(partial: Path) -> dict[str, object]:

@@ -80,6 +80,28 @@ def test_each_call_gives_what_it_gives_alone(ddim_checkpoint: Checkpoint, bundle
     assert others
 
 
+def test_prompts_are_read_by_one_thread_at_a_time(ddim_checkpoint: Checkpoint) -> None:
+    """Provenance reads a prompt after its turn, and engines of one checkpoint share its tokenizer."""
+    model, interval = model_info(ddim_checkpoint), sys.getswitchinterval()
+    expected, done = model.tokenize(["a heart"]), threading.Event()
+
+    def read_another() -> None:
+        while not done.is_set():
+            model.cut_off("lung")
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(read_another)
+            try:
+                assert all(np.array_equal(model.tokenize(["a heart"]), expected) for _ in range(100))
+            finally:
+                done.set()
+            other.result()
+    finally:
+        sys.setswitchinterval(interval)
+
+
 def test_turns_are_taken_in_order() -> None:
     turns, order, started = Turns(), list[int](), threading.Event()
 

@@ -223,4 +223,4 @@ def test_a_name_in_a_lock_leads_nowhere_else(tmp_path: Path) -> None:
     (inside / ".x.partial-0123abcd.lock").write_text('{"writes": "../outside", "pid": 1, "host": "x"}')
     (inside / ".y.turn.lock").symlink_to(tmp_path / "target")
     find_leftovers(inside, remove=True)
-    assert set(tree(tmp_path)) == {"inside", "inside/.y.turn.lock"}
+    assert set(tree(tmp_path)) == {"inside", "inside/x", "inside/.y.turn.lock"}

@@ -57,8 +57,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> int:
     from pie_engine.benchmarks.quick import QUICKEST, Quick, bench
-    from pie_engine.cli.doctor import plain
     from pie_engine.cli.progress import say
+    from pie_engine.cli.spelling import plain
     from pie_engine.files import check_file, write_file
 
     length = dict(QUICKEST) if arguments.quick else {}

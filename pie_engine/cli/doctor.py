@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pie_engine.cli.spelling import told
+from pie_engine.cli.spelling import plain, told
 
 WIDTH = 100
 
@@ -60,11 +60,6 @@ def fields(rows: Iterable[tuple[str, object]], *, indent: int = 2, column: int =
             break_long_words=False, break_on_hyphens=False,
         ) or [start.rstrip()]  # fmt: skip
     return lines
-
-
-def plain(text: str) -> str:
-    """The text without what a terminal would take for a command: names in manifests may hold anything."""
-    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
 
 
 def size(number: float | None) -> str:

@@ -7,8 +7,8 @@ import json
 import sys
 from typing import Any
 
-from pie_engine.cli.doctor import fields, plain, quiet, size
-from pie_engine.cli.spelling import told
+from pie_engine.cli.doctor import fields, quiet, size
+from pie_engine.cli.spelling import plain, told
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:

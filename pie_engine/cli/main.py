@@ -14,12 +14,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from pie_engine import __version__
 from pie_engine.cli import (
     align,
     bench,
     build,
+    clean,
     compare,
     converge,
     demo,
@@ -37,7 +39,7 @@ from pie_engine.cli.completion import add_completion_option
 from pie_engine.cli.parsing import Parser, canonical, parse
 from pie_engine.cli.repeat import with_provenance
 from pie_engine.cli.settings_file import with_file
-from pie_engine.cli.spelling import LogFormatter, as_option
+from pie_engine.cli.spelling import LogFormatter, as_option, one_line
 from pie_engine.errors import PieError
 
 
@@ -72,6 +74,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _fail(*_explain(error))
+    finally:
+        _remove_compiler_folder()
+
+
+def _remove_compiler_folder() -> None:
+    """torch makes a folder for what it compiles as soon as its compiler is imported, which exporting does.
+
+    Nobody asked for it while it is empty; with `compile` it holds what the next run need not compile again.
+    """
+    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""))  # torch sets it then
+    if "torch._dynamo" in sys.modules and folder.name.startswith("torchinductor_"):
+        with contextlib.suppress(OSError):  # it holds something
+            folder.rmdir()
 
 
 def _explain(error: Exception) -> tuple[str, int]:
@@ -127,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     commands_in_order = (
         build, refit, inspect, run, mask, view, evaluate, compare, align, converge, ensemble, sweep, bench, demo,
-        doctor,
+        doctor, clean,
     )  # fmt: skip
     for command in commands_in_order:
         added = command.add_parser(commands)
@@ -159,8 +174,7 @@ def _silence_libraries() -> None:
 
 def _fail(message: str, code: int) -> int:
     # Names and manifests may hold line breaks and terminal codes; the message stays one plain line.
-    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in message)
-    sys.stderr.write(f"pie-engine: error: {line}\n")
+    sys.stderr.write(f"pie-engine: error: {one_line(message)}\n")
     return code
 
 

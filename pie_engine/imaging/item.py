@@ -12,7 +12,7 @@ import numpy as np
 
 from pie_engine.config import MethodConfig, RunConfig
 from pie_engine.equality import ByContent
-from pie_engine.errors import ConfigError, InputError, Notice, argument, mention, use
+from pie_engine.errors import MOST_QUOTED, ConfigError, InputError, Notice, argument, mention, quoted, use
 from pie_engine.imaging import (
     Grid,
     ImageSource,
@@ -199,7 +199,8 @@ def _check_findings(item: Item, regions: tuple[Region, ...], config: RunConfig) 
     findings = findings_of(item)
     if item.prompt and item.prompt not in findings:
         raise ConfigError(
-            f"prompt {item.prompt!r} is read in no region, for each has its own finding; leave it empty", field="prompt"
+            f"prompt {quoted(item.prompt)} is read in no region, for each has its own finding; leave it empty",
+            field="prompt",
         )
     scheduled = [one.prompt is not None for one in config.rounds]
     if all(scheduled) or (len(findings) > 1 and any(scheduled)):
@@ -264,7 +265,7 @@ def check_text(name: str, text: object) -> None:
         text.encode()
     except UnicodeEncodeError:  # bytes of another encoding on the command line
         raise InputError(
-            f"{mention(name)} {text!a} is not UTF-8; pass it in that encoding", field=name, value=text
+            f"{mention(name)} {text[:MOST_QUOTED]!a} is not UTF-8; pass it in that encoding", field=name, value=text
         ) from None
 
 

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from pie_engine.backends import onnx_session, openvino_session
 from pie_engine.errors import ConfigError, use
+from pie_engine.machine.processors import usable_processors
 from pie_engine.machine.selection import Choice, wants_gpu
 
 if TYPE_CHECKING:
     from pie_engine.config import Placement
+
+log = logging.getLogger(__name__)
+
+
+def bound_threads(placement: Placement) -> Placement:
+    """A placement with at most one thread for each processor that this process may use, with a warning.
+
+    More of them only wait for one another: 64 take a hundred times as long as 2 on two processors.
+    """
+    usable, threads = usable_processors(), placement.threads
+    if threads is None or threads <= usable:
+        return placement
+    log.warning(
+        "threads %d is more than the %d processor%s that this process may use; %d run%s",
+        threads, usable, "s" * (usable > 1), usable, "s" * (usable == 1),
+    )  # fmt: skip
+    return replace(placement, threads=usable)
 
 
 def torch_device(placement: Placement, choice: Choice) -> str:

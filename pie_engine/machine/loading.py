@@ -20,7 +20,7 @@ from pie_engine.backends.torch_backend import TorchBackend
 from pie_engine.bundling import cached_bundle, check_restorable, model_info, restore_checkpoint
 from pie_engine.config import COMPONENTS, FLAVOURS, BuildConfig, EngineConfig
 from pie_engine.errors import BackendError, BundleError, ConfigError, argument, use
-from pie_engine.machine.devices import check_gpu, check_openvino, onnx_device, torch_device
+from pie_engine.machine.devices import bound_threads, check_gpu, check_openvino, onnx_device, torch_device
 from pie_engine.machine.selection import Choice, choose_for_bundle, choose_for_checkpoint, device_index, take
 from pie_engine.model.bundle import open_bundle
 from pie_engine.rounds.memory import explain_weights
@@ -54,6 +54,7 @@ class Opened:
 
 def open_backend(source: Source, placement: Placement, on_component: Callable[[str], None]) -> Opened:
     """See `PieEngine.load`, which documents the arguments."""
+    placement = bound_threads(placement)
     given = source.checkpoint is not None or source.unet is not None
     if (source.engine is None) != given:
         found = "both" if given else "neither"

@@ -32,7 +32,7 @@ RANGES = [
     (["--beta1", "2"], "beta1 2.0 is outside [0, 1]"),
     (["--beta2", "-0.5"], "beta2 -0.5 is outside [0, 1]"),
     (["--seed", "-1"], "seed -1 is outside [0, 9223372036854775807]"),
-    (["--threads", "0"], "threads 0 is outside [1, 4096]; pass --threads 1"),
+    (["--threads", "0"], "threads 0 is outside [1, 1000000]; pass --threads 1"),
     (["--resolution", "0"], "resolution 0 is outside [8, 2048]"),
     (["--resolution", "-64"], "resolution -64 is outside [8, 2048]"),
     (["--resolution", "8"], "resolution 8 does not fit this U-Net (multiple of 16 expected); pass --resolution 16"),

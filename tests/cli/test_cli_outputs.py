@@ -70,7 +70,7 @@ def test_not_writable(refuse: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def no_work(*_: Any, **__: Any) -> None:
         raise AssertionError("it was found after the model was loaded")
 
-    monkeypatch.setattr(files.tempfile, "mkdtemp", read_only)
+    monkeypatch.setattr("pie_engine.files.temporary.take", read_only)
     monkeypatch.setattr(PieEngine, "load", no_work)
     line = refuse("--output", tmp_path / "deep" / "new")
     assert "permission denied); choose a folder that you may write to" in line
@@ -122,16 +122,9 @@ def test_failure_while_replacing_keeps_the_earlier_result(
 ) -> None:
     assert simulate().code == 0
     before = (tmp_path / "result" / "provenance.json").read_bytes()
-    real = Path.rename
     for failure, code in ((disk_full, 2), (interrupt, 130)):
-
-        def rename(path: Path, target: Path, failure: Any = failure) -> Path:
-            if ".partial-" in path.name:
-                failure()
-            return real(path, target)
-
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "rename", rename)
+            patch.setattr("pie_engine.files.folders.exchange", failure)
             assert simulate().code == code
         assert [path.name for path in tmp_path.iterdir()] == ["result"]
         assert (tmp_path / "result" / "provenance.json").read_bytes() == before

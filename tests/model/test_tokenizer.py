@@ -84,6 +84,6 @@ def test_a_damaged_file_is_told(bundle: Bundle, tmp_path: Path) -> None:
     folder = tmp_path / "tokenizer"
     shutil.copytree(bundle.path / "tokenizer", folder)
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="tokenizer .* cannot be read"):
+    with pytest.raises(CheckpointError, match=r"tokenizer .* cannot be read"):
         load_tokenizer(folder)
     assert open_bundle(bundle.path).model.tokenize(["heart"]).shape == (1, 77)

@@ -12,11 +12,11 @@ import torch
 
 from pie_engine import checkpoint as checkpoints
 from pie_engine import commands
+from pie_engine.backends import torch_backend
 from pie_engine.backends.onnx_backend import OnnxBackend
 from pie_engine.backends.openvino_backend import OpenVINOBackend
 from pie_engine.backends.tensorrt import library
 from pie_engine.backends.tensorrt.backend import TensorRTBackend, check_engines
-from pie_engine.backends.torch_backend import TorchBackend
 from pie_engine.bundling import cached_bundle, check_restorable, model_info, restore_checkpoint
 from pie_engine.config import COMPONENTS, FLAVOURS, BuildConfig, EngineConfig
 from pie_engine.errors import BackendError, BundleError, ConfigError, argument, use
@@ -184,7 +184,7 @@ def _start_torch(
 ) -> Backend:
     precision, runtime = str(choice.dtype), placement.runtime
     with _explaining_memory(device, precision):
-        return TorchBackend(
+        return torch_backend.TorchBackend(
             checkpoint, model, device=device, precision=precision, runtime=runtime, reload=reload, in_fp32=in_fp32
         )
 

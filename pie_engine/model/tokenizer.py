@@ -36,9 +36,10 @@ class Tokenizer:
         from tokenizers import Tokenizer as Backend
 
         self._backend = Backend.from_file(str(path))
-        self._pad_id = self._backend.token_to_id(pad_token)
-        if self._pad_id is None:
+        pad_id = self._backend.token_to_id(pad_token)
+        if pad_id is None:
             raise ValueError(f"{path.name} has no token {pad_token!r}")
+        self._pad_id: int = pad_id
 
     def __call__(self, text: str | Sequence[str], *, max_length: int | None = None, **_: Any) -> Encoded:
         """Ids with the begin and end tokens.

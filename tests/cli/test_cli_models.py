@@ -130,7 +130,7 @@ def test_no_checkpoint_at_all(refuse: Any, tmp_path: Path, image: Path, bundle: 
     assert "does not exist" in refuse("--checkpoint", tmp_path / "none")
     assert "does not exist" in refuse("--checkpoint", "")
     assert "has the suffix '.png'" in refuse("--checkpoint", image)
-    assert "model_index.json" in refuse("--checkpoint", bundle.path)
+    assert "is a bundle that pie-engine build wrote" in refuse("--checkpoint", bundle.path)
 
 
 def test_cuda_without_a_gpu(refuse: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,7 @@ def test_images_that_show_nothing(refuse: Any, simulate: Any, tmp_path: Path, gr
     outcome = simulate("--image", tmp_path / "small.png", "--prompt", "")
     assert outcome.code == 0
     empty, small = outcome.err.splitlines()  # each once, though the image is read twice
-    assert "warning: prompt is empty: the progression moves towards no finding" in empty
+    assert "pie-engine: prompt is empty: the progression moves towards no finding" in empty
     assert "has 30 x 30 pixels and is enlarged 1.07 times to resolution 32" in small
 
 

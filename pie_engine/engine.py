@@ -274,6 +274,7 @@ class PieEngine:
             "model": {**computed["model"], "source": self._source},
             "backend": {**computed["backend"], "chosen": self.chosen},
             "change": change.to_dict(),
+            **({} if simulated.pace is None else {"pace": simulated.pace}),
             "method": {**method.to_dict(), **chosen.facts, **instead},
         }
         return Result(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,7 @@ from pie_engine.rounds.equations import (
     run_round,
     step,
 )
+from pie_engine.rounds.pace import blend_constantly, blend_evenly, displacements, pilot_rounds, targets
 from pie_engine.rounds.plan import Batch, Plan
 from pie_engine.rounds.timeline import CudaTimeline, Timeline
 
@@ -46,6 +48,7 @@ STAGES: dict[Part, str] = {
     enter_inversion: "inversion's entry",
     invert_step: "inversion's step",
     read_noise_back: "inversion's end",
+    blend_evenly: "pace",
     decode_frames: "decoding",
     encode_frames: "encoding",
 }
@@ -54,10 +57,15 @@ UNGUIDED = " without guidance"
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """What one round yields: final latents [B, 4, h, w] float32 and decoded frames [B, H, W, 3] uint8, on the host."""
+    """What one round yields, on the host: final latents [B, 4, h, w] float32, decoded frames [B, H, W, 3] uint8.
+
+    Attributes:
+        blends: [R, B] float32, what even pace blended each finding's regions with; else None.
+    """
 
     latents: Tensor
     frames: Tensor
+    blends: Tensor | None = None
 
 
 class Method(Protocol):
@@ -150,6 +158,43 @@ class Loop:
             with self._timeline.main():
                 self._raise_precision(number, STAGE_COMPONENT[stage], flags[stage])
 
+    def pilot(self, on_step: OnStep = lambda: None) -> np.ndarray:
+        """Make the loaded batch's rounds pace evenly: run rounds with beta2, undecoded, until their end is known.
+
+        Args:
+            on_step: called after each U-Net evaluation.
+
+        Returns:
+            The displacements that the rounds are to reach, [N, R, B].
+
+        Raises:
+            InputError: a pilot does not move, or does not converge. BackendError: values are not finite.
+        """
+        assert self._batch is not None and self.plan.buffers.pace is not None
+        b, pace, noises = self.plan.buffers, self.plan.buffers.pace, Noises(self.plan, self._batch, self._config)
+        measured: list[np.ndarray] = []
+        last = self.plan.original_latent.clone()
+        while len(measured) < pilot_rounds(self._config):
+            with self._timeline.main():
+                self.plan.enter(len(measured))
+                noises.fill(len(measured))
+                run_round(self.plan, self._run, on_step)
+                blend_constantly(self.plan)
+                moved, flags = displacements(pace.parts, b.x, b.z0).cpu(), b.flags.cpu()
+                if flags[:DECODE].any():
+                    stage = int(flags.any(1).nonzero()[0])
+                    self._raise_precision(0, STAGE_COMPONENT[stage], flags[stage])
+                    b.x.copy_(last)
+                    continue
+                last = b.x.clone()
+            measured.append(moved.double().numpy())
+        whole = pace.parts * pace.parts.sum(0)
+        size = (whole.double().square().sum((2, 3, 4)) * b.x.shape[1]).sqrt().cpu().numpy()
+        found = targets(np.array(measured).reshape(-1, *size.shape), self._config, size, self._batch.item_ids)
+        self.plan.pace(found)
+        b.x.copy_(self.plan.original_latent)
+        return found
+
     def rounds(self, on_step: OnStep = lambda: None) -> Iterator[Round]:
         """Yield the N rounds of the loaded batch.
 
@@ -199,7 +244,7 @@ class Loop:
                 for _ in range(self.plan.evaluations_of(index)):
                     on_step()
             last = slot.latents.clone()
-            yield Round(last, slot.frames.clone())
+            yield Round(last, slot.frames.clone(), None if slot.blends is None else slot.blends.clone())
 
     @property
     def captured(self) -> bool:
@@ -233,9 +278,13 @@ class Loop:
         self._entered = index
         slot = self._slots[index % len(self._slots)]
         run_round(self.plan, self._run, self._on_step)
+        if b.pace is not None:
+            self._run(blend_evenly)
 
         def hand_over() -> None:
             b.decoding.copy_(b.x)
+            if b.pace is not None:
+                b.pace.blends.copy_(b.pace.blend)
             b.decoding_flags[:DECODE].copy_(b.flags[:DECODE])
 
         self._timeline.hand_over(hand_over)
@@ -244,6 +293,8 @@ class Loop:
             slot.latents.copy_(b.decoding, non_blocking=True)
             slot.frames.copy_(b.frames, non_blocking=True)
             slot.flags.copy_(b.decoding_flags, non_blocking=True)
+            if b.pace is not None and slot.blends is not None:
+                slot.blends.copy_(b.pace.blends, non_blocking=True)
             slot.wait = self._timeline.mark()
 
     def _run(self, part: Part) -> None:

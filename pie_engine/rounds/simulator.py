@@ -18,12 +18,13 @@ from pie_engine.kernels.dispatch import select
 from pie_engine.rounds import loop as loops
 from pie_engine.rounds.batches import make_batch
 from pie_engine.rounds.buffers import Shape
-from pie_engine.rounds.describe import describe_computation
+from pie_engine.rounds.describe import describe_computation, describe_pace
 from pie_engine.rounds.finishing import Frames, finishing
 from pie_engine.rounds.interpolation import decode_between
 from pie_engine.rounds.loop import Loop
 from pie_engine.rounds.memory import explain, release
 from pie_engine.rounds.methods import Previous
+from pie_engine.rounds.pace import pilot_rounds
 from pie_engine.rounds.plan import Batch, Plan
 from pie_engine.rounds.turns import Turns
 
@@ -48,12 +49,14 @@ class Simulated(ByContent):
         original_latent: [4, h, w] float32.
         between: [N, K, H, W, 3] uint8, or None for K = 0.
         computed: how; the items of a batch share it.
+        pace: of even pace, the displacement of the last frame and the blends; else None.
     """
 
     frames: Frames
     original_latent: np.ndarray
     between: np.ndarray | None
     computed: dict[str, Any]
+    pace: dict[str, Any] | None = None
 
 
 class Simulator:
@@ -101,7 +104,9 @@ class Simulator:
         decoded_original = [None] * len(items) if batch.mask is None else loop.decode_original().numpy()
         seconds: dict[str, Any] = {"prepare": round(time.monotonic() - start, 4), "rounds": []}
         total = loop.plan.total_evaluations if method is None else method.evaluations(loop.plan, config)
-        step = 0
+        step, paced = 0, method is None and config.even
+        if paced:
+            total += sum(loop.plan.evaluations_of(index) for index in range(pilot_rounds(config)))
 
         def on_step() -> None:
             nonlocal step
@@ -112,10 +117,15 @@ class Simulator:
             Frames(item, bool(config.composite), latent, before, untouched=isinstance(method, Previous))
             for item, latent, before in zip(items, original, decoded_original, strict=True)
         ]
+        blends: list[np.ndarray] = []
+        aims = loop.pilot(on_step) if paced else None
+        seconds |= {"pilot": round(time.monotonic() - start - seconds["prepare"], 4)} if paced else {}
         last = time.monotonic()
         with finishing(frames) as host:
             for result in loop.rounds(on_step) if method is None else method.rounds(loop, batch, config, on_step):
                 host.add(result)
+                if result.blends is not None:
+                    blends.append(result.blends.numpy())
                 seconds["rounds"].append(round(time.monotonic() - last, 4))
                 last = time.monotonic()
         pictures: list[np.ndarray] = []
@@ -125,9 +135,10 @@ class Simulator:
         self._keep_loop(loop, config)
         computed = describe_computation(loop, self.runtime, evaluations=total, rounds=method is None)
         computed["seconds"] = seconds
+        paces = [None] * len(frames) if aims is None else describe_pace(aims, np.array(blends), config, batch.item_ids)
         return [
-            Simulated(one, original[i], _between(one, [stack[i] for stack in pictures], between), computed)
-            for i, one in enumerate(frames)
+            Simulated(one, original[i], _between(one, [stack[i] for stack in pictures], between), computed, pace)
+            for i, (one, pace) in enumerate(zip(frames, paces, strict=True))
         ]
 
     def _take_loop(self, batch: Batch, config: RunConfig) -> Loop:

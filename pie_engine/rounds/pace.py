@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from pie_engine.config import RunConfig
     from pie_engine.rounds.plan import Plan
 
-# Rounds of a pilot. The last three displacements say where increments that shrink geometrically end; on the demo's chests
-# rounds 1 to 3 put that end 1.3 to 2.5 % too near, for the first increments shrink faster than later ones.
+# Rounds of a pilot. The last three displacements say where increments that shrink geometrically end; on the demo's
+# chests rounds 1 to 3 put that end 1.3 to 2.5 % too near, for the first increments shrink faster than later ones.
 PILOT_ROUNDS = 4
 # Where increments shrink by less than this from one round to the next, so few rounds do not say where they end.
 _SLOWEST = 0.9

@@ -12,7 +12,7 @@ TORCH_INDEX ?=
 BUILT_FROM := pyproject.toml constraints.txt setup.py cpp_ext/build.py $(wildcard cpp_ext/*.cpp cpp_ext/*.h)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo check test smoke test-matrix coverage lint format bench bench-report evaluation engine-build gpu-check gpu-wheels clean
+.PHONY: demo check test smoke test-matrix coverage lint audit format bench bench-report evaluation engine-build gpu-check gpu-wheels clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pie-engine demo --output $(OUTPUT)
@@ -48,6 +48,21 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	PATH="$(abspath $(BIN)):$$PATH" sh tests/lint.sh build/lint
 
+# What a reader of our code, a list of known holes and whoever installs the wheel would ask. The list of holes is fetched:
+# where that cannot be done, the check is skipped and says why.
+AUDIT := build/audit
+audit: $(VENV)/.dev
+	$(PIP) --no-build-isolation --editable '.[audit]'
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml pie_engine export kernels cpp_ext benchmarks
+	@mkdir -p $(AUDIT)
+	$(BIN)/python tests/support/dependencies.py > $(AUDIT)/requirements.txt
+	$(BIN)/cyclonedx-py requirements --output-reproducible --output-file $(AUDIT)/sbom.cdx.json $(AUDIT)/requirements.txt
+	@$(BIN)/pip-audit --progress-spinner off --no-deps --disable-pip --requirement $(AUDIT)/requirements.txt \
+	  > $(AUDIT)/pip-audit.txt 2>&1; code=$$?; \
+	if [ $$code -ne 0 ] && grep -qiE 'ConnectionError|ServiceError|connect|timed out|resolve' $(AUDIT)/pip-audit.txt; then \
+	  echo "pip-audit skipped, its list cannot be fetched: $$(tail -n 1 $(AUDIT)/pip-audit.txt)"; \
+	else cat $(AUDIT)/pip-audit.txt; exit $$code; fi
+
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -61,6 +76,7 @@ bench: $(VENV)/.bench
 # The figures of docs/evaluation.md: about an hour and a half on two cores.
 evaluation: $(VENV)/.dev
 	$(BIN)/python benchmarks/simulation.py
+	$(BIN)/python benchmarks/report.py
 
 bench-report: $(VENV)/.bench
 	$(BIN)/python benchmarks/report.py

@@ -193,14 +193,14 @@ def loads(bench: Bench, folder: Path, repeats: int) -> list[dict[str, Any]]:
                         call = subject()
                     samples["imports"].seconds.append(subject.load_seconds)
                     samples["imports"].host_bytes = max(subject.loaded_bytes, samples["imports"].host_bytes)
-                    own = samples.setdefault(what, Samples())
-                    own.seconds.append(call.seconds)
-                    own.host_bytes = max(call.host_bytes, own.host_bytes)
+                    calls = samples.setdefault(what, Samples())
+                    calls.seconds.append(call.seconds)
+                    calls.host_bytes = max(call.host_bytes, calls.host_bytes)
         except BenchmarkError as error:
             say(f"left out {backend} {dtype}: {error}")  # one that does not run here leaves the others be
             continue
-        for what, own in samples.items():
-            rows.append(row(what, "all", own.seconds, own.host_bytes, f"{backend} {dtype}", precision=dtype))
+        for what, calls in samples.items():
+            rows.append(row(what, "all", calls.seconds, calls.host_bytes, f"{backend} {dtype}", precision=dtype))
     return rows
 
 
@@ -217,8 +217,8 @@ def main(words: Sequence[str] | None = None) -> None:
         rows = build(bench, Path(temporary), arguments)
         if not arguments.engines and arguments.precision in (None, "fp32"):
             rows += loads(bench, Path(temporary), arguments.repeats)
-    for own in rows:  # nothing of a progression is run here
-        own |= {"rounds": "", "evaluations": ""}
+    for columns in rows:  # nothing of a progression is run here
+        columns |= {"rounds": "", "evaluations": ""}
     finish(bench, "build_times", rows)
 
 

@@ -152,6 +152,7 @@ def place(arguments: argparse.Namespace) -> tuple[str, int | None]:
     """
     import torch
 
+    from pie_engine.machine.devices import bound_threads
     from pie_engine.machine.environment import processor_cores
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -161,7 +162,7 @@ def place(arguments: argparse.Namespace) -> tuple[str, int | None]:
             raise BenchmarkError(
                 f"device {device!r} is not here (cpu, or one of {torch.cuda.device_count()} GPUs); pass --device cpu"
             )
-    return device, arguments.threads or (processor_cores() if device == "cpu" else None)
+    return device, bound_threads(arguments.threads) or (processor_cores() if device == "cpu" else None)
 
 
 def measured_limits(
@@ -170,10 +171,10 @@ def measured_limits(
     """What this machine reaches at best, by dtype; said as it is found."""
     say("measuring what this machine reaches at best")
     limits = limits_of(device, dtypes, threads, _QUICK if arguments.quick_limits else 1)
-    for dtype, found in limits.items():
+    for dtype, limit in limits.items():
         say(
-            f"  {dtype}: {found.matmul_flops / 1e9:.0f} GFLOP/s in matrix products, "
-            f"{found.convolution_flops / 1e9:.0f} in convolutions; {found.copy_bytes / 1e9:.1f} GB/s copied"
+            f"  {dtype}: {limit.matmul_flops / 1e9:.0f} GFLOP/s in matrix products, "
+            f"{limit.convolution_flops / 1e9:.0f} in convolutions; {limit.copy_bytes / 1e9:.1f} GB/s copied"
         )
     return limits
 

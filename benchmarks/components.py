@@ -117,9 +117,14 @@ def step_rows(bench: Bench, scale: int, repeats: int) -> list[dict[str, Any]]:
         times = summarise(samples[row["variant"]], samples["eager"])
         rates = {name: row[name] for name in ("gb_per_s", "share_of_copy")}
         nothing = dict.fromkeys(("weights_mb", "tflop", "gflop_per_s", "peak_gflop_per_s", "share"), "")
-        own = {"variant": row["variant"], "component": "fused_step", "samples": 2 * setting.batch, "precision": dtype}
+        columns = {
+            "variant": row["variant"],
+            "component": "fused_step",
+            "samples": 2 * setting.batch,
+            "precision": dtype,
+        }
         # Its memory is this script's, which says nothing.
-        rows.append({**own, **times, "host_peak_mb": "", "device_peak_mb": "", **nothing, **rates})
+        rows.append({**columns, **times, "host_peak_mb": "", "device_peak_mb": "", **nothing, **rates})
     return rows
 
 

@@ -117,8 +117,8 @@ def describe(step: Step, samples: dict[str, Samples], limits: dict[str, Limits])
     """Rows: times, speed-up over eager, and the share of what a copy reaches here."""
     rows = []
     copied = limits["fp32"].copy_bytes
-    for name, own in samples.items():
-        columns = summarise(own, samples["eager"])
+    for name, calls in samples.items():
+        columns = summarise(calls, samples["eager"])
         rate = step.moved / columns["median_s"]
         rates = {"moved_mb": step.moved / 1e6, "gb_per_s": rate / 1e9, "copy_gb_per_s": copied / 1e9}
         row = {"variant": name, **columns, **rates, "share_of_copy": rate / copied}
@@ -154,9 +154,9 @@ def main(words: Sequence[str] | None = None) -> None:
         step = Step(batch, arguments.side, kept, dtype, device)
         shape = f"{batch}x{CHANNELS}x{step.side}x{step.side}"
         say(f"{shape}, K = {kept}, {dtype}")
-        own = {"shape": shape, "kept": kept, "dtype": dtype}
+        columns = {"shape": shape, "kept": kept, "dtype": dtype}
         samples = measure(step, arguments.repeats, threads)
-        rows += [{**key, **own, **row} for row in describe(step, samples, limits)]
+        rows += [{**key, **columns, **row} for row in describe(step, samples, limits)]
     path = arguments.output / "denoise_step.csv"
     results.append(path, rows)
     say(f"{len(rows)} rows added to {path}")

@@ -48,27 +48,27 @@ class Results:
     def __init__(self, folder: Path, about: dict[str, Any]):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.path = folder, folder / "gpu-check.json"
-        self.found: dict[str, Any] = {**about, "environment": None, "sections": {}}
+        self.report: dict[str, Any] = {**about, "environment": None, "sections": {}}
         self._lock = threading.Lock()
 
     def begin(self, section: str, limit: float) -> None:
-        own = {"outcome": "running", "limit": round(max(limit, 0.0), 1), "seconds": None, "results": []}
+        entry = {"outcome": "running", "limit": round(max(limit, 0.0), 1), "seconds": None, "results": []}
         with self._lock:
-            self.found["sections"][section] = own
+            self.report["sections"][section] = entry
         self.write()
 
     def add(self, section: str, result: dict[str, Any]) -> None:
         with self._lock:
             if "environment" in result:
-                self.found["environment"] = self.found["environment"] or result["environment"]
+                self.report["environment"] = self.report["environment"] or result["environment"]
             else:
-                self.found["sections"][section]["results"].append(result)
+                self.report["sections"][section]["results"].append(result)
         self.write()
 
     def write(self) -> None:
         with self._lock:
             partial = self.path.with_suffix(".partial")
-            partial.write_text(json.dumps(self.found, indent=1) + "\n")
+            partial.write_text(json.dumps(self.report, indent=1) + "\n")
             partial.replace(self.path)
 
 
@@ -108,15 +108,15 @@ def main() -> int:
                 if run_section(section, arguments.device, environment, left, share, results) == NO_GPU:
                     sys.stderr.write("gpu-check: this machine shows no NVIDIA GPU\n")
                     return 2
-            if results.found["environment"] is None and deadline - time.monotonic() > LEAST:
+            if results.report["environment"] is None and deadline - time.monotonic() > LEAST:
                 command = [sys.executable, str(ROOT / "benchmarks" / "gpu_sections.py"), "environment"]
                 Run("environment", [*command, "--device", arguments.device], environment, results).wait(20)
         finally:
-            results.found["took"] = round(time.monotonic() - began, 1)
+            results.report["took"] = round(time.monotonic() - began, 1)
             results.write()
             table = [sys.executable, str(Path(__file__).with_name("gpu_table.py")), str(results.path)]
             subprocess.run(table, check=False, timeout=10)
-    return 0 if all(own["outcome"] == "ok" for own in results.found["sections"].values()) else 1
+    return 0 if all(entry["outcome"] == "ok" for entry in results.report["sections"].values()) else 1
 
 
 def prepare(folder: Path, wheels: Path | None) -> dict[str, str]:
@@ -168,11 +168,11 @@ def run_section(
     Returns:
         Its exit code; None if it was not begun or killed at its limit.
     """
-    limit = min(left, share * results.found["seconds"])
+    limit = min(left, share * results.report["seconds"])
     results.begin(section, limit)
-    own = results.found["sections"][section]
-    if left < min(LEAST, 0.5 * results.found["seconds"]):
-        own["outcome"] = "skipped: no time left"
+    entry = results.report["sections"][section]
+    if left < min(LEAST, 0.5 * results.report["seconds"]):
+        entry["outcome"] = "skipped: no time left"
         results.write()
         return None
     began = time.monotonic()
@@ -191,18 +191,18 @@ def run_section(
             results.add(section, {"rung": run.rung[1], "ok": False, "error": f"crashed by signal {-code}"})
             run = Run(section, [*command, f"--start={run.rung[0] + 1}", "--failed"], environment, results, "a")
             code = run.wait(limit - (time.monotonic() - began))
-    own["outcome"] = "ok"
+    entry["outcome"] = "ok"
     if code is None:
-        own["outcome"] = f"cut short after {limit:.0f} s"
+        entry["outcome"] = f"cut short after {limit:.0f} s"
     elif code != 0:
-        own["outcome"] = f"failed with exit code {code}"
-    elif not all(result.get("ok", True) for result in own["results"]):
-        own["outcome"] = "failed: see results that are not ok"
-    if own["outcome"] != "ok":
-        own["log"] = list(run.lines)[-30:]
-    own["seconds"] = round(time.monotonic() - began, 1)
+        entry["outcome"] = f"failed with exit code {code}"
+    elif not all(result.get("ok", True) for result in entry["results"]):
+        entry["outcome"] = "failed: see results that are not ok"
+    if entry["outcome"] != "ok":
+        entry["log"] = list(run.lines)[-30:]
+    entry["seconds"] = round(time.monotonic() - began, 1)
     results.write()
-    sys.stdout.write(f"{section}: {own['outcome']}, {own['seconds']} s, {len(own['results'])} results\n")
+    sys.stdout.write(f"{section}: {entry['outcome']}, {entry['seconds']} s, {len(entry['results'])} results\n")
     sys.stdout.flush()
     return code
 
@@ -287,12 +287,12 @@ def count_tests(log: collections.deque[str] | list[str]) -> dict[str, Any]:
     for line in log:
         if line.startswith(("FAILED ", "ERROR ", "SKIPPED ", "E  ")) and len(counts["reasons"]) < 40:
             counts["reasons"].append(line[:200])
-        found = re.match(r"(tests/\S.*?) (PASSED|FAILED|ERROR|SKIPPED)\b", line)
+        outcome = re.match(r"(tests/\S.*?) (PASSED|FAILED|ERROR|SKIPPED)\b", line)
         # With several workers the outcome comes first.
         spread = re.match(r"\[gw\d+\] \[ *\d+%\] (PASSED|FAILED|ERROR|SKIPPED) (tests/.*)", line)
-        if not found and not spread:
+        if not outcome and not spread:
             continue
-        name, verdict = found.groups() if found else spread.groups()[::-1]  # type: ignore[union-attr]
+        name, verdict = outcome.groups() if outcome else spread.groups()[::-1]  # type: ignore[union-attr]
         if verdict == "PASSED":
             counts["passed"] += 1
         elif verdict == "SKIPPED":

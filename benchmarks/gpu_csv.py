@@ -25,28 +25,28 @@ MODEL = {"model": "sd", "resolution": 512}
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("found", type=Path, help="gpu-check.json of a check")
+    parser.add_argument("report", type=Path, help="gpu-check.json of a check")
     parser.add_argument("--output", type=Path, default=results.FOLDER, help="folder of the CSV files")
     arguments = parser.parse_args()
-    for name, rows in tables(json.loads(arguments.found.read_text(encoding="utf-8"))).items():
+    for name, rows in tables(json.loads(arguments.report.read_text(encoding="utf-8"))).items():
         if rows:
             results.append(arguments.output / f"{name}.csv", rows)
             sys.stdout.write(f"{len(rows)} rows added to {arguments.output / name}.csv\n")
     return 0
 
 
-def tables(found: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def tables(report: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Rows by file, each with where and when it was measured."""
-    environment = found["environment"]
+    environment = report["environment"]
     versions = {"python": environment["python"], **{name: environment["versions"][name] for name in VERSIONS}}
     versions["cudnn"] = environment["cudnn"]
     key = {
-        "date": found["date"], "device": environment["device"], "threads": "",
+        "date": report["date"], "device": environment["device"], "threads": "",
         "versions": "; ".join(f"{name} {version}" for name, version in versions.items() if version),
-        "revision": found["revision"],
+        "revision": report["revision"],
     }  # fmt: skip
     held = [
-        [one for one in found["sections"].get(section, {}).get("results", []) if one.get("ok", True)]
+        [one for one in report["sections"].get(section, {}).get("results", []) if one.get("ok", True)]
         for section in ("full_size", "parity")
     ]
     made = {
@@ -56,9 +56,9 @@ def tables(found: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {name: [{**key, **row} for row in rows] for name, rows in made.items()}
 
 
-def _steps(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _steps(entries: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     baseline: dict[str, Any] = {}
-    for one in found:
+    for one in entries:
         if "ms_per_guided_step" not in one:
             continue
         baseline = baseline or one
@@ -72,8 +72,8 @@ def _steps(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-def _kernels(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for one in found:
+def _kernels(entries: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for one in entries:
         for group, microseconds in one.get("groups", {}).items():
             yield {
                 **MODEL, "batch": 1, "part": one["rung"].removeprefix("kernels of "), "group": group,
@@ -81,8 +81,8 @@ def _kernels(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
 
 
-def _progressions(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for one in found:
+def _progressions(entries: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for one in entries:
         if "after_rounds_s" in one:
             yield {
                 **MODEL, "rounds": one["rounds"], "batch": 1, "variant": one["rung"].rpartition(", ")[2],
@@ -91,8 +91,8 @@ def _progressions(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
 
 
-def _errors(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for one in found:
+def _errors(entries: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for one in entries:
         if "latent_max" in one:
             yield {
                 "model": "demo", "variant": one["rung"], "latent_max": one["latent_max"],

@@ -29,9 +29,9 @@ LADDER: list[tuple[str, dict[str, Any], dict[str, bool]]] = [
 
 
 def rungs(size: Size) -> list[Rung]:
-    found: list[Rung] = [("eager", functools.partial(eager, size, size.half, "ddim", "eager"))]
-    found += [(name, functools.partial(_ladder, size, name, own, **how)) for name, own, how in LADDER]
-    return [*found, ("everything on", functools.partial(_everything, size))]
+    rungs: list[Rung] = [("eager", functools.partial(eager, size, size.half, "ddim", "eager"))]
+    rungs += [(name, functools.partial(_ladder, size, name, on, **how)) for name, on, how in LADDER]
+    return [*rungs, ("everything on", functools.partial(_everything, size))]
 
 
 def eager(size: Size, precision: str, scheduler_name: str | None, name: str, tf32: bool | None = None) -> None:
@@ -71,23 +71,23 @@ def eager(size: Size, precision: str, scheduler_name: str | None, name: str, tf3
         # Fewer repeats than of a captured step: half a second each.
         step = milliseconds(round_, size.device, 3 if size.full else 1, per=steps)
         decoding = milliseconds(decode, size.device, size.repeats)["ms"]
-    found = {"ms_per_guided_step": step["ms"], "p20": step["p20"], "p80": step["p80"], "decode_ms": decoding}
+    times = {"ms_per_guided_step": step["ms"], "p20": step["p20"], "p80": step["p80"], "decode_ms": decoding}
     if size.full:
-        found |= shares(step["ms"], decoding)
-    emit(rung=name, batch=1, dtype=precision, first_round_s=first, steps=steps, flags=flags(), **found)
+        times |= shares(step["ms"], decoding)
+    emit(rung=name, batch=1, dtype=precision, first_round_s=first, steps=steps, flags=flags(), **times)
 
 
-def _ladder(size: Size, name: str, own: dict[str, Any], plain: bool = False, cudnn_attention: bool = False) -> None:
-    wanted = NOTHING | own
+def _ladder(size: Size, name: str, on: dict[str, Any], plain: bool = False, cudnn_attention: bool = False) -> None:
+    wanted = NOTHING | on
     engine = make_engine(size, wanted, plain=plain)
     config, item = size.config(1), size.items(1)[0]
     with _cudnn_attention() if cudnn_attention else contextlib.nullcontext():
         first = wall(lambda: engine.run(item, config))
         result = engine.run(item, config)  # entry and decoding are captured the second time that they run
-    found = measure_engine(engine, size, config)
+    times = measure_engine(engine, size, config)
     emit(
         rung=name, batch=1, **describe(engine, result, size.half), first_run_s=first, not_known=unknown(wanted),
-        round_s=result.provenance["seconds"]["rounds"], **found, **_memory(size),
+        round_s=result.provenance["seconds"]["rounds"], **times, **_memory(size),
     )  # fmt: skip
 
 
@@ -103,27 +103,27 @@ def _everything(size: Size) -> None:
     runs: list[Any] = []
     first = wall(lambda: runs.append(engine.run(item, config)))
     second = wall(lambda: runs.append(engine.run(item, config)))
-    found = measure_engine(engine, size, config)
-    emit(rung="everything on", batch=1, **describe(engine, runs[1], size.half), **found, **_memory(size))
+    times = measure_engine(engine, size, config)
+    emit(rung="everything on", batch=1, **describe(engine, runs[1], size.half), **times, **_memory(size))
     for name, seconds, result in (("first run", first, runs[0]), ("second run", second, runs[1])):
-        own = result.provenance["seconds"]
-        emit(rung=f"whole progression, {name}", **_whole(seconds, own, found, config.steps, config.denoising_steps))
+        clocks = result.provenance["seconds"]
+        emit(rung=f"whole progression, {name}", **_whole(seconds, clocks, times, config.steps, config.denoising_steps))
     _profile(engine)
 
 
-def _whole(seconds: float, own: dict[str, Any], found: dict[str, Any], rounds: int, steps: int) -> dict[str, Any]:
+def _whole(seconds: float, clocks: dict[str, Any], times: dict[str, Any], rounds: int, steps: int) -> dict[str, Any]:
     """Wall-clock of a progression, and what of it is neither a step nor a decoding."""
-    inside = sum(own["rounds"])
+    inside = sum(clocks["rounds"])
     told: dict[str, Any] = {
         "rounds": rounds,
         "seconds": seconds,
-        "prepare_s": own.get("prepare"),
+        "prepare_s": clocks.get("prepare"),
         "rounds_s": inside,
-        "after_rounds_s": seconds - inside - (own.get("prepare") or 0.0),
-        "each_round_s": own["rounds"],
+        "after_rounds_s": seconds - inside - (clocks.get("prepare") or 0.0),
+        "each_round_s": clocks["rounds"],
     }
-    if "ms_per_guided_step" in found:
-        gpu = rounds * (steps * found["ms_per_guided_step"] + found["entry_ms"] + found["decode_ms"]) / 1e3
+    if "ms_per_guided_step" in times:
+        gpu = rounds * (steps * times["ms_per_guided_step"] + times["entry_ms"] + times["decode_ms"]) / 1e3
         told |= {"steps_and_decodes_s": gpu, "rest_s": seconds - gpu}
     return told
 

@@ -24,13 +24,13 @@ from pie_engine.benchmarks.harness import captured
 
 
 def kernels(size: Size) -> list[Rung]:
-    found: list[Rung] = [
+    rungs: list[Rung] = [
         ("what this GPU reaches", functools.partial(_ceilings, size)),
         ("norms", functools.partial(_norms, size)),
     ]
     for batch, dtype in ((1, "fp16"), (8, "fp16"), (8, "fp32")) if size.full else ((1, "fp32"),):
-        found.append((f"guided step, {batch} x {dtype}", functools.partial(_step, size, batch, dtype)))
-    return found
+        rungs.append((f"guided step, {batch} x {dtype}", functools.partial(_step, size, batch, dtype)))
+    return rungs
 
 
 def _ceilings(size: Size) -> None:
@@ -82,10 +82,10 @@ def _compiled_unet(size: Size) -> None:
         first = wall(lambda: engine.run(item, config))
         results: list[Any] = []
         second = wall(lambda: results.append(engine.run(item, config)))
-        found = measure_engine(engine, size, config)
+        times = measure_engine(engine, size, config)
     emit(
         rung="compiled U-Net", batch=1, **describe(engine, results[0], size.half), compile_s=first - second,
-        first_run_s=first, not_known=unknown({"compile": True}), **found,
+        first_run_s=first, not_known=unknown({"compile": True}), **times,
     )  # fmt: skip
 
 
@@ -102,8 +102,8 @@ def _compiled_decoder(size: Size) -> None:
         first = wall(lambda: decode(latent))
         run = captured(lambda: decode(latent)) if size.full else lambda: decode(latent)
         run()
-        found = milliseconds(run, size.device, size.repeats)
-    emit(rung="compiled decoder", dtype=size.half, compile_s=first, decode_ms=found["ms"], flags=flags())
+        times = milliseconds(run, size.device, size.repeats)
+    emit(rung="compiled decoder", dtype=size.half, compile_s=first, decode_ms=times["ms"], flags=flags())
 
 
 def batch(size: Size) -> list[Rung]:
@@ -115,19 +115,19 @@ def _batch(size: Size, count: int) -> None:
     config, items = size.config(3), size.items(count)
     engine = make_engine(size, {})
     engine.run(items, config)
-    for name, own in (("overlap on", engine), ("overlap off", without_overlap(engine))):
-        if own is not engine:
+    for name, variant in (("overlap on", engine), ("overlap off", without_overlap(engine))):
+        if variant is not engine:
             engine.simulator.loops.clear()  # its graphs' memory
-            own.run(items, config)
-        result = own.run(items, config)[0]
-        found = measure_engine(own, size, config, count)
+            variant.run(items, config)
+        result = variant.run(items, config)[0]
+        times = measure_engine(variant, size, config, count)
         # The first round waits for what came before it: the later ones are the pace of a long progression.
         later = result.provenance["seconds"]["rounds"][1:]
-        if "ms_per_guided_step" in found:
-            found["ms_per_item"] = found["ms_per_guided_step"] / count
-            found["decode_ms_per_item"] = found["decode_ms"] / count
+        if "ms_per_guided_step" in times:
+            times["ms_per_item"] = times["ms_per_guided_step"] / count
+            times["decode_ms_per_item"] = times["decode_ms"] / count
         emit(
-            rung=f"batch {count}, {name}", batch=count, **describe(own, result, size.half), **found,
+            rung=f"batch {count}, {name}", batch=count, **describe(variant, result, size.half), **times,
             round_s=float(np.median(later)), round_ms_per_item=float(np.median(later)) * 1e3 / count,
             peak_gib=torch.cuda.max_memory_allocated() / 2**30 if size.full else None,
         )  # fmt: skip

@@ -100,13 +100,13 @@ class Case:
         }
 
 
-def holds(found: dict[str, float], baseline: dict[str, float], precision: str) -> bool:
+def holds(errors: dict[str, float], baseline: dict[str, float], precision: str) -> bool:
     """Whether errors are those of rounding: not much beyond eager PyTorch's own, which has the same libraries."""
-    if not all(np.isfinite(found[key]) for key in found):
+    if not all(np.isfinite(errors[key]) for key in errors):
         return False
     if precision == "fp32":
-        return found["latent_max"] <= max(FACTOR * baseline["latent_max"], SINGLE_LIMIT)
-    return all(found[key] <= FACTOR * baseline[key] for key in ("latent_rmse", "roi_rmse"))
+        return errors["latent_max"] <= max(FACTOR * baseline["latent_max"], SINGLE_LIMIT)
+    return all(errors[key] <= FACTOR * baseline[key] for key in ("latent_rmse", "roi_rmse"))
 
 
 def read_reference() -> tuple[np.ndarray, np.ndarray]:
@@ -118,15 +118,15 @@ def read_reference() -> tuple[np.ndarray, np.ndarray]:
 def rungs(device: str) -> list[Rung]:
     """Every switch of the engine in fp32 and fp16, each beside eager PyTorch in the same dtype."""
     state: dict[str, Any] = {}
-    found: list[Rung] = []
+    rungs: list[Rung] = []
     # On a processor most switches change nothing: the first and the last are tried.
     variants = VARIANTS if device == "cuda" else {name: VARIANTS[name] for name in ("all on", "none of them")}
     for precision in ("fp32", "fp16") if device == "cuda" else ("fp32",):
-        found.append((f"eager {precision}", functools.partial(_eager, state, device, precision)))
+        rungs.append((f"eager {precision}", functools.partial(_eager, state, device, precision)))
         for name, switches in variants.items():
             rung = functools.partial(_variant, state, device, precision, name, switches)
-            found.append((f"{name} {precision}", rung))
-    return found
+            rungs.append((f"{name} {precision}", rung))
+    return rungs
 
 
 def _case(state: dict[str, Any], device: str) -> Case:
@@ -175,13 +175,13 @@ def _variant(state: dict[str, Any], device: str, precision: str, name: str, swit
     first = clock(lambda: engine.run(case.item, case.config))
     results: list[Any] = []
     second = clock(lambda: results.append(engine.run(case.item, case.config)))
-    found = case.errors(results[0].latents[-1], results[0].frames[-1])
+    errors = case.errors(results[0].latents[-1], results[0].frames[-1])
     runtime = results[0].provenance["runtime"]
-    ok = holds(found, baseline, precision)
+    ok = holds(errors, baseline, precision)
     if device == "cuda" and known.get("cuda_graph", True):
         ok = ok and bool(runtime["cuda_graph"])
     emit(
-        rung=f"{name} {precision}", ok=ok, **found, eager_latent_max=baseline["latent_max"],
+        rung=f"{name} {precision}", ok=ok, **errors, eager_latent_max=baseline["latent_max"],
         eager_latent_rmse=baseline["latent_rmse"], eager_roi_rmse=baseline["roi_rmse"], first_s=first,
         second_s=second, reruns=len(results[0].provenance.get("reruns") or []), runtime=runtime,
         flags=engine_flags(engine),

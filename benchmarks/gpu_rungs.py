@@ -32,9 +32,9 @@ def emit(**result: Any) -> None:
 def _plain(value: Any) -> Any:
     """Values that JSON has: it knows neither NaN nor numpy's numbers."""
     if isinstance(value, dict):
-        return {str(key): _plain(own) for key, own in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(own) for own in value]
+        return [_plain(item) for item in value]
     if value is None or isinstance(value, (bool, int, str)):
         return value
     try:
@@ -167,17 +167,17 @@ def milliseconds(run: Callable[[], object], device: str, repeats: int, per: int 
 
 def flags() -> dict[str, Any]:
     """What decides the precision and the algorithms of PyTorch's own kernels, as it stands now."""
-    found: dict[str, Any] = {}
+    flags: dict[str, Any] = {}
     for name, read in {
         "matmul_tf32": lambda: torch.backends.cuda.matmul.allow_tf32,
         "cudnn_tf32": lambda: torch.backends.cudnn.allow_tf32,
         "cudnn_benchmark": lambda: torch.backends.cudnn.benchmark,
     }.items():
         try:
-            found[name] = read()
+            flags[name] = read()
         except Exception as error:  # PyTorch refuses to read what was set through its newer names
-            found[name] = _first_line(error)[:60]
-    return found
+            flags[name] = _first_line(error)[:60]
+    return flags
 
 
 def set_tf32(*, matmul: bool, cudnn: bool) -> None:

@@ -93,8 +93,8 @@ def _more(name: str) -> Callable[[str], list[Rung]]:
         from pie_engine.benchmarks import gpu_more
         from pie_engine.benchmarks.gpu_subject import Size
 
-        found: list[Rung] = getattr(gpu_more, name)(Size(device))
-        return found
+        rungs: list[Rung] = getattr(gpu_more, name)(Size(device))
+        return rungs
 
     return rungs
 

@@ -148,16 +148,16 @@ def quick_compile(size: Size) -> Iterator[None]:
 def measure_engine(engine: PieEngine, size: Size, config: RunConfig, batch: int = 1) -> dict[str, Any]:
     """Milliseconds of a guided step and of decoding, by events around replays; call it when the engine has run twice.
 
-    Where it fails, what the run itself gave is still told: the error is one of the figures.
+    Where it fails, what the run itself gave is still told: the error is one of the results.
     """
     try:
-        found = _measure_stages(engine, size, config)
+        times = _measure_stages(engine, size, config)
     except Exception as error:
         traceback.print_exc(file=sys.stdout)
         return {"ok": False, "error": f"{type(error).__name__}: {str(error)[:200]}"}
     if size.full:
-        found |= shares(found["ms_per_guided_step"], found["decode_ms"], batch)
-    return found
+        times |= shares(times["ms_per_guided_step"], times["decode_ms"], batch)
+    return times
 
 
 def _measure_stages(engine: PieEngine, size: Size, config: RunConfig) -> dict[str, Any]:
@@ -181,11 +181,11 @@ def _measure_stages(engine: PieEngine, size: Size, config: RunConfig) -> dict[st
             decoding()
             decode = milliseconds(decoding, size.device, size.repeats)["ms"]
         timeline.synchronize()
-    own = {name: (whole[name] - alone) / steps for name in ("ms", "p20", "p80")}
+    each = {name: (whole[name] - alone) / steps for name in ("ms", "p20", "p80")}
     return {
-        "ms_per_guided_step": own["ms"],
-        "p20": own["p20"],
-        "p80": own["p80"],
+        "ms_per_guided_step": each["ms"],
+        "p20": each["p20"],
+        "p80": each["p80"],
         "entry_ms": alone,
         "decode_ms": decode,
         "captured": {name: stage.reason or stage.captured for name, stage in stages.items()},

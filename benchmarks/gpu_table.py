@@ -25,19 +25,19 @@ DULL = {"ok": True, "reruns": 0, "not_known": [], "failures": []}
 
 
 def main() -> int:
-    found = json.loads(Path(sys.argv[1]).read_text())
-    sys.stdout.write(render(found))
+    report = json.loads(Path(sys.argv[1]).read_text())
+    sys.stdout.write(render(report))
     return 0
 
 
-def render(found: dict[str, Any]) -> str:
+def render(report: dict[str, Any]) -> str:
     """Sections in reverse, so that the first of them, and its rungs, come last."""
-    blocks = [_section(name, own) for name, own in reversed(found["sections"].items())]
-    environment = found.get("environment") or {}
+    blocks = [_section(name, entry) for name, entry in reversed(report["sections"].items())]
+    environment = report.get("environment") or {}
     versions = environment.get("versions") or {}
     machine = [environment.get(key) for key in ("device", "capability", "cuda", "cudnn")]
     last = f"{' '.join(str(fact) for fact in machine if fact)}, torch {versions.get('torch')}, "
-    last += f"triton {versions.get('triton')}, revision {found.get('revision')}, took {found.get('took')} s\n"
+    last += f"triton {versions.get('triton')}, revision {report.get('revision')}, took {report.get('took')} s\n"
     text = "\n".join(blocks)
     room = LARGEST - len(last)
     if len(text) > room:
@@ -45,20 +45,20 @@ def render(found: dict[str, Any]) -> str:
     return text + last
 
 
-def _section(name: str, own: dict[str, Any]) -> str:
-    lines = [f"== {name}: {own['outcome']} ({own['seconds']} of {own['limit']} s)"]
-    kernels = [result for result in own["results"] if "top" in result]
+def _section(name: str, entry: dict[str, Any]) -> str:
+    lines = [f"== {name}: {entry['outcome']} ({entry['seconds']} of {entry['limit']} s)"]
+    kernels = [result for result in entry["results"] if "top" in result]
     for result in kernels[::-1]:
         lines += _kernels(result)
-    lines += _operations([result for result in own["results"] if "operation" in result])
-    lines += [_line(result) for result in own["results"] if "top" not in result and "operation" not in result]
-    if own["outcome"] != "ok" and not any(result.get("error") for result in own["results"]):
-        lines += [f"  | {line[:140]}" for line in own.get("log", [])[-5:]]
+    lines += _operations([result for result in entry["results"] if "operation" in result])
+    lines += [_line(result) for result in entry["results"] if "top" not in result and "operation" not in result]
+    if entry["outcome"] != "ok" and not any(result.get("error") for result in entry["results"]):
+        lines += [f"  | {line[:140]}" for line in entry.get("log", [])[-5:]]
     return "\n".join(lines) + "\n"
 
 
 def _line(result: dict[str, Any]) -> str:
-    """The name, then a word for each figure; in brackets that of eager PyTorch beside it."""
+    """The name, then a word for each value; in brackets that of eager PyTorch beside it."""
     words = []
     # What others measure has names of their own: then all of it is shown.
     keys = KEYS if any(key in result for key in KEYS) else {key: key for key in result if key != "rung"}
@@ -85,9 +85,9 @@ def _operations(rows: list[dict[str, Any]]) -> list[str]:
         if row.get("error"):
             errors.setdefault(f"{row['operation']}, {row['implementation']}", row["error"])
         elif row.get("us") is not None:
-            own = sums.setdefault(name, {})
-            own[row["implementation"]] = own.get(row["implementation"], 0.0) + row["us"]
-    lines = [f"  {name}: " + ", ".join(f"{by} {us:.0f} us" for by, us in own.items()) for name, own in sums.items()]
+            times = sums.setdefault(name, {})
+            times[row["implementation"]] = times.get(row["implementation"], 0.0) + row["us"]
+    lines = [f"  {name}: " + ", ".join(f"{by} {us:.0f} us" for by, us in times.items()) for name, times in sums.items()]
     return lines + [f"  {name}: {error[:160]}" for name, error in errors.items()]
 
 
@@ -104,7 +104,7 @@ def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
     if isinstance(value, list):
-        return ",".join(_short(own) for own in value[:6])
+        return ",".join(_short(item) for item in value[:6])
     return str(value)
 
 

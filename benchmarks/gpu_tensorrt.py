@@ -114,8 +114,8 @@ def _run(
     times = [clock(run) for _ in range(3 if on_gpu else 1)]
     result = run()
     latent, frame, eager_seconds = case.eager(precision, device)
-    baseline, found = case.errors(latent, frame), case.errors(result.latents[-1], result.frames[-1])
-    ok = holds(found, baseline, precision)
+    baseline, errors = case.errors(latent, frame), case.errors(result.latents[-1], result.frames[-1])
+    ok = holds(errors, baseline, precision)
     if on_gpu:
         ok = ok and result.provenance["runtime"]["cuda_graph"]
         entry = next(entry for entry in bundle.engines(flavour) if entry["component"] == "unet")
@@ -125,7 +125,7 @@ def _run(
         ok = ok and (precision == "fp32" or fused is None or fused >= entry["attention"]["graph"])
     emit(
         **described, ok=ok, seconds=statistics.median(times), load_seconds=loading, eager_seconds=eager_seconds,
-        baseline=baseline, **found, runtime=result.provenance["runtime"],
+        baseline=baseline, **errors, runtime=result.provenance["runtime"],
     )  # fmt: skip
     return ok
 

@@ -47,26 +47,26 @@ def points(base: Setting, arguments: argparse.Namespace, multiple: int) -> dict[
     halves = [base.resolution * n // 2 for n in (1, 2, 3, 4)]
     sides = arguments.resolutions or sorted({max(multiple, side // multiple * multiple) for side in halves})
     values = {"rounds": arguments.round_counts, "resolution": sides, "batch": arguments.batches}
-    found = {}
+    settings_by_factor = {}
     for factor in arguments.over:
-        found[factor] = [replace(base, **{factor: value}) for value in sorted(set(values[factor]))]
-        for setting in found[factor]:
+        settings_by_factor[factor] = [replace(base, **{factor: value}) for value in sorted(set(values[factor]))]
+        for setting in settings_by_factor[factor]:
             RunConfig(**setting.config())
             check_resolution(setting.resolution, multiple)
-    return found
+    return settings_by_factor
 
 
 def measure(bench: Bench, name: str, factor: str, setting: Setting, repeats: int) -> dict[str, Any]:
     """The row of one point."""
-    own = {"variant": name, "factor": factor, "value": getattr(setting, factor), **setting.columns()}
-    say(f"{name}, {factor} {own['value']}")
+    point = {"variant": name, "factor": factor, "value": getattr(setting, factor), **setting.columns()}
+    say(f"{name}, {factor} {point['value']}")
     try:
         with Remote(specs(setting, [name])[name]) as subject:
             samples = interleave({name: subject}, repeats, on_call=print_row)[name]
             loaded = subject.loaded_bytes
     except MemoryRanOut as error:
         say(f"  {error}")
-        return {**own, "repeats": 0, **without_speedup(NO_TIMES), **NO_RATES, "note": str(error)}
+        return {**point, "repeats": 0, **without_speedup(NO_TIMES), **NO_RATES, "note": str(error)}
     columns = summarise(samples)
     work = progression_flops(
         flops_at(bench, setting.resolution),
@@ -76,7 +76,7 @@ def measure(bench: Bench, name: str, factor: str, setting: Setting, repeats: int
         batch=setting.batch,
     )
     return {
-        **own,
+        **point,
         **columns,
         "round_s": samples.facts["round_s"],
         "round_and_item_s": samples.facts["round_s"] / setting.batch,
@@ -101,11 +101,11 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--variants", help="engines, separated by semicolons (default: all that are installed)")
     arguments = parser.parse_args(words)
     bench = prepare(arguments)
-    found = points(bench.setting, arguments, bench.resolution_multiple)
+    settings_by_factor = points(bench.setting, arguments, bench.resolution_multiple)
     rows = []
     for name in named_variants(arguments, bench.setting):
         try:
-            for factor, settings in found.items():
+            for factor, settings in settings_by_factor.items():
                 for setting in settings:
                     rows.append(measure(bench, name, factor, setting, arguments.repeats))
                     if rows[-1]["note"]:

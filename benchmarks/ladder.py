@@ -81,14 +81,14 @@ def climb(specs: dict[str, Spec], at_once: int, repeats: int) -> list[tuple[str,
             samples = interleave(subjects, repeats, on_call=print_row)
             loads = {name: subject.load_seconds for name, subject in subjects.items()}
         for name in (name for name in group if name in samples):
-            own = samples[name]
+            calls = samples[name]
             first = climbed[0][0] if climbed else name
             previous = climbed[-1][0] if climbed else name
-            step = summarise(own, samples[previous])
-            columns = {**summarise(own, samples[first]), "load_s": loads[name]}
+            step = summarise(calls, samples[previous])
+            columns = {**summarise(calls, samples[first]), "load_s": loads[name]}
             columns["speedup_over_previous"] = step["speedup"]
             columns |= {f"speedup_over_previous_{end}": step[f"speedup_{end}"] for end in ("p20", "p80")}
-            climbed.append((name, columns, own))
+            climbed.append((name, columns, calls))
     return climbed
 
 

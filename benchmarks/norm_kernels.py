@@ -176,9 +176,9 @@ def crossover(rows: list[dict[str, Any]]) -> list[str]:
             times.setdefault(key, {})[row["implementation"]] = row["us"]
     return [
         f"batch {items:<3} group {group:<8} {shape:<16} "
-        f"one launch / two: {found['one launch'] / found['two launches']:.2f}"
-        for (items, group, shape), found in sorted(times.items())
-        if {"one launch", "two launches"} <= found.keys()
+        f"one launch / two: {microseconds['one launch'] / microseconds['two launches']:.2f}"
+        for (items, group, shape), microseconds in sorted(times.items())
+        if {"one launch", "two launches"} <= microseconds.keys()
     ]
 
 

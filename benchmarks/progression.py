@@ -53,9 +53,9 @@ def main(words: Sequence[str] | None = None) -> None:
     chosen = arguments.variants.split(";") if arguments.variants else None
     names = [name.strip() for name in chosen] if chosen else usable(ON_CPU if setting.device == "cpu" else ON_GPU)
     measured = measure(specs(setting, names), bench.at_once, arguments.repeats, required=chosen is not None)
-    reference = next((own for name, own, _, _ in measured if name == REFERENCE), None)
+    reference = next((calls for name, calls, _, _ in measured if name == REFERENCE), None)
     rows = []
-    for name, own, published, load_s in measured:
+    for name, calls, published, load_s in measured:
         official = "as published" in name
         work = progression_flops(
             bench.flops,
@@ -67,8 +67,8 @@ def main(words: Sequence[str] | None = None) -> None:
         )
         distance: float | str = ""
         if reference is not None and not official and name != REFERENCE:
-            distance = psnr(own.facts["frame"], reference.facts["frame"])
-        columns = summarise(own, published)
+            distance = psnr(calls.facts["frame"], reference.facts["frame"])
+        columns = summarise(calls, published)
         row = {"variant": name, **columns, "load_s": load_s, "psnr_db": distance}
         rows.append({**row, **bench.arithmetic(work, columns["median_s"], dtype=name)})
     finish(bench, "progression", rows)

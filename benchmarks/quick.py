@@ -128,7 +128,7 @@ def bench(config: Quick | None = None, on_line: Callable[[str], None] = lambda l
     with contextlib.ExitStack() as stack:
         subjects = _load(stack, specs, errors, on_line)
         samples = measure(subjects, config.repeats, errors, on_line)
-        medians = {name: statistics.median(own.seconds) for name, own in samples.items() if name in model.sources}
+        medians = {name: statistics.median(calls.seconds) for name, calls in samples.items() if name in model.sources}
         fastest = min(medians, key=lambda name: medians[name], default=None)
     shares = None
     if fastest is not None and device == "cpu":  # on a GPU a round is one captured graph without parts
@@ -143,7 +143,7 @@ def bench(config: Quick | None = None, on_line: Callable[[str], None] = lambda l
         "machine": {"device": key["device"], "threads": threads, "cores": processor_cores()},
         "versions": {name: number for name, number in versions().items() if number is not None},
         "revision": key["revision"],
-        "limits": {dtype: {**asdict(found), "flops": found.flops} for dtype, found in limits.items()},
+        "limits": {dtype: {**asdict(limit), "flops": limit.flops} for dtype, limit in limits.items()},
         "config": {"model": model.name, "dtype": model.dtype, **_settings(config)},
         "baseline": next(iter(samples), None),
         "rows": sorted(rows, key=lambda row: list(specs).index(row["variant"])),
@@ -163,13 +163,13 @@ def _rows(
     """Of the variants that ran; the first is the baseline."""
     from pie_engine.benchmarks.quick_model import engine_dtype
 
-    per_item = {name: _divided(own, config.batch if name in model.sources else 1) for name, own in samples.items()}
+    per_item = {name: _divided(calls, config.batch if name in model.sources else 1) for name, calls in samples.items()}
     rows = []
-    for name, own in per_item.items():
+    for name, calls in per_item.items():
         subject, batch = subjects[name], specs[name].arguments.get("batch", 1)
         dtype = specs[name].arguments.get("dtype") or engine_dtype(subject.facts)
         row: dict[str, Any] = {"variant": name, "dtype": dtype, "batch": batch, "load_s": subject.load_seconds}
-        row |= summarise(own, next(iter(per_item.values())))
+        row |= summarise(calls, next(iter(per_item.values())))
         row |= model.arithmetic(config, name not in model.sources, row["median_s"], limits.get(dtype, limits["fp32"]))
         rows.append(row | {"seconds": samples[name].seconds, "warm_up_seconds": samples[name].warm_up})
     return rows
@@ -263,7 +263,7 @@ def measure(
         on_line(f"{which}: {name}: {errors.get(name) or f'{call.seconds:.4g} s'}")
 
     samples = interleave({name: guarded(name) for name in subjects}, repeats, on_call=told)
-    return {name: own for name, own in samples.items() if name not in errors}
+    return {name: calls for name, calls in samples.items() if name not in errors}
 
 
 def _shares(config: Quick, name: str, source: Mapping[str, Any]) -> dict[str, Any]:
@@ -272,12 +272,12 @@ def _shares(config: Quick, name: str, source: Mapping[str, Any]) -> dict[str, An
     arguments = {"source": dict(source), "config": settings, "batch": config.batch}
     with Remote(Spec("pie_engine.benchmarks.round_share:Rounds", arguments, config.threads)) as subject:
         step = subject.facts["chosen"]
-        found = [subject(step).facts for _ in range(1 + min(2, config.repeats))][1:]
-    shares = {part: statistics.median(own[part] / own["total"] for own in found) for part in _PARTS}
+        rounds = [subject(step).facts for _ in range(1 + min(2, config.repeats))][1:]
+    shares = {part: statistics.median(clocks[part] / clocks["total"] for clocks in rounds) for part in _PARTS}
     return {
         "variant": name,
         "fused_step": step,
-        "round_s": statistics.median(own["total"] for own in found) / config.rounds,
+        "round_s": statistics.median(clocks["total"] for clocks in rounds) / config.rounds,
         **{f"{part}_share": share for part, share in shares.items()},
         "rest_share": 1 - sum(shares.values()),
     }

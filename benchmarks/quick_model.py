@@ -116,7 +116,11 @@ def _open_checkpoint(config: Quick, on_line: Callable[[str], None]) -> Model:
     loaded = load_checkpoint(base, unet=config.unet, lora=loras)
     resolution = config.resolution or loaded.default_resolution
     check_resolution(resolution, loaded.resolution_multiple)
-    own = {"checkpoint": base, "unet": None if config.unet is None else str(config.unet), "lora": list(config.lora)}
+    given = {
+        "checkpoint": base,
+        "unet": None if config.unet is None else str(config.unet),
+        "lora": list(config.lora),
+    }
     shared = {"device": config.device, "threads": config.threads}
     sources = {}
     for name in chosen:
@@ -124,13 +128,13 @@ def _open_checkpoint(config: Quick, on_line: Callable[[str], None]) -> Model:
             "backend": name,
             **shared,
             **(
-                {**own, "dtype": dtype}
+                {**given, "dtype": dtype}
                 if name == "torch"
                 else _exported(loaded, config, name, dtype, resolution, on_line)
             ),
         }
     model = "demo" if demo else str(config.checkpoint or config.unet)
-    return Model(model, dtype, resolution, own, sources, count_flops(loaded, resolution))
+    return Model(model, dtype, resolution, given, sources, count_flops(loaded, resolution))
 
 
 def _exported(

@@ -1,4 +1,4 @@
-"""Which rows of a results file are shown: those of the newest run, apart by machine and by setting."""
+"""Which rows of a results file are shown: the newest, grouped by machine and setting."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pie_engine.benchmarks.harness import results
 
 Row = dict[str, str]
 MACHINE = ("device", "threads")
-_STEPS, _STRENGTH = 50, 0.5  # what the scripts take unless told otherwise
-# Shared columns that are told in words, in this order.
-_SETTING = ("model", "resolution", "rounds", "evaluations", "batch", "shape")
+STEPS, STRENGTH = 50, 0.5  # what the scripts take unless told otherwise
+WORDS = {
+    "model": "model {}", "resolution": "{0} x {0}", "rounds": "{} rounds", "evaluations": "{} guided steps",
+    "batch": "batch {}", "shape": "{}",
+}  # fmt: skip
 
 
 class ReportError(Exception):
-    """A marker that means nothing; one line."""
+    """A block asks for what does not exist."""
 
 
 @dataclass(frozen=True)
@@ -43,38 +44,15 @@ class Source:
     run: tuple[str, ...] | None = None
     script: str = ""
 
-    def command(self, filters: dict[str, str]) -> str:
-        """What measures the rows that the filters ask for."""
-        given = [f"--{name} {shlex.quote(filters[name])}" for name in self.options if filters.get(name)]
-        if "rounds" in self.options and filters.get("evaluations") and filters.get("rounds"):
-            steps = int(filters["evaluations"]) // int(filters["rounds"])
-            if steps != int(_STEPS * _STRENGTH):
-                exact = steps / _STEPS
-                given.append(f"--strength {exact if int(_STEPS * exact) == steps else (steps + 0.5) / _STEPS:g}")
+    def command(self, values: dict[str, str]) -> str:
+        """What measures rows with these values."""
+        given = [f"--{name} {shlex.quote(values[name])}" for name in self.options if values.get(name)]
+        if "rounds" in self.options and values.get("evaluations") and values.get("rounds"):
+            steps = int(values["evaluations"]) // int(values["rounds"])
+            if steps != int(STEPS * STRENGTH):
+                exact = steps / STEPS
+                given.append(f"--strength {exact if int(STEPS * exact) == steps else (steps + 0.5) / STEPS:g}")
         return " ".join([f"python benchmarks/{self.script or self.csv}.py", *given])
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a marker asks for: a name, further words, and filters by column."""
-
-    name: str
-    words: tuple[str, ...] = ()
-    filters: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, text: str) -> Request:
-        """`name word ... column=value ...`; values with spaces are quoted as in a shell.
-
-        Raises:
-            ReportError: nothing is named.
-        """
-        parts = shlex.split(text)
-        plain = [part for part in parts if "=" not in part]
-        if not plain:
-            raise ReportError(f"marker {text!r} names nothing")
-        pairs = ((name, value) for name, _, value in (part.partition("=") for part in parts if "=" in part))
-        return cls(plain[0], tuple(plain[1:]), dict(pairs))
 
 
 @dataclass(frozen=True)
@@ -99,13 +77,13 @@ class Group:
     @property
     def setting(self) -> str:
         """The other shared columns in words."""
-        return ", ".join(words(name, self.shared[name]) for name in _SETTING if self.shared.get(name))
+        return ", ".join(in_words(name, self.shared[name]) for name in WORDS if self.shared.get(name))
 
     @property
     def title(self) -> str:
         """What tells this group from the others; empty where it is the only one."""
-        parts = [self.machine] if set(self.varying) & set(MACHINE) else []
-        return ", ".join(parts + [words(name, self.shared[name]) for name in _SETTING if name in self.varying])
+        machine = [self.machine] if set(self.varying) & set(MACHINE) else []
+        return ", ".join(machine + [in_words(name, self.shared[name]) for name in WORDS if name in self.varying])
 
     @property
     def revisions(self) -> str:
@@ -114,13 +92,13 @@ class Group:
         for row in self.rows:
             revision = row["revision"] or "unknown"
             days[revision] = max(days.get(revision, ""), row["date"][:10])
-        word = "revision" if len(days) == 1 else "revisions"
-        return f"{word} " + ", ".join(f"{revision} ({day})" for revision, day in days.items())
+        each = ", ".join(f"{revision} ({day})" for revision, day in days.items())
+        return f"revision{'s' if len(days) > 1 else ''} {each}"
 
     @property
     def slug(self) -> str:
         """For a file's name: the machine, and what else tells this group from others."""
-        return slug(self.machine, *(f"{name}{self.shared[name]}" for name in _SETTING if name in self.varying))
+        return slug(self.machine, *(f"{name}{self.shared[name]}" for name in WORDS if name in self.varying))
 
     def digest(self, name: str) -> str:
         """Of everything that a plot of these rows is drawn from."""
@@ -128,31 +106,53 @@ class Group:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def select(source: Source, filters: dict[str, str], folder: Path) -> list[Group]:
+def select(source: Source, filters: dict[str, str], folder: Path = results.FOLDER) -> list[Group]:
     """The newest rows that fit the filters, one group per machine and setting; none where nothing was measured.
 
     Args:
         filters: by column; `kind` is "cpu" or "gpu".
     """
-    rows = [row for row in results.read(folder / f"{source.csv}.csv") if _fits(row, filters)]
+    rows = [
+        row
+        for row in results.read(folder / f"{source.csv}.csv")
+        if all((_kind(row) if name == "kind" else row.get(name)) == value for name, value in filters.items())
+    ]
     # Files from before rows were keyed cannot say what is newest on which machine.
     if not rows or not {"date", "revision", "device"} <= rows[0].keys():
         return []
     shared = [name for name in (*MACHINE, *source.setting) if name in rows[0]]
     key = [name for name in source.key if name in rows[0]]
-    order = _Order(rows, key)
+    places = {name: _places([row[name] for row in rows]) for name in key}
     together = key if source.run is None else [name for name in key if name in source.run]
-    newest = results.newest(rows, *shared, *together)
-    # Runs within the same minute carry the same date.
-    latest = {tuple(row[name] for name in (*shared, *key)): row for row in newest}
-    found: dict[tuple[str, ...], list[Row]] = {}
-    for row in latest.values():
-        found.setdefault(tuple(row[name] for name in shared), []).append(row)
-    varying = tuple(name for i, name in enumerate(shared) if len({values[i] for values in found}) > 1)
+    # Runs within the same minute carry the same date: of those the later row counts.
+    newest = {
+        tuple(row[name] for name in (*shared, *key)): row for row in results.newest(rows, *shared, *together)
+    }.values()
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in newest:
+        groups.setdefault(tuple(row[name] for name in shared), []).append(row)
+    varying = tuple(name for i, name in enumerate(shared) if len({values[i] for values in groups}) > 1)
     return [
-        Group(dict(zip(shared, values, strict=True)), varying, tuple(sorted(own, key=order)))
-        for values, own in found.items()
+        Group(
+            dict(zip(shared, values, strict=True)),
+            varying,
+            tuple(sorted(members, key=lambda row: [places[name][row[name]] for name in key])),
+        )
+        for values, members in groups.items()
     ]
+
+
+def _kind(row: Row) -> str:
+    """Threads are counted on processors; names of NVIDIA's GPUs begin with the company's."""
+    return "gpu" if not row.get("threads") or row.get("device", "").startswith("NVIDIA") else "cpu"
+
+
+def _places(texts: list[str]) -> dict[str, float]:
+    """The order of a column's values: numbers by size, words as the file first has them."""
+    try:
+        return {text: float(text) for text in texts}
+    except ValueError:
+        return {text: float(i) for i, text in enumerate(dict.fromkeys(texts))}
 
 
 def slug(*words: str) -> str:
@@ -160,41 +160,7 @@ def slug(*words: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
 
 
-def is_gpu(row: Row) -> bool:
-    """Threads are counted on processors; names of NVIDIA's GPUs begin with the company's."""
-    return not row.get("threads") or row.get("device", "").startswith("NVIDIA")
-
-
-class _Order:
-    """Sorts by key columns: numbers by size, words in the order in which the file first has them."""
-
-    def __init__(self, rows: Iterable[Row], key: list[str]):
-        self._key = key
-        self._places: dict[str, dict[str, float]] = {}
-        for name in key:
-            texts = list(dict.fromkeys(row[name] for row in rows))
-            try:
-                self._places[name] = {text: float(text) for text in texts}
-            except ValueError:
-                self._places[name] = {text: float(i) for i, text in enumerate(texts)}
-
-    def __call__(self, row: Row) -> tuple[float, ...]:
-        return tuple(self._places[name][row[name]] for name in self._key)
-
-
-def _fits(row: Row, filters: dict[str, str]) -> bool:
-    kind = "gpu" if is_gpu(row) else "cpu"
-    return all((kind if name == "kind" else row.get(name)) == value for name, value in filters.items())
-
-
-def words(name: str, value: str) -> str:
+def in_words(name: str, value: str) -> str:
     """A shared column in words."""
-    found = {
-        "model": f"model {value}",
-        "resolution": f"{value} x {value}",
-        "rounds": f"{value} round{'' if value == '1' else 's'}",
-        "evaluations": f"{value} guided steps",
-        "batch": f"batch {value}",
-        "shape": value.replace("x", " x "),
-    }
-    return found[name]
+    text = WORDS[name].format(value.replace("x", " x ") if name == "shape" else value)
+    return text.removesuffix("s") if text == "1 rounds" else text

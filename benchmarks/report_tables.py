@@ -2,125 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from pie_engine.benchmarks.report_format import form, value
-from pie_engine.benchmarks.report_rows import Group, ReportError, Request, Row, Source, select
+from pie_engine.benchmarks.harness import results
+from pie_engine.benchmarks.report_rows import Group, ReportError, Row, Source, select
 
-
-@dataclass(frozen=True)
-class Column:
-    """A heading, and the cell that a row gives; a column whose cells are all empty is left out."""
-
-    heading: str
-    cell: Callable[[Row], str]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A source and its columns; rows that lack one of `needs` are left out."""
-
-    source: Source
-    columns: tuple[Column, ...]
-    needs: tuple[str, ...] = ()
-
-
-def text(heading: str, *names: str) -> Column:
-    """A column as it stands in the file."""
-    return Column(heading, lambda row: next((row[name] for name in names if row.get(name)), ""))
-
-
-def number(heading: str, *names: str) -> Column:
-    """The first of these columns that a row has, in the form that its name asks for."""
-
-    def cell(row: Row) -> str:
-        found = value(row, *names)
-        return "" if found is None else form(names[0], found)
-
-    return Column(heading, cell)
-
-
-def between(heading: str, low: str, high: str, *others: str) -> Column:
-    """Two columns as "low to high"; `others` are further pairs, for files that name them differently."""
-    lows, highs = (low, *others[::2]), (high, *others[1::2])
-
-    def cell(row: Row) -> str:
-        ends = value(row, *lows), value(row, *highs)
-        return " to ".join(form(low, end) for end in ends if end is not None) if None not in ends else ""
-
-    return Column(heading, cell)
-
-
-def memory(heading: str, *names: str) -> Column:
-    """Bytes; zero stands for what is not known."""
-
-    def cell(row: Row) -> str:
-        found = value(row, *names)
-        return form(names[0], found) if found else ""
-
-    return Column(heading, cell)
-
-
-def floor(row: Row) -> float | None:
-    """Seconds that the arithmetic takes at the machine's peak."""
-    work, peak = value(row, "tflop"), value(row, "peak_gflop_per_s")
-    return work * 1e3 / peak if work is not None and peak else None
-
-
-def copy_peak(row: Row) -> float | None:
-    """GB/s that the machine copied, from a row that says which share of it was reached."""
-    peak = value(row, "copy_gb_per_s", "peak_gb_per_s")
-    rate, share = value(row, "gb_per_s"), value(row, "share_of_copy")
-    return peak if peak is not None else (rate / share if rate and share else None)
-
-
-def _from(function: Callable[[Row], float | None], name: str) -> Callable[[Row], str]:
-    def cell(row: Row) -> str:
-        found = function(row)
-        return "" if found is None else form(name, found)
-
-    return cell
-
-
-def _times_floor(row: Row) -> float | None:
-    lowest, taken = floor(row), value(row, "median_s")
-    return taken / lowest if lowest and taken else None
-
-
-def _bytes_floor(row: Row) -> float | None:
-    taken, share = value(row, "median_s", "median_us"), value(row, "share_of_copy")
-    return taken * share if taken is not None and share is not None else None
-
-
-def _of_share(time: str, share: str) -> Callable[[Row], float | None]:
-    """Seconds at the peak, of a row that says how long it took and which share of the peak that is."""
-
-    def cell(row: Row) -> float | None:
-        taken, reached = value(row, time), value(row, share)
-        return None if taken is None or reached is None else taken * reached
-
-    return cell
-
-
-VARIANT = text("variant", "variant")
-MEDIAN = number("median", "median_s")
-SPREAD = between("p20 to p80", "p20_s", "p80_s")
-SPEEDUP = number("speed-up", "speedup")
-SPEEDUP_SPREAD = between("its p20 to p80", "speedup_p20", "speedup_p80")
-MEMORY = memory("host memory", "host_peak_mb", "host_memory_mb", "host_memory_gb")
-DEVICE_MEMORY = memory("device memory", "device_peak_mb")
-PSNR = number("PSNR, dB", "psnr_db")
-SHARE = number("share of peak", "share")
-RATE = number("GFLOP/s", "gflop_per_s")
-WORK = number("TFLOP", "tflop")
-PEAK = number("peak, GFLOP/s", "peak_gflop_per_s")
-COPY_SHARE = number("share of copy", "share_of_copy")
-FLOOR = Column("floor", _from(floor, "floor_s"))
-TIMES_FLOOR = Column("times the floor", _from(_times_floor, "speedup"))
-BYTES_FLOOR = Column("floor", _from(_bytes_floor, "floor_s"))
-NOTE = text("note", "note")
+# Units of columns, by the ends of their names, in seconds, bytes and shares of one.
+_SCALES = {"_us": 1e-6, "_ms": 1e-3, "_percent": 1e-2, "_kb": 1e3, "_mb": 1e6, "_gb": 1e9}
 
 PROGRESSION = Source("progression", ("variant",))
 # A rung's speed-up is over the rung before it in the same run.
@@ -137,122 +28,165 @@ BUILD_TIMES = Source("build_times", ("what", "component", "backend", "precision"
                      ("model", "resolution", "threads"))  # fmt: skip
 GPU_STEP, GPU_KERNELS, GPU_PROGRESSION, GPU_ERRORS = (
     Source(f"gpu_{name}", key, options=(), run=(), script="gpu_check")
-    for name, key in (
-        ("step", ("dtype", "variant")), ("kernels", ("part", "group")), ("progression", ("variant",)),
-        ("errors", ("variant",)),
-    )
+    for name, key in {"step": ("dtype", "variant"), "kernels": ("part", "group"), "progression": ("variant",),
+                      "errors": ("variant",)}.items()
 )  # fmt: skip
 
-# fmt: off
+# By table, its rows and its headings; a column whose cells are all empty is left out.
 TABLES = {
-    "progression": Table(PROGRESSION, (VARIANT, MEDIAN, SPEEDUP, SPEEDUP_SPREAD, MEMORY, DEVICE_MEMORY)),
-    "progression-times": Table(PROGRESSION, (
-        VARIANT, MEDIAN, SPREAD, SPEEDUP, SPEEDUP_SPREAD, number("warm-up", "warm_up_s"), PSNR, NOTE,
-    )),
-    "progression-memory": Table(PROGRESSION, (VARIANT, number("loading", "load_s"), MEMORY, DEVICE_MEMORY)),
-    "floor": Table(PROGRESSION, (VARIANT, WORK, PEAK, FLOOR, MEDIAN, TIMES_FLOOR, SHARE)),
-    "ladder": Table(LADDER, (
-        text("rung", "variant"), MEDIAN, SPREAD, number("over the one before", "step_speedup"),
-        between("its p20 to p80", "step_speedup_p20", "step_speedup_p80"), number("over the first", "speedup"), PSNR,
-        MEMORY, DEVICE_MEMORY,
-    )),
-    "components": Table(COMPONENTS, (
-        text("component", "component"), VARIANT, text("precision", "precision"), MEDIAN, SPREAD, RATE, SHARE,
-        number("GB/s", "gb_per_s"), COPY_SHARE, NOTE,
-    )),
-    "components-floor": Table(COMPONENTS, (
-        text("component", "component"), VARIANT, text("precision", "precision"), WORK, PEAK, FLOOR, MEDIAN, TIMES_FLOOR,
-    ), needs=("tflop",)),
-    "throughput": Table(THROUGHPUT, (
-        VARIANT, text("batch", "batch"), MEDIAN, number("progressions per second", "items_per_s"),
-        number("guided steps per second", "evaluations_per_s"), number("gain per item", "speedup"), SHARE, MEMORY,
-        DEVICE_MEMORY, NOTE,
-    )),
-    "growth": Table(GROWTH, (
-        text("varied", "factor"), VARIANT, text("rounds", "rounds"), text("side", "resolution"), text("batch", "batch"),
-        MEDIAN, number("one round", "round_s"), number("one round of one item", "round_and_item_s"), MEMORY,
-        DEVICE_MEMORY, NOTE,
-    )),
-    "denoise-step": Table(DENOISE_STEP, (
-        text("dtype", "dtype"), text("K", "kept"), VARIANT, MEDIAN, SPREAD, SPEEDUP, number("GB/s", "gb_per_s"),
-        COPY_SHARE,
-    )),
-    "denoise-step-floor": Table(DENOISE_STEP, (
-        text("dtype", "dtype"), text("K", "kept"), VARIANT, memory("moved", "moved_mb"),
-        Column("copy, GB/s", _from(copy_peak, "gb_per_s")), BYTES_FLOOR, MEDIAN,
-    )),
-    "round-share": Table(ROUND_SHARE, (
-        VARIANT, number("one round", "round_s"), number("U-Net", "unet_share"), number("fused step", "step_share"),
-        number("decoding", "decode_share"), number("rest", "rest_share"),
-    )),
-    "build-times": Table(BUILD_TIMES, (
-        text("what", "what"), text("component", "component"), text("by", "flavour", "backend"),
-        text("precision", "precision"), number("time", "median_s", "seconds"), MEMORY, memory("graph", "graph_mb"),
-        memory("plan", "plan_mb"), text("attentions", "attentions"), text("fused", "fused"), NOTE,
-    )),
-    "gpu-step": Table(GPU_STEP, (
-        text("what is on", "variant"), number("guided step", "step_ms"), between("p20 to p80", "p20_ms", "p80_ms"),
-        Column("floor", _from(_of_share("step_ms", "share"), "floor_s")), SHARE, number("speed-up", "speedup"),
-        number("decoding", "decode_ms"), Column("its floor", _from(_of_share("decode_ms", "decode_share"), "floor_s")),
-        number("its share", "decode_share"), number("its speed-up", "decode_speedup"), DEVICE_MEMORY,
-    )),
-    "gpu-kernels": Table(GPU_KERNELS, (
-        text("part", "part"), text("kernels", "group"), number("time", "time_us"), number("share", "time_share"),
-    )),
-    "gpu-progression": Table(GPU_PROGRESSION, (
-        text("run", "variant"), number("whole", "seconds"), number("preparing", "prepare_s"),
-        number("rounds", "rounds_s"), number("their steps and decodings alone", "steps_s"),
-        number("after", "after_s"),
-    )),
-    "gpu-errors": Table(GPU_ERRORS, (
-        text("what is on", "variant"), number("latent, largest", "latent_max"), number("rms", "latent_rmse"),
-        number("eager's largest", "eager_latent_max"), number("eager's rms", "eager_latent_rmse"),
-    )),
-}
-# fmt: on
+    "progression": (PROGRESSION, "variant | median | p20 to p80 | speed-up | its p20 to p80 | warm-up | loading | "
+                                 "PSNR, dB | host memory | device memory | note"),
+    "floor": (PROGRESSION, "variant | TFLOP | peak, GFLOP/s | floor | median | times the floor | share of peak"),
+    "ladder": (LADDER, "rung | median | p20 to p80 | over the one before | its p20 to p80 | over the first | "
+                       "PSNR, dB | host memory | device memory"),
+    "components": (COMPONENTS, "component | variant | precision | median | p20 to p80 | GFLOP/s | share of peak | "
+                               "GB/s | share of copy | note"),
+    "components-floor": (COMPONENTS,
+                         "component | variant | precision | TFLOP | peak, GFLOP/s | floor | median | times the floor"),
+    "throughput": (THROUGHPUT, "variant | batch | median | progressions per second | guided steps per second | "
+                               "gain per item | share of peak | host memory | device memory | note"),
+    "growth": (GROWTH, "varied | variant | rounds | side | batch | median | one round | one round of one item | "
+                       "host memory | device memory | note"),
+    "denoise-step": (DENOISE_STEP,
+                     "dtype | K | variant | median | p20 to p80 | speed-up | GB/s | share of copy"),
+    "denoise-step-floor": (DENOISE_STEP, "dtype | K | variant | moved | copy, GB/s | floor | median"),
+    "round-share": (ROUND_SHARE, "variant | one round | U-Net | fused step | decoding | rest"),
+    "build-times": (BUILD_TIMES, "what | component | by | precision | time | host memory | graph | plan | attentions | "
+                                 "fused | note"),
+    "gpu-step": (GPU_STEP, "what is on | guided step | p20 to p80 | floor | share of peak | speed-up | decoding | "
+                           "its floor | its share | its speed-up | device memory"),
+    "gpu-kernels": (GPU_KERNELS, "part | kernels | time | share"),
+    "gpu-progression": (GPU_PROGRESSION,
+                        "run | whole | preparing | rounds | their steps and decodings alone | after"),
+    "gpu-errors": (GPU_ERRORS, "what is on | latent, largest | rms | eager's largest | eager's rms"),
+}  # fmt: skip
+# By heading, the columns that may stand below it: the first that a row has, as a number if it has a unit.
+# `low..high` is a range; names that begin with `=` are computed by `derived`. Other headings are columns.
+HEADINGS = {
+    "rung": "variant", "what is on": "variant", "run": "variant", "kernels": "group", "varied": "factor",
+    "side": "resolution", "K": "kept", "by": "flavour backend",
+    "median": "median_s", "p20 to p80": "p20_s..p80_s p20_ms..p80_ms", "warm-up": "warm_up_s", "loading": "load_s",
+    "time": "median_s seconds time_us", "one round": "round_s", "one round of one item": "round_and_item_s",
+    "guided step": "step_ms", "decoding": "decode_ms decode_share", "whole": "seconds", "preparing": "prepare_s",
+    "rounds": "rounds_s rounds", "their steps and decodings alone": "steps_s", "after": "after_s",
+    "speed-up": "speedup", "over the first": "speedup",
+    "its p20 to p80": "speedup_over_previous_p20..speedup_over_previous_p80 speedup_p20..speedup_p80",
+    "over the one before": "speedup_over_previous", "gain per item": "speedup", "its speed-up": "decode_speedup",
+    "host memory": "host_peak_mb host_memory_mb host_memory_gb", "device memory": "device_peak_mb",
+    "graph": "graph_mb", "plan": "plan_mb", "moved": "moved_mb", "PSNR, dB": "psnr_db",
+    "TFLOP": "tflop", "GFLOP/s": "gflop_per_s", "peak, GFLOP/s": "peak_gflop_per_s", "GB/s": "gb_per_s",
+    "copy, GB/s": "=copy_gb_per_s", "floor": "=floor_s", "its floor": "=decode_floor_s",
+    "times the floor": "=floor_speedup",
+    "share of peak": "share", "share of copy": "share_of_copy", "share": "time_share", "its share": "decode_share",
+    "U-Net": "unet_share", "fused step": "step_share", "rest": "rest_share",
+    "progressions per second": "items_per_s", "guided steps per second": "evaluations_per_s",
+    "latent, largest": "latent_max", "rms": "latent_rmse", "eager's largest": "eager_latent_max",
+    "eager's rms": "eager_latent_rmse",
+}  # fmt: skip
+_TEXTS = {"variant", "group", "factor", "resolution", "kept", "flavour", "backend", "rounds"}
 
 
-def table(request: Request, folder: Path) -> str:
+def value(row: Row, *names: str) -> float | None:
+    """The first of the named columns that the row has a number in, in seconds, bytes or as a share of one."""
+    for name in names:
+        try:
+            number = float(row.get(name) or "")
+        except ValueError:
+            continue
+        return number * next((scale for end, scale in _SCALES.items() if name.endswith(end)), 1.0)
+    return None
+
+
+def form(name: str, number: float) -> str:
+    """A number as a column of this name is read: three digits, times and memory with their unit."""
+    if name.endswith(("_mb", "_gb", "_kb")):
+        units = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+        unit, scale = next((one for one in units if number >= one[1]), units[-1])
+        return f"{digits(number / scale)} {unit}"
+    if "speedup" in name:
+        return f"{number:.2f}" if number < 10 else digits(number)
+    if name == "psnr_db" and math.isinf(number):
+        return "equal"
+    if name.endswith(("share", "_percent", "share_of_copy")):
+        return f"{100 * number:.1f} %"
+    if name == "seconds" or (name.endswith(("_s", "_us", "_ms")) and not name.endswith("_per_s")):
+        return seconds(number)
+    return digits(number)
+
+
+def seconds(number: float) -> str:
+    """Three digits, with the unit that they call for."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if abs(number) >= scale:
+            return f"{digits(number / scale)} {unit}"
+    return f"{digits(number * 1e6)} us"
+
+
+def digits(number: float) -> str:
+    """Three significant digits, all of those before the point, and no exponent."""
+    if number == 0 or not math.isfinite(number):
+        return f"{number:.0f}"
+    return f"{number:.{max(0, 2 - math.floor(math.log10(abs(number))))}f}"
+
+
+def _product(*factors: float | None) -> float | None:
+    return None if None in factors else math.prod(factor for factor in factors if factor is not None)
+
+
+def derived(row: Row, name: str) -> float | None:
+    """What is computed from a row: floors in seconds, how often the floor fits into the median, the copy's GB/s."""
+    work, peak, taken = value(row, "tflop"), value(row, "peak_gflop_per_s"), value(row, "median_s")
+    rate, share = value(row, "gb_per_s"), value(row, "share_of_copy")
+    if name == "copy_gb_per_s":
+        copied = value(row, "copy_gb_per_s")
+        return rate / share if copied is None and rate and share else copied
+    if name == "decode_floor_s":
+        return _product(value(row, "decode_ms"), value(row, "decode_share"))
+    floor = work * 1e3 / peak if work is not None and peak else _product(taken, share)
+    if floor is None:
+        floor = _product(value(row, "step_ms"), value(row, "share"))
+    return floor if name == "floor_s" else taken / floor if taken and floor else None
+
+
+def _cell(row: Row, heading: str) -> str:
+    for name in HEADINGS.get(heading, heading).split():
+        low, _, high = name.partition("..")
+        if high and None not in (ends := (value(row, low), value(row, high))):
+            return " to ".join(form(low, end) for end in ends if end is not None)
+        if heading not in HEADINGS or name in _TEXTS:
+            if row.get(name):
+                return row[name]
+            continue
+        plain = name.lstrip("=")
+        number = derived(row, plain) if name != plain else value(row, name)
+        if number is not None and not (number == 0 and name.endswith(("_mb", "_gb"))):  # 0 bytes: not known
+            return form(plain, number)
+    return ""
+
+
+def table(name: str, folder: Path = results.FOLDER, **filters: Any) -> str:
     """A table per machine and setting, each with a line on where it comes from, or a line that says it is missing.
+
+    Args:
+        filters: values of columns, or kind="cpu", kind="gpu".
 
     Raises:
         ReportError: there is no such table.
     """
-    if request.name == "runs":
+    if name == "runs":
         return _runs(folder)
-    if request.name not in TABLES:
-        raise ReportError(f"table {request.name!r} is unknown; pass one of {', '.join([*TABLES, 'runs'])}")
-    made = TABLES[request.name]
-    source = made.source
-    groups = select(source, request.filters, folder)
-    if not groups:
-        return missing(source, request.filters)
+    if name not in TABLES:
+        raise ReportError(f"table {name!r} is unknown; pass one of {', '.join([*TABLES, 'runs'])}")
+    source, headings = TABLES[name]
+    wanted = {column: str(one) for column, one in filters.items()}
     parts = []
-    for group in groups:
-        if group.title:
-            parts.append(f"**{group.title}**")
-        rows = tuple(row for row in group.rows if all(row.get(name) for name in made.needs))
-        parts.append(_markdown(made.columns, rows))
-        parts.append(origin(group, source.command(group.shared | request.filters)))
-    return "\n\n".join(parts)
-
-
-def figure(request: Request, folder: Path) -> str:
-    """One figure of one row: the marker's second word names its column.
-
-    Raises:
-        ReportError: no such table, no column is named, or the filters leave several rows.
-    """
-    if request.name not in TABLES or len(request.words) != 1:
-        raise ReportError(
-            f"a value needs a table and a column, as in `value: progression speedup` (got {request.name!r})"
-        )
-    found = [row for group in select(TABLES[request.name].source, request.filters, folder) for row in group.rows]
-    if len(found) > 1:
-        raise ReportError(f"{len(found)} rows fit the value {request.name} {request.filters}; add filters")
-    (name,) = request.words
-    number = value(found[0], name) if found else None
-    return "(not measured yet)" if number is None else form(name, number)
+    for group in select(source, wanted, folder):
+        parts += [f"**{group.title}**"] if group.title else []
+        rows = [row for row in group.rows if row.get("tflop") or name != "components-floor"]
+        columns = headings.split(" | ")
+        parts += [markdown(columns, [[_cell(row, heading) for heading in columns] for row in rows])]
+        parts += [origin(group, source.command(group.shared | wanted))]
+    return "\n\n".join(parts) or missing(source, wanted)
 
 
 def missing(source: Source, filters: dict[str, str]) -> str:
@@ -266,23 +200,24 @@ def origin(group: Group, command: str) -> str:
     return f"<sub>{'; '.join(filter(None, (group.machine, group.setting, group.revisions)))}; `{command}`</sub>"
 
 
-def _markdown(columns: tuple[Column, ...], rows: tuple[Row, ...]) -> str:
-    cells = [[column.cell(row).replace("|", "\\|") for column in columns] for row in rows]
-    kept = [i for i in range(len(columns)) if any(line[i] for line in cells)]
-    lines = [[columns[i].heading for i in kept], ["---"] * len(kept), *([line[i] for i in kept] for line in cells)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], keep_empty: bool = False) -> str:
+    """A Markdown table without the columns that are empty."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    kept = [i for i in range(len(head)) if keep_empty or any(row[i] for row in cells)]
+    lines = [f"| {' | '.join(line)} |" for line in ([row[i] for i in kept] for row in [head, *cells])]
+    return "\n".join([lines[0], "|" + "---|" * len(kept), *lines[1:]])
 
 
 def _runs(folder: Path) -> str:
     """Which versions the shown rows were measured with."""
-    lines: dict[tuple[str, ...], str] = {}
-    for source in dict.fromkeys(table.source for table in TABLES.values()):
+    runs: dict[tuple[str, ...], tuple[set[str], str]] = {}
+    for source in dict.fromkeys(source for source, _ in TABLES.values()):
         for group in select(source, {}, folder):
             for row in group.rows:
-                run = (f"{source.csv}.csv", group.machine, row["revision"], row.get("versions", ""))
-                lines[run] = max(lines.get(run, ""), row["date"][:10])
-    if not lines:
+                run = (group.machine, row["revision"], row.get("versions", ""))
+                files, day = runs.get(run, (set(), ""))
+                runs[run] = (files | {f"{source.csv}.csv"}, max(day, row["date"][:10]))
+    if not runs:
         return "Nothing is measured yet."
-    columns = ("file", "machine", "revision", "versions", "day")
-    shown = tuple(dict(zip(columns, (*run, day), strict=True)) for run, day in lines.items())
-    return _markdown(tuple(text(name, name) for name in columns), shown)
+    rows = [(*run, day, ", ".join(sorted(files))) for run, (files, day) in runs.items()]
+    return markdown(("machine", "revision", "versions", "day", "files"), rows)

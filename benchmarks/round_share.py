@@ -159,8 +159,8 @@ def main(words: Sequence[str] | None = None) -> None:
     for name in named_variants(arguments, setting):
         given = dict(ENGINE[name])
         source = engine_source(setting, given.pop("backend"), given.pop("dtype"))
-        own = {"source": source, "config": setting.config(), "batch": setting.batch, **given}
-        specs[name] = Spec("pie_engine.benchmarks.round_share:Rounds", own, setting.threads)
+        subject = {"source": source, "config": setting.config(), "batch": setting.batch, **given}
+        specs[name] = Spec("pie_engine.benchmarks.round_share:Rounds", subject, setting.threads)
     finish(bench, "round_share", measure(bench, specs, arguments.repeats, required=bool(arguments.variants)))
 
 

@@ -1,12 +1,11 @@
-"""What the demo checkpoints simulate: the commands of the documents, run, and their figures in the tables.
+"""Run the studies of docs/evaluation.md and docs/demo-domains.md again, and keep what they measure.
 
-    python benchmarks/simulation.py                  run all studies, keep their figures, fill the documents
-    python benchmarks/simulation.py --only align     one study
-    python benchmarks/simulation.py --fill           run nothing: fill the documents from results/simulation.json
-    python benchmarks/simulation.py --check          change nothing; exit with 1 if a document is stale
+    python benchmarks/simulation.py            all studies
+    python benchmarks/simulation.py align      one study
 
-Studies are ordinary commands, run in the repository and written to build/simulation; a study that was stopped goes on
-where it was as far as its commands do. The phantoms are held out of every training.
+A study is the commands that results/simulation.json lists for it; change them there. They run in the repository and
+write to build/simulation; a study that was stopped goes on where it was as far as its commands do. The phantoms are
+held out of every training. `report.py` then fills the documents.
 """
 
 from __future__ import annotations
@@ -20,80 +19,82 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pie_engine.benchmarks.harness import results
 from pie_engine.benchmarks.harness.machine import revision
-from pie_engine.benchmarks.report_markers import Block, differing, fill
-from pie_engine.benchmarks.report_rows import ReportError
-from pie_engine.benchmarks.simulation_studies import STUDIES, WORK, Study
-from pie_engine.benchmarks.simulation_tables import TABLES
+from pie_engine.evaluation.measures import CONFIDENCE, STRUCTURE
 from pie_engine.files import write_file
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = Path("docs/evaluation.md"), Path("docs/demo-domains.md")
-RESULTS = Path("benchmarks/results/simulation.json")
-AGAIN = "run python benchmarks/simulation.py --fill"
+RESULTS = results.FOLDER / "simulation.json"
+SSIM = "ssim_inside"
+Values = dict[str, Any]
 
 
-def run(study: Study) -> dict[str, Any]:
-    """Run a study's commands; their lines, and the figures to be kept."""
-    for words in study.commands:
-        print("$ " + shlex.join(words), flush=True)
-        program = [sys.executable, "-m"] if words[0] == "python" else [sys.executable, "-m", "pie_engine.cli.main"]
-        subprocess.run([*program, *(words[2:] if words[0] == "python" else words[1:])], cwd=ROOT, check=True)
-    return {"commands": [shlex.join(words) for words in study.commands], **study.collect(ROOT / WORK)}
+def run(name: str, commands: Sequence[str]) -> Values:
+    """Run a study's commands, `pie-engine ...` or `python ...`; what is kept of it."""
+    for line in commands:
+        print(f"$ {line}", flush=True)
+        program, *words = shlex.split(line)
+        start = [] if program == "python" else ["-m", "pie_engine"]
+        subprocess.run([sys.executable, *start, *words], cwd=ROOT, check=True)
+    outputs = [ROOT / words[words.index("--output") + 1] for words in map(shlex.split, commands)]
+    return {"revision": revision(), "commands": list(commands), **collect(name.partition("-")[0], outputs)}
 
 
-def filled(text: str, results: dict[str, Any]) -> str:
-    """The document with every block of a study made anew.
+def collect(kind: str, outputs: Sequence[Path]) -> Values:
+    """What is kept of a study: of the last of its commands' folders, or of both comparisons for "tuning"."""
+    if kind == "tuning":
+        return {way: _kept_of_compare(outputs[i])["methods"] for way, i in (("tuning", 3), ("tuning-back", 7))}
+    if kind in ("methods", "settings"):
+        return _kept_of_compare(outputs[-1])
+    if kind == "regression":
+        return _read(outputs[-1] / "regression.json")
+    summary = _read(outputs[-1] / "summary.json")
+    if kind == "align":
+        return {name: summary[name] for name in ("runs", "patients", "prompts", "test", "rises", "matrix", "interval")}
+    for cell in summary["cells"]:
+        kept = (confidence_of(cell["final"]), SSIM, "decoded_leakage")
+        cell["final"] = {measure: cell["final"][measure] for measure in kept}
+        del cell["by_round"]
+    return {
+        name: summary[name] for name in ("grid", "patients", "stable", "verdict", "cells", "similarity", "interval")
+    }
 
-    Raises:
-        ReportError: a block asks for what is not there.
-    """
 
-    def content(block: Block) -> str:
-        name = block.request.strip()
-        if block.kind != "table" or name not in TABLES:
-            raise ReportError(f"{block.name} is unknown; pass one of {', '.join(TABLES)}")
-        study, table = TABLES[name]
-        if study not in results["studies"]:
-            return f"*Not measured yet; run `python benchmarks/simulation.py --only {study}`.*"
-        own = results["studies"][study]
-        commands = "; ".join(f"`{line}`" for line in own["commands"])
-        return table(own) + f"\n\n<sub>{commands}; revision {own['revision']}</sub>"
+def _kept_of_compare(folder: Path) -> Values:
+    summary = _read(folder / "summary.json")
+    for row in summary["matched"]:
+        del row["by_patient"]
+    for method in summary["methods"].values():
+        shown = [name for name in method["final"] if name.startswith(CONFIDENCE) or name in (SSIM, STRUCTURE)]
+        shown.append("change_inside")
+        method["final"] = {name: method["final"][name] for name in (*shown, "decoded_leakage")}
+        method["rounds"] = {name: method["rounds"][name] for name in shown}
+    return {name: summary[name] for name in ("methods", "matched", "interval", "models")}
 
-    return fill(text, content)
+
+def _read(path: Path) -> Values:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def confidence_of(measures: Values) -> str:
+    """The classifier's measure; these studies have one."""
+    return next(name for name in measures if name.startswith(CONFIDENCE))
 
 
 def main(words: Sequence[str] | None = None) -> int:
+    measured = _read(RESULTS)
+    studies = measured["studies"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", choices=sorted(STUDIES), help="a study; may be given several times")
-    parser.add_argument("--fill", action="store_true", help="run nothing")
-    parser.add_argument("--check", action="store_true", help="run and change nothing; exit with 1 if stale")
-    parser.add_argument("--root", type=Path, default=ROOT, help="folder of docs and benchmarks/results")
-    arguments = parser.parse_args(words)
-    results_file = arguments.root / RESULTS
-    results: dict[str, Any] = json.loads(results_file.read_text()) if results_file.exists() else {"studies": {}}
-    if not (arguments.fill or arguments.check):
-        (ROOT / WORK).mkdir(parents=True, exist_ok=True)
-        for name in arguments.only or STUDIES:
-            results["studies"][name] = {"revision": revision(), **run(STUDIES[name])}
-            write_file(results_file, json.dumps(results, indent=1) + "\n")
-    status = 0
-    for document in DOCUMENTS:
-        text = (arguments.root / document).read_text(encoding="utf-8")
-        try:
-            made = filled(text, results)
-        except ReportError as error:
-            sys.stderr.write(f"simulation: {document}: {error}\n")
-            return 1
-        stale = differing(text, made)
-        if arguments.check:
-            for name in stale:
-                sys.stderr.write(f"{document}: {name} is stale; {AGAIN}\n")
-                status = 1
-        elif stale:
-            write_file(arguments.root / document, made)
-            print(f"changed {document}: {', '.join(stale)}")
-    return status
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help=f"of {', '.join(studies)}; all unless given")
+    names = parser.parse_args(words).studies or [*studies]
+    if unknown := set(names) - set(studies):
+        parser.error(f"no study is called {', '.join(sorted(unknown))}; pass some of {', '.join(studies)}")
+    for name in names:
+        studies[name] = run(name, studies[name]["commands"])
+        write_file(RESULTS, json.dumps(measured, indent=1) + "\n")
+    print("now run python benchmarks/report.py")
+    return 0
 
 
 if __name__ == "__main__":

@@ -52,9 +52,9 @@ def measure(bench: Bench, name: str, spec: Spec, batches: Sequence[int], repeats
                 say(f"  {note}")
                 rows.append({"variant": name, "batch": batch, "repeats": 0, **NO_TIMES, **NO_RATES, "note": note})
                 break
-            own = samples[batch]
-            peak, before = max(own.host_bytes, own.device_bytes), batch
-            rows.append(describe(bench, name, batch, own, samples[1]))
+            calls = samples[batch]
+            peak, before = max(calls.host_bytes, calls.device_bytes), batch
+            rows.append(describe(bench, name, batch, calls, samples[1]))
     return rows
 
 
@@ -64,10 +64,10 @@ def run_batch(subject: Remote, batch: int, repeats: int) -> dict[int, Samples]:
     return {int(size): samples for size, samples in interleave(calls, repeats, on_call=print_row).items()}
 
 
-def describe(bench: Bench, name: str, batch: int, own: Samples, single: Samples) -> dict[str, Any]:
+def describe(bench: Bench, name: str, batch: int, calls: Samples, single: Samples) -> dict[str, Any]:
     """A batch's row; speed-ups are per item."""
     setting = bench.setting
-    columns = summarise(own, single)
+    columns = summarise(calls, single)
     for key in ("speedup", "speedup_p20", "speedup_p80"):
         columns[key] *= batch
     per_round = setting.evaluations // setting.rounds

@@ -35,12 +35,14 @@ if TYPE_CHECKING:
     from pie_engine.imaging import Box, Ellipse, Polygon, Reading, Region
     from pie_engine.imaging.item import Item
     from pie_engine.outputs import Result
+    from pie_engine.rounds.resuming import Interrupted
 
 __version__ = "0.1.0"
 __all__ = [
     "Box",
     "BuildConfig",
     "Ellipse",
+    "Interrupted",
     "Item",
     "LoraSpec",
     "MethodConfig",
@@ -78,6 +80,7 @@ _HOME = {
     "PieEngine": "engine",
     "Result": "outputs",
     "PieError": "errors",
+    "Interrupted": "rounds.resuming",
 }
 
 

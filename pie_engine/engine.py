@@ -11,10 +11,13 @@ import torch
 
 from pie_engine.checkpoint import LoraSpec
 from pie_engine.config import MethodConfig, Placement, RunConfig, RuntimeConfig, check_interpolation, check_resolution
+from pie_engine.errors import ConfigError, argument
 from pie_engine.imaging.item import Item, check_findings, check_text, prepare_item
+from pie_engine.imaging.item_ids import check_item_ids
 from pie_engine.machine.loading import Source, open_backend
 from pie_engine.outputs import Result
-from pie_engine.outputs.provenance import describe_run, describe_simulated
+from pie_engine.outputs.partial import read_partial
+from pie_engine.outputs.provenance import describe_item
 from pie_engine.pipeline import (
     OnStepEnd,
     PieOutput,
@@ -28,10 +31,12 @@ from pie_engine.pipeline import (
 )
 from pie_engine.rounds.batches import group_items
 from pie_engine.rounds.methods import choose_method
+from pie_engine.rounds.resuming import Interrupted
 from pie_engine.rounds.simulator import OnProgress, Simulator
 
 if TYPE_CHECKING:
     from pie_engine.backends import Backend
+    from pie_engine.outputs.partial import Partial
     from pie_engine.rounds.methods import Chosen
     from pie_engine.rounds.simulator import Simulated
 
@@ -181,6 +186,7 @@ class PieEngine:
         method: MethodConfig | str = "pie",
         on_progress: OnProgress | None = None,
         interpolate: int = 0,
+        resume: str | Path | None = None,
     ) -> Result: ...
 
     @overload
@@ -202,6 +208,7 @@ class PieEngine:
         method: MethodConfig | str = "pie",
         on_progress: OnProgress | None = None,
         interpolate: int = 0,
+        resume: str | Path | None = None,
     ) -> Result | list[Result]:
         """Simulate the progression of one item, or of several at once: each result is the item's own, up to rounding.
 
@@ -215,18 +222,25 @@ class PieEngine:
             on_progress: called with (evaluations done, in all) after each U-Net evaluation.
             interpolate: pictures between two frames for a smooth animation (`Result.between`), 0 to 14; of methods that
                 have rounds.
+            resume: folder of an interrupted run of this one item, whose rounds are not computed again; one that is
+                empty or not there starts anew.
 
         Returns:
             One result per item, in order; for an item by itself, its result.
 
         Raises:
-            ConfigError, InputError: a setting or an input cannot be used; nothing has run then.
+            ConfigError, InputError: a setting or an input cannot be used, or is not what `resume` began with; nothing
+                has run then.
             BackendError: the model gave values that are not finite, or memory ran out.
+            Interrupted: a KeyboardInterrupt came; its `results` hold all rounds that were finished.
         """
         alone = isinstance(items, Item)
-        given = [items] if isinstance(items, Item) else items
+        given = check_item_ids([items] if isinstance(items, Item) else items)
         chosen = MethodConfig(method) if isinstance(method, str) else method
-        results = self._run(given, self._complete(config or RunConfig()), chosen, on_progress, interpolate)
+        if resume is not None and not alone:
+            raise ConfigError(f"{argument('resume')} goes on with one run; pass one item", field="resume")
+        partial = None if resume is None else read_partial(resume)
+        results = self._run(given, self._complete(config or RunConfig()), chosen, on_progress, interpolate, partial)
         return results[0] if alone else results
 
     def _run(
@@ -236,6 +250,7 @@ class PieEngine:
         method: MethodConfig,
         on_progress: OnProgress | None,
         interpolate: int,
+        partial: Partial | None,
     ) -> list[Result]:
         """See `run`; the settings are complete."""
         method.check(config)
@@ -245,6 +260,8 @@ class PieEngine:
         chosen = choose_method(method, config, model.scheduler_config)
         given = [replace(item, prompt=method.healthy_prompt or item.prompt) for item in items]
         prepared = [prepare_item(item, chosen.config, model.vae_scale) for item in given]
+        if partial is not None:
+            partial.check(describe_item(prepared[0], items[0], config, method, chosen, self.simulator))
         groups = group_items(prepared, self.backend.batch_sizes(config.resolution or 0), chosen.config)
         results: dict[int, Result] = {}
         for number, group in enumerate(groups):
@@ -253,29 +270,40 @@ class PieEngine:
                 if on_progress is not None:
                     on_progress(number * total + step, len(groups) * total)
 
-            simulated = self.simulator.simulate([prepared[i] for i in group], chosen, report, interpolate)
+            batch = [prepared[i] for i in group]
+            finished = None if partial is None else partial.finished
+            stopped: Interrupted | None = None
+            try:
+                simulated = self.simulator.simulate(batch, chosen, report, interpolate, finished)
+            except Interrupted as interrupt:
+                simulated, stopped = interrupt.results, interrupt
             for i, one in zip(group, simulated, strict=True):
-                results[i] = self._result(one, config, method, chosen, items[i])
+                results[i] = self._result(one, config, method, chosen, items[i], partial=stopped is not None)
+            if stopped is not None:
+                raise Interrupted([results[i] for i in sorted(results)], *stopped.args) from None
         return [results[i] for i in range(len(items))]
 
     def _result(
-        self, simulated: Simulated, config: RunConfig, method: MethodConfig, chosen: Chosen, asked: Item
+        self,
+        simulated: Simulated,
+        config: RunConfig,
+        method: MethodConfig,
+        chosen: Chosen,
+        asked: Item,
+        *,
+        partial: bool,
     ) -> Result:
         """An item's frames with their provenance, which is written here and nowhere else."""
         frames, computed = simulated.frames, simulated.computed
         item, change = frames.item, frames.change
-        instead = {"instead_of": asked.prompt} if method.name == "control" else {}
         provenance = {
-            **describe_run(config, chosen.what),
-            "item_id": item.item.item_id,
-            "input": item.facts,
-            "simulated": describe_simulated(item, chosen.config, self.backend.model),
+            **describe_item(item, asked, config, method, chosen, self.simulator),
             **computed,
             "model": {**computed["model"], "source": self._source},
             "backend": {**computed["backend"], "chosen": self.chosen},
             "change": change.to_dict(),
             **({} if simulated.pace is None else {"pace": simulated.pace}),
-            "method": {**method.to_dict(), **chosen.facts, **instead},
+            **({"partial": {"rounds": frames.rounds, "of": config.steps}} if partial else {}),
         }
         return Result(
             frames=frames.frames,

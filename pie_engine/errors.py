@@ -18,6 +18,8 @@ from typing import Any
 _OPEN, _VALUE, _CLOSE = "\ue0f0", "\ue0f1", "\ue0f2"
 _SETTING = re.compile(f"{_OPEN}([^{_CLOSE}{_VALUE}]*)(?:{_VALUE}([^{_CLOSE}]*))?{_CLOSE}")
 
+MOST_QUOTED = 80
+
 # Renders a setting's name, and the value that is to be passed for it, as Python writes it: None where the setting is
 # only mentioned, "" where it is an argument whose value is not the point.
 Spelling = Callable[[str, str | None], str]
@@ -52,6 +54,13 @@ def _literal(value: object) -> str:
     except (SyntaxError, ValueError):
         return repr(text)
     return text if isinstance(parsed, ast.Constant | ast.Tuple | ast.List | ast.Call) else repr(text)
+
+
+def quoted(text: str) -> str:
+    """A user's text within a message, in quotes; of a longer one, its first `MOST_QUOTED` characters."""
+    if len(text) <= MOST_QUOTED:
+        return repr(text)
+    return f"{text[:MOST_QUOTED]!r}... ({len(text):,} characters)"
 
 
 def spelled(message: str, spelling: Spelling) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import os
 
+import fuzzing
 import pytest
 import torch
 from golden import GOLDEN
 
 from pie_engine.checkpoint import Checkpoint, load_checkpoint
 from pie_engine.model.bundle import Bundle
+
+fuzzing.register()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -74,6 +74,7 @@ def test_wheel_holds_everything_and_no_foreign_top_level(tmp_path: Path) -> None
     wheel = next(tmp_path.glob("*.whl"))
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.split("/")[0].split("-")[0] for name in names} == {"pie_engine"}  # never a top-level `kernels`
+    assert not any(name.startswith("pie_engine/demo/training/") for name in names)
     for package in (
         "export/graph.py",
         "kernels/denoise_step.py",

@@ -80,8 +80,8 @@ def revision() -> str:
 
     try:
         # Results and what is made from them change while benchmarks run, and decide nothing.
-        apart = (":!benchmarks/results", ":!docs", ":!*.md", ":!tests")
-        changed = git("status", "--porcelain", "--", ".", *apart)
+        excluded = (":!benchmarks/results", ":!docs", ":!*.md", ":!tests")
+        changed = git("status", "--porcelain", "--", ".", *excluded)
         return git("rev-parse", "--short=8", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
@@ -149,4 +149,4 @@ def limits_of(device: str, dtypes: list[str], threads: int | None, scale: int = 
 
     arguments = {"device": device, "dtypes": dtypes, "scale": scale}
     with Remote(Spec("pie_engine.benchmarks.harness.machine:LimitsSubject", arguments, threads)) as remote:
-        return {dtype: Limits(**found) for dtype, found in remote().facts.items()}
+        return {dtype: Limits(**limits) for dtype, limits in remote().facts.items()}

@@ -108,14 +108,14 @@ def interleave(
     samples = {name: Samples() for name in variants}
     for repeat in range(-warm_ups, repeats):
         for name, run in variants.items():
-            call, own = run(), samples[name]
+            call, calls = run(), samples[name]
             if repeat < 0:
-                own.warm_up.append(call.seconds)
+                calls.warm_up.append(call.seconds)
             else:
-                own.seconds.append(call.seconds)
-                own.host_bytes = max(own.host_bytes, call.host_bytes)
-                own.device_bytes = max(own.device_bytes, call.device_bytes)
-                own.facts = call.facts
+                calls.seconds.append(call.seconds)
+                calls.host_bytes = max(calls.host_bytes, call.host_bytes)
+                calls.device_bytes = max(calls.device_bytes, call.device_bytes)
+                calls.facts = call.facts
             on_call(name, repeat, call)
     return samples
 
@@ -130,7 +130,7 @@ def summarise(samples: Samples, baseline: Samples | None = None) -> dict[str, fl
         "p80_s": quantile(samples.seconds, 0.8),
     }
     if baseline is not None:
-        ratios = [base / own for base, own in zip(baseline.seconds, samples.seconds, strict=True)]
+        ratios = [base / taken for base, taken in zip(baseline.seconds, samples.seconds, strict=True)]
         columns |= {"speedup": statistics.median(ratios), "speedup_p20": quantile(ratios, 0.2)}
         columns["speedup_p80"] = quantile(ratios, 0.8)
     columns |= {"host_peak_mb": samples.host_bytes / 1e6, "device_peak_mb": samples.device_bytes / 1e6}

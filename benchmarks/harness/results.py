@@ -22,8 +22,8 @@ def append(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     rows = list(rows)
     columns = list(rows[0])
     before = path.read_text(encoding="utf-8") if path.exists() else ""
-    if before and (found := next(csv.reader(io.StringIO(before)))) != columns:
-        changed = ", ".join(sorted(set(found) ^ set(columns))) or "their order"
+    if before and (header := next(csv.reader(io.StringIO(before)))) != columns:
+        changed = ", ".join(sorted(set(header) ^ set(columns))) or "their order"
         raise BenchmarkError(f"{path} has other columns ({changed}); move it away, its rows cannot be compared")
     text = io.StringIO(before)
     text.seek(0, io.SEEK_END)

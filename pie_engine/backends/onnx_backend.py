@@ -12,6 +12,7 @@ import torch
 from pie_engine.backends.graph_backend import GraphBackend
 from pie_engine.backends.onnx_session import BoundGraph, open_session
 from pie_engine.config import COMPONENTS
+from pie_engine.files import temporary_name
 
 if TYPE_CHECKING:
     from pie_engine.model.bundle import Bundle
@@ -42,8 +43,9 @@ class OnnxBackend(GraphBackend):
     def _open_in_fp32(self, component: str) -> Any:
         from pie_engine.export.promote import to_single_precision
 
-        with tempfile.TemporaryDirectory(prefix="pie-engine-") as folder:
-            return self._session(component, to_single_precision(self._paths[component], Path(folder)))
+        with temporary_name(Path(tempfile.gettempdir()) / "pie-engine") as folder:
+            folder.mkdir(mode=0o700)
+            return self._session(component, to_single_precision(self._paths[component], folder))
 
     def _session(self, component: str, path: Path) -> Any:
         return open_session(path, component, device=self.device, stream=self.stream, threads=self._threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import json
@@ -23,10 +24,12 @@ from pie_engine.bundling.components import (
 )
 from pie_engine.bundling.engines import cached_engine
 from pie_engine.bundling.target import Target, resolve_target
-from pie_engine.config import COMPONENTS, BuildConfig
-from pie_engine.errors import BuildError, BundleError
+from pie_engine.config import COMPONENTS, BuildConfig, RunConfig
+from pie_engine.errors import BuildError, BundleError, ConfigError
 from pie_engine.files import link_or_copy, locked, new_folder
 from pie_engine.model.bundle import FORMAT, MANIFEST, WEIGHTS, Bundle, open_bundle, write_manifest
+from pie_engine.model.info import ModelInfo
+from pie_engine.rounds.schedule import build_schedule
 
 if TYPE_CHECKING:
     from pie_engine.checkpoint import Checkpoint
@@ -82,7 +85,22 @@ def build_bundle(
                 "build_command": build_command or commands.build(output),
             },
         )
+    _keep_schedules(facts["scheduler_config"])
     return open_bundle(output, verify=False)  # every hash was computed a moment ago
+
+
+def _keep_schedules(scheduler_config: dict[str, Any]) -> None:
+    """Compute the tables of the default settings, which are kept: the first run of the bundle needs no diffusers."""
+    config = RunConfig()
+    with contextlib.suppress(ConfigError):  # a scheduler that cannot run is refused where it is asked to
+        for corrector in (True, False):
+            build_schedule(
+                scheduler_config,
+                name="ddim",
+                num_inference_steps=config.num_inference_steps,
+                denoising_steps=config.denoising_steps,
+                corrector=corrector,
+            )
 
 
 def cached_bundle(
@@ -154,10 +172,8 @@ def model_facts(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def model_info(checkpoint: Checkpoint) -> Any:
+def model_info(checkpoint: Checkpoint) -> ModelInfo:
     """A checkpoint's `ModelInfo`, as its bundle would give it."""
-    from pie_engine.model.info import ModelInfo
-
     return ModelInfo(**model_facts(checkpoint), hashes=checkpoint.hashes, tokenizer=checkpoint.tokenizer)
 
 

@@ -12,8 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from pie_engine.config import BuildConfig
 from pie_engine.errors import BuildError, use
+from pie_engine.export import graph
+from pie_engine.export.components import component
+from pie_engine.export.graph import TOLERANCE
 from pie_engine.files import cache_root, locked, new_folder, sha256_file
 from pie_engine.model.bundle import FORMAT, WEIGHTS, describe_files
 from pie_engine.packages import installed
@@ -47,9 +52,7 @@ def cache_key(checkpoint: Checkpoint, name: str, config: BuildConfig) -> str:
 @functools.cache
 def _exporter_sources() -> str:
     """A graph exported by other code is another graph."""
-    import pie_engine.export as package
-
-    folder = Path(package.__path__[0])
+    folder = Path(graph.__file__).parent
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()
 
 
@@ -89,11 +92,6 @@ def intact(folder: Path, record: str = RECORD) -> bool:
 
 
 def _export(checkpoint: Checkpoint, name: str, config: BuildConfig, folder: Path) -> dict[str, Any]:
-    import torch
-
-    from pie_engine.export.components import component
-    from pie_engine.export.graph import TOLERANCE, check_parity, export_component
-
     if next(checkpoint.unet.parameters()).dtype != torch.float32:
         raise BuildError("the checkpoint was moved to another dtype by a backend; load it again to build from it")
     part = component(checkpoint, name)
@@ -102,8 +100,8 @@ def _export(checkpoint: Checkpoint, name: str, config: BuildConfig, folder: Path
     # The VAE is known to overflow in fp16; a half that does is kept in fp32, and the manifest says so.
     fallback = ["fp32"] if config.precision != "fp32" and name != "unet" else []
     for precision in [config.precision, *fallback]:
-        path = export_component(part, folder, precision=precision, opset=config.opset)
-        error = check_parity(part, path, reference, precision=precision)
+        path = graph.export_component(part, folder, precision=precision, opset=config.opset)
+        error = graph.check_parity(part, path, reference, precision=precision)
         if error <= TOLERANCE[precision]:
             return {"precision": precision, "relative_error": error, "tolerance": TOLERANCE[precision]}
         for file in folder.iterdir():

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from pie_engine.backends.tensorrt import engine as runtime
+from pie_engine.backends.tensorrt import worker
 from pie_engine.backends.tensorrt.builder import Profile, compile_plan
 from pie_engine.bundling.components import OnComponent, intact
 from pie_engine.bundling.target import Target
@@ -116,8 +120,6 @@ def cached_engine(
 @functools.cache
 def _compiler_sources() -> str:
     """A plan compiled by other code may be another plan."""
-    from pie_engine.backends.tensorrt import worker
-
     return hashlib.sha256(Path(worker.__file__).read_bytes()).hexdigest()
 
 
@@ -167,11 +169,7 @@ def plan_error(data: bytes, entry: dict[str, Any], onnx: Path) -> float:
     Raises:
         BackendError: it cannot be run here, or does not take the weights.
     """
-    import torch
-
-    from pie_engine.backends.tensorrt.engine import Engine
-
-    engine = Engine(entry["flavour"], data, entry["component"], torch.device("cuda:0"))
+    engine = runtime.Engine(entry["flavour"], data, entry["component"], torch.device("cuda:0"))
     if entry["weights"] == "refittable":
         engine.refit(onnx)
     return engine.deviation(onnx, {name: tuple(shape[1]) for name, shape in entry["profiles"][0].items()})

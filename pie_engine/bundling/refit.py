@@ -10,12 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from pie_engine import commands
 from pie_engine.bundling.assemble import architecture, link_files, model_facts, unet_architecture
 from pie_engine.bundling.components import OnComponent, exporter_versions
 from pie_engine.bundling.refit_engines import EngineRefit
 from pie_engine.config import COMPONENTS
 from pie_engine.errors import BuildError, ConfigError, use
+from pie_engine.export import graph, refit_map
+from pie_engine.export.components import component
+from pie_engine.export.graph import TOLERANCE
 from pie_engine.files import cache_root, new_folder
 from pie_engine.model.bundle import MANIFEST, WEIGHTS, Bundle, open_bundle, write_manifest
 
@@ -123,12 +128,6 @@ def _refit_component(
     bundle: Bundle, weights: Checkpoint | UNetWeights, name: str, folder: Path, on_component: OnComponent
 ) -> dict[str, Any]:
     """Replace a graph's weights, or export it anew if that fails. Returns what the manifest says of it."""
-    import torch
-
-    from pie_engine.export.components import component
-    from pie_engine.export.graph import TOLERANCE, check_parity, export_component, graph_opset
-    from pie_engine.export.refit import replace_weights
-
     start = time.monotonic()
     precision = bundle.manifest["components"][name]["precision"]
     part = component(weights, name)  # type: ignore[arg-type]  # a U-Net alone has all that the U-Net's export reads
@@ -136,8 +135,8 @@ def _refit_component(
         reference = part.module(*part.inputs.values()).numpy()
     how, error = "refitted", float("inf")
     try:
-        path = replace_weights(bundle.graph(name), part.module, folder, precision=precision)
-        error = check_parity(part, path, reference, precision=precision)
+        path = refit_map.replace_weights(bundle.graph(name), part.module, folder, precision=precision)
+        error = graph.check_parity(part, path, reference, precision=precision)
     except BuildError as reason:
         log.warning("%s cannot be refitted and is exported anew: %s", name, reason)
     if error > TOLERANCE[precision]:
@@ -145,8 +144,8 @@ def _refit_component(
         for file in folder.iterdir():
             file.unlink()
         # The component's own opset: one whose attentions had to be taken apart has a lower one than its bundle.
-        path = export_component(part, folder, precision=precision, opset=graph_opset(bundle.graph(name)))
-        error = check_parity(part, path, reference, precision=precision)
+        path = graph.export_component(part, folder, precision=precision, opset=graph.graph_opset(bundle.graph(name)))
+        error = graph.check_parity(part, path, reference, precision=precision)
         if error > TOLERANCE[precision]:
             raise BuildError(
                 f"{name} in {precision} differs from PyTorch by {error:.1e} (at most {TOLERANCE[precision]:.1e}); "

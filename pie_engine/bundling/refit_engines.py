@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pie_engine.backends.tensorrt.engine import read_plan
+from pie_engine.backends.tensorrt.fingerprint import obstacle
 from pie_engine.bundling.components import OnComponent
 from pie_engine.bundling.engines import cached_engine, plan_error
 from pie_engine.bundling.target import resolve_target
@@ -78,15 +80,11 @@ class EngineRefit:
 
         The graph was held to PyTorch a moment ago.
         """
-        from pie_engine.backends.tensorrt.fingerprint import obstacle
-
         name = entry["component"]
         reason = obstacle(entry)
         if reason is not None:
             log.warning("the refitted engine of %s is not tried here: %s", name, reason)
             return True
-        from pie_engine.backends.tensorrt.engine import read_plan
-
         data = read_plan(self.folder / entry["file"], self.bundle.manifest["files"][entry["file"]]["sha256"])
         try:
             error = plan_error(data, entry, self.folder / name / "model.onnx")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import COMPONENTS
 from pie_engine.errors import BuildError, BundleError, CheckpointError, use
+from pie_engine.export.components import component
+from pie_engine.export.refit_map import take_weights
 from pie_engine.model.bundle import Bundle
 
 
@@ -28,9 +30,8 @@ def restore_checkpoint(bundle: Bundle) -> Checkpoint:
     Raises:
         BundleError: it does not hold all that is needed, or its graphs do not belong to its configurations.
     """
-    from pie_engine.checkpoint.components import empty_text_encoder, empty_unet, empty_vae, quiet
-    from pie_engine.export.components import component
-    from pie_engine.export.refit import take_weights
+    # diffusers and transformers come with it, which a bundle's own graphs run without
+    from pie_engine.checkpoint.components import empty_text_encoder, empty_unet, empty_vae, load_tokenizer, quiet
 
     check_restorable(bundle)
     configs, source = bundle.manifest["architecture"], f"bundle {bundle.path}"
@@ -39,8 +40,9 @@ def restore_checkpoint(bundle: Bundle) -> Checkpoint:
             unet = empty_unet(configs["unet"], source)
             vae = empty_vae(configs["vae"], source)
             text_encoder = empty_text_encoder(configs["text_encoder"], source)
+            tokenizer = load_tokenizer(bundle.path / "tokenizer", text_encoder)
         checkpoint = Checkpoint(
-            unet, vae, text_encoder, bundle.model.tokenizer, bundle.model.scheduler_config,
+            unet, vae, text_encoder, tokenizer, bundle.model.scheduler_config,
             bundle.manifest["hashes"], bundle.manifest["sources"],
         )  # fmt: skip
         for name in COMPONENTS:

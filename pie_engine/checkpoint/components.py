@@ -19,8 +19,17 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from pie_engine.checkpoint.locate import read_json
-from pie_engine.checkpoint.weights import one_line, read_tensors, to_float32, weight_files
+from pie_engine.checkpoint.descriptions import (
+    SchedulerDescription,
+    TextEncoderDescription,
+    UNetDescription,
+    VaeDescription,
+    bare,
+    describe,
+)
+from pie_engine.checkpoint.json_files import read_json
+from pie_engine.checkpoint.tokenizer import one_line, read_tokenizer
+from pie_engine.checkpoint.weights import read_tensors, to_float32, weight_files
 from pie_engine.errors import CheckpointError, mention
 
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -67,7 +76,8 @@ def read_part(folder: Path, source: str) -> Part:
 
 def empty_unet(config: Mapping[str, Any], source: str) -> UNet2DConditionModel:
     """The U-Net of a config, without weights. Raises CheckpointError."""
-    return _make(lambda: UNet2DConditionModel.from_config(dict(config)), source)
+    described = describe(UNetDescription, config, source)
+    return _make(lambda: UNet2DConditionModel.from_config(described), source)
 
 
 def build_unet(part: Part) -> UNet2DConditionModel:
@@ -81,7 +91,8 @@ def build_unet(part: Part) -> UNet2DConditionModel:
 def empty_vae(config: Mapping[str, Any], source: str) -> AutoencoderKL:
     """The VAE of a config, without weights. Raises CheckpointError."""
     # Configs written before diffusers 0.8 have no scaling factor; all of them are Stable Diffusion v1.
-    complete = {**config, "scaling_factor": config.get("scaling_factor") or 0.18215}
+    described = describe(VaeDescription, config, source)
+    complete = {**described, "scaling_factor": described.get("scaling_factor") or 0.18215}
     return _make(lambda: AutoencoderKL.from_config(complete), source)
 
 
@@ -93,11 +104,12 @@ def build_vae(part: Part) -> AutoencoderKL:
 
 def empty_text_encoder(config: Mapping[str, Any], source: str) -> CLIPTextModel:
     """The CLIP text model of a config, without weights. Raises CheckpointError."""
+    described = describe(TextEncoderDescription, config, source)
 
     def make() -> CLIPTextModel:
-        own = CLIPTextConfig.from_dict(dict(config))
-        own.dtype = torch.float32
-        return CLIPTextModel(own)
+        settings = CLIPTextConfig.from_dict(described)
+        settings.dtype = torch.float32
+        return CLIPTextModel(settings)
 
     model = _make(make, source)
     embeddings = (model.text_model if _is_nested(model) else model).embeddings
@@ -121,26 +133,7 @@ def build_text_encoder(part: Part) -> CLIPTextModel:
 
 def load_tokenizer(folder: Path, text_encoder: CLIPTextModel) -> CLIPTokenizer:
     """The CLIP tokenizer of a folder; its length limit is the text encoder's. Raises CheckpointError."""
-    if not (folder / "tokenizer.json").is_file():
-        for name in ("vocab.json", "merges.txt"):
-            if not (folder / name).is_file():
-                raise CheckpointError(
-                    f"{folder / name} is missing; a tokenizer is vocab.json and merges.txt: copy them there"
-                )
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # transformers and tokenizers raise many types on damaged files
-        raise CheckpointError(
-            f"tokenizer {folder} cannot be read ({one_line(error)}); copy or download it again"
-        ) from error
-    largest, size = max(tokenizer.get_vocab().values()), text_encoder.config.vocab_size
-    if largest >= size:
-        raise CheckpointError(
-            f"tokenizer {folder} has token id {largest} but the text encoder has {size} embeddings; pass the "
-            "tokenizer that the text encoder was trained with"
-        )
+    tokenizer = read_tokenizer(folder, embeddings=text_encoder.config.vocab_size)
     # Some configs lack the limit, and transformers then means "none", which no CLIP model can take.
     tokenizer.model_max_length = text_encoder.config.max_position_embeddings
     return tokenizer
@@ -165,15 +158,21 @@ def check_together(unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder:
             )
 
 
-def check_scheduler(config: Mapping[str, Any], source: str) -> None:
-    """Raise CheckpointError for a scheduler config without a class, or with a prediction type nobody knows."""
+def checked_scheduler(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """A scheduler's config without what no scheduler knows.
+
+    Raises:
+        CheckpointError: it has no class, a prediction type that nobody knows, or a value out of bounds.
+    """
     if not isinstance(config.get("_class_name"), str):
         raise CheckpointError(f"{source} names no scheduler (_class_name); copy or download it again")
-    kind = config.get("prediction_type", "epsilon")
+    described = describe(SchedulerDescription, config, source)
+    kind = described.get("prediction_type", "epsilon")
     if kind not in ("epsilon", "v_prediction", "sample"):
         raise CheckpointError(
             f"{source} has prediction_type '{kind}'; epsilon, v_prediction or sample is expected: correct it"
         )
+    return described
 
 
 def check_unet_config(part: Part) -> None:
@@ -183,15 +182,15 @@ def check_unet_config(part: Part) -> None:
         # False and None both mean absent; so does the string of a few exporters.
         if config.get(key) not in (None, False, "null"):
             raise CheckpointError(
-                f"U-Net {part.source} has {key}={config[key]} ({kind}); none is expected in Stable Diffusion v1.x: "
-                "pass a checkpoint of that architecture"
+                f"U-Net {part.source} has {key}={bare(config[key])} ({kind}); none is expected in Stable Diffusion "
+                "v1.x: pass a checkpoint of that architecture"
             )
-    lists = [config.get("down_block_types"), config.get("up_block_types")]
-    blocks = [block for blocks in lists if isinstance(blocks, (list, tuple)) for block in blocks]
+    described = describe(UNetDescription, config, part.source)
+    blocks = [*described.get("down_block_types", ()), *described.get("up_block_types", ())]
     foreign = next((block for block in blocks if block not in _UNET_BLOCKS), None)
     if foreign is not None:
         raise CheckpointError(
-            f"U-Net {part.source} is built of {foreign}; Stable Diffusion v1.x is built of "
+            f"U-Net {part.source} is built of {bare(foreign)}; Stable Diffusion v1.x is built of "
             f"{', '.join(sorted(_UNET_BLOCKS))}: pass a checkpoint of that architecture"
         )
 

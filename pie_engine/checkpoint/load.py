@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pie_engine.checkpoint import components, hashing, lora, single_file
 from pie_engine.checkpoint.components import Part, read_part
+from pie_engine.checkpoint.json_files import read_json
 from pie_engine.checkpoint.locate import (
     SD_V1_4,
     TEXT_CLASS,
@@ -23,7 +24,6 @@ from pie_engine.checkpoint.locate import (
     hub_snapshot,
     is_pipeline,
     pipeline_around,
-    read_json,
     resolve,
     subfolder_classes,
     unet_folder,
@@ -83,12 +83,12 @@ def _load(base: str | Path | None, unet: str | Path | None, loras: tuple[LoraSpe
     unet_part = parts.unet or _separate_unet(_known(unet_place), base_place)
 
     components.check_unet_config(unet_part)
+    scheduler = components.checked_scheduler(parts.scheduler, parts.scheduler_source)
     text_encoder = components.build_text_encoder(parts.text_encoder)
     tokenizer = components.load_tokenizer(parts.tokenizer, text_encoder)
     vae = components.build_vae(parts.vae)
     unet_model = components.build_unet(unet_part)
     components.check_together(unet_model, vae, text_encoder, unet_part.source)
-    components.check_scheduler(parts.scheduler, parts.scheduler_source)
     sources = {
         "unet": unet_part.source,
         "vae": parts.vae.source,
@@ -105,7 +105,7 @@ def _load(base: str | Path | None, unet: str | Path | None, loras: tuple[LoraSpe
         "text_encoder": hashing.hash_text_encoder(text_encoder),
         "tokenizer": hashing.hash_tokenizer(tokenizer),
     }
-    return Checkpoint(unet_model, vae, text_encoder, tokenizer, parts.scheduler, hashes, sources)
+    return Checkpoint(unet_model, vae, text_encoder, tokenizer, scheduler, hashes, sources)
 
 
 def _known(place: Place | None) -> Place:
@@ -139,6 +139,13 @@ def _no_base(base: Place) -> CheckpointError:
 def _from_folder(base: Place, unet: Place | None) -> _Base:
     """A diffusers pipeline folder."""
     if not is_pipeline(base.path):
+        if (base.path / "manifest.json").is_file():
+            raise CheckpointError(
+                f"{base.label} is a bundle that pie-engine build wrote, not a checkpoint; {use('engine', base.label)} "
+                "runs it, and pie-engine refit puts other weights into it",
+                field="checkpoint",
+                value=base.label,
+            )
         holds = class_of(base.path)
         if holds == UNET_CLASS:
             raise _no_base(base)
@@ -278,5 +285,5 @@ def _unet_alone(place: Place, config: Mapping[str, Any]) -> Part:
     tensors = read_tensors(place.path)
     kind = single_file.identify(tensors, place.label)
     beside = place.path.parent
-    own = read_json(beside / "config.json") if class_of(beside) == UNET_CLASS else dict(config)
-    return Part(own, tensors, place.label) if kind == "unet" else single_file.unet_part(tensors, place.label, own)
+    known = read_json(beside / "config.json") if class_of(beside) == UNET_CLASS else dict(config)
+    return Part(known, tensors, place.label) if kind == "unet" else single_file.unet_part(tensors, place.label, known)

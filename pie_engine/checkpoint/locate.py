@@ -6,13 +6,12 @@ its U-Net into `text_encoder/`.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pie_engine.checkpoint.json_files import read_json
 from pie_engine.errors import CheckpointError, argument, mention, use
 
 SD_V1_4 = "CompVis/stable-diffusion-v1-4"
@@ -80,19 +79,6 @@ def hub_snapshot(repo_id: str) -> Path | None:
     return max(snapshots, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises CheckpointError if the file is missing or holds anything else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; complete the folder it belongs to") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); copy or download it again") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}, not a JSON object; copy or download it again")
-    return value
-
-
 def class_of(folder: Path) -> str | None:
     """The class that a component folder's config.json names; None without a config.json or a class."""
     if not (folder / "config.json").is_file():
@@ -100,7 +86,7 @@ def class_of(folder: Path) -> str | None:
     config = read_json(folder / "config.json")
     architectures = config.get("architectures")
     names = [config.get("_class_name"), *(architectures if isinstance(architectures, list) else [])]
-    name = next((name for name in names if isinstance(name, str)), None)
+    name = next((name[:80] for name in names if isinstance(name, str)), None)
     if name is None and config.get("model_type") == "clip_text_model":
         return TEXT_CLASS
     return name

@@ -10,7 +10,6 @@ Names understood, for linear and convolution layers of the U-Net and the text en
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -21,7 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pie_engine.checkpoint.locate import read_json, resolve
+from pie_engine.checkpoint.descriptions import PeftDescription, describe
+from pie_engine.checkpoint.json_files import parse_object, read_json
+from pie_engine.checkpoint.locate import resolve
 from pie_engine.checkpoint.spec import LoraSpec
 from pie_engine.checkpoint.weights import read_metadata, read_tensors, to_float32, weight_files
 from pie_engine.errors import CheckpointError, argument
@@ -62,7 +63,7 @@ def fuse(unet: nn.Module, text_encoder: nn.Module, spec: LoraSpec) -> dict[str, 
         path = weight_files(path, ("pytorch_lora_weights", "adapter_model"))[0]
     tensors = read_tensors(path)
     _refuse_other_methods(tensors, place.label)
-    config = _peft_config(path, tensors)
+    settings = _peft_settings(path, tensors)
     components = {"unet": unet, "text_encoder": text_encoder}
     modules = {
         (component, name): module
@@ -71,14 +72,14 @@ def fuse(unet: nn.Module, text_encoder: nn.Module, spec: LoraSpec) -> dict[str, 
         if isinstance(module, (nn.Linear, nn.Conv2d))
     }
     layers = _match(tensors, _aliases(modules), place.label)
-    if not any(bool(layer.tensors["up"].any() and layer.tensors["down"].any()) for layer in layers.values()):
+    deltas = {
+        target: _delta(layer, modules[target].weight.shape, _alpha_default(settings, *target), place.label)
+        for target, layer in layers.items()
+    }
+    if not any(bool(up.any() and down.any()) for up, down, _ in deltas.values()):
         raise CheckpointError(
             f"LoRA {place.label} changes no layer of this model; pass a LoRA for Stable Diffusion v1.x"
         )
-    deltas = {
-        target: _delta(layer, modules[target].weight.shape, _alpha_default(config, *target), place.label)
-        for target, layer in layers.items()
-    }
     for target, (up, down, factor) in deltas.items():
         weight = modules[target].weight
         with torch.no_grad():
@@ -169,6 +170,12 @@ def _delta(
     shape: the weight's, [out, in(, kh, kw)].
     """
     name = layer.names["down"]
+    for role in ("down", "up"):
+        if layer.tensors[role].ndim < 2 or not layer.tensors[role].numel():
+            raise CheckpointError(
+                f"LoRA {source} has {layer.names[role]} of shape {list(layer.tensors[role].shape)}; a matrix is "
+                "expected: copy or download it again"
+            )
     down = to_float32(name, layer.tensors["down"], f"LoRA {source}").flatten(1)
     up = to_float32(layer.names["up"], layer.tensors["up"], f"LoRA {source}").flatten(1)
     rank = down.shape[0]
@@ -179,7 +186,7 @@ def _delta(
         )
     alpha, rank_stabilised = default_alpha
     if "alpha" in layer.tensors:
-        alpha = float(layer.tensors["alpha"].float().reshape(-1)[0])
+        alpha = _number(layer.tensors["alpha"])
     if alpha is None:
         alpha = float(rank)  # without an alpha, up @ down is meant as it is
     if not math.isfinite(alpha):
@@ -189,38 +196,47 @@ def _delta(
     return up, down, alpha / (math.sqrt(rank) if rank_stabilised else rank)
 
 
-def _peft_config(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """peft's settings, which hold the alpha that the tensors lack: "unet.lora_alpha", ...
+def _number(tensor: Tensor) -> float:
+    """The only number of a tensor; NaN if it holds another count or kind of them."""
+    return float(tensor) if tensor.numel() == 1 and not tensor.is_complex() else math.nan
 
-    or, for peft's own folder, "lora_alpha".
+
+def _peft_settings(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """peft's settings, which hold the alpha that the tensors lack, by component; "" holds what is meant for all.
+
+    Raises:
+        CheckpointError: they cannot be read, are out of bounds, or tell of a DoRA.
     """
     text = read_metadata(path).get("lora_adapter_metadata")  # written by diffusers' save_lora_weights
     beside = path.parent / "adapter_config.json"
     config: dict[str, Any] = {}
     if text:
         try:
-            config = json.loads(text)
+            config = parse_object(text)
         except ValueError:
             raise CheckpointError(f"LoRA {path} has unreadable lora_adapter_metadata; export it again") from None
     elif beside.is_file() and any(name.startswith(_PEFT_PREFIX) for name in tensors):
         config = read_json(beside)
+    settings: dict[str, dict[str, Any]] = {"": {}}
     for key, value in config.items():
-        if key.split(".")[-1] == "use_dora" and value:
+        component, _, name = key.rpartition(".")  # "unet.lora_alpha"; in peft's own folder "lora_alpha"
+        settings.setdefault(component, {})[name] = value
+    described = {name: describe(PeftDescription, values, f"LoRA {path}") for name, values in settings.items()}
+    for component, values in described.items():
+        if values.get("use_dora"):
             raise CheckpointError(
-                f"LoRA {path} is a DoRA ({key}); plain LoRA is fused: merge it into the U-Net with the tool that made "
-                "it"
+                f"LoRA {path} is a DoRA ({f'{component}.' if component else ''}use_dora); plain LoRA is fused: merge "
+                "it into the U-Net with the tool that made it"
             )
-    return config
+    return described
 
 
-def _alpha_default(config: Mapping[str, Any], component: str, name: str) -> tuple[float | None, bool]:
+def _alpha_default(settings: Mapping[str, Mapping[str, Any]], component: str, name: str) -> tuple[float | None, bool]:
     """(alpha that peft's settings give a layer or None, whether it is divided by sqrt(rank) instead of rank)."""
-
-    def get(key: str) -> Any:
-        return config.get(f"{component}.{key}", config.get(key))
-
-    alpha = get("lora_alpha")
-    for pattern, value in (get("alpha_pattern") or {}).items():
-        if re.search(rf"(^|\.){pattern}$", name):
+    known = {**settings[""], **settings.get(component, {})}
+    alpha = known.get("lora_alpha")
+    for pattern, value in (known.get("alpha_pattern") or {}).items():
+        layer = pattern.removeprefix("^").replace("\\.", ".")
+        if name == layer or (not pattern.startswith("^") and name.endswith(f".{layer}")):
             alpha = value
-    return (None if alpha is None else float(alpha)), bool(get("use_rslora"))
+    return (None if alpha is None else float(alpha)), bool(known.get("use_rslora"))

@@ -6,12 +6,15 @@ The original (LDM) layout is model.diffusion_model.* (U-Net), first_stage_model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from pie_engine.checkpoint.components import Part
+from pie_engine.checkpoint.descriptions import UNetDescription, VaeDescription, describe
+from pie_engine.checkpoint.tokenizer import one_line
 from pie_engine.errors import CheckpointError, use
 
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
@@ -90,26 +93,32 @@ def unet_part(tensors: Mapping[str, Tensor], source: str, config: Mapping[str, A
 
     bare = {key.removeprefix(UNET_PREFIX): value for key, value in tensors.items() if key.startswith(UNET_PREFIX)}
     bare = bare or dict(tensors)
-    config = dict(config or infer_unet(bare, source))
+    config = describe(UNetDescription, config or infer_unet(bare, source), source)
     # Taken apart by hand above: diffusers' converter would also read model_ema.* and warn about it.
-    converted = convert_ldm_unet_checkpoint({UNET_PREFIX + key: value for key, value in bare.items()}, config)
-    return Part(config, converted, source)
+    prefixed = {UNET_PREFIX + key: value for key, value in bare.items()}
+    with _refusing(source, "U-Net"):
+        return Part(config, convert_ldm_unet_checkpoint(prefixed, config), source)
 
 
 def vae_part(tensors: Mapping[str, Tensor], source: str, config: Mapping[str, Any] | None) -> Part:
     """The VAE of a whole file."""
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
-    own = {key: value for key, value in tensors.items() if key.startswith(VAE_PREFIX)}
-    config = dict(config or infer_vae({key.removeprefix(VAE_PREFIX): value for key, value in own.items()}, source))
-    return Part(config, convert_ldm_vae_checkpoint(own, config), source)
+    prefixed = {key: value for key, value in tensors.items() if key.startswith(VAE_PREFIX)}
+    bare = {key.removeprefix(VAE_PREFIX): value for key, value in prefixed.items()}
+    config = describe(VaeDescription, config or infer_vae(bare, source), source)
+    with _refusing(source, "VAE"):
+        return Part(config, convert_ldm_vae_checkpoint(prefixed, config), source)
 
 
 def text_part(tensors: Mapping[str, Tensor], source: str, config: Mapping[str, Any] | None) -> Part:
     """The CLIP text encoder of a whole file."""
-    own = {key.removeprefix(TEXT_PREFIX): value for key, value in tensors.items() if key.startswith(TEXT_PREFIX)}
-    own = {key.removeprefix("text_model."): value for key, value in own.items()}
-    return Part(dict(config or infer_text(own, source)), own, source)
+    bare = {
+        key.removeprefix(TEXT_PREFIX).removeprefix("text_model."): value
+        for key, value in tensors.items()
+        if key.startswith(TEXT_PREFIX)
+    }
+    return Part(dict(config or infer_text(bare, source)), bare, source)
 
 
 def infer_unet(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
@@ -120,7 +129,8 @@ def infer_unet(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
     try:
         levels: list[list[tuple[int, bool]]] = [[]]  # per level, per layer: channels, has attention
         index = 1
-        while any(key.startswith(f"input_blocks.{index}.") for key in tensors):
+        blocks = {key.split(".")[1] for key in tensors if key.startswith("input_blocks.")}
+        while str(index) in blocks:
             block = f"input_blocks.{index}"
             if f"{block}.0.op.weight" in tensors:
                 levels.append([])
@@ -147,7 +157,7 @@ def infer_unet(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
             "norm_num_groups": 32,
             "sample_size": 64,
         }
-    except (KeyError, IndexError) as error:
+    except (KeyError, IndexError, ValueError) as error:
         raise _not_sd1(source, f"U-Net without {error}") from None
     if uneven or f"{middle}.transformer_blocks.1.attn2.to_k.weight" in tensors:
         raise _not_sd1(source, "U-Net with unequal levels or deep transformers")
@@ -177,7 +187,7 @@ def infer_vae(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
             "scaling_factor": 0.18215,
             "sample_size": 512,
         }
-    except (KeyError, IndexError) as error:
+    except (KeyError, IndexError, ValueError) as error:
         raise _not_sd1(source, f"VAE without {error}") from None
     _check_divides(widths, 32, "VAE widths", source)
     return config
@@ -202,7 +212,7 @@ def infer_text(tensors: Mapping[str, Tensor], source: str) -> dict[str, Any]:
             "bos_token_id": vocabulary - 2,
             "eos_token_id": vocabulary - 1,
         }
-    except KeyError as error:
+    except (KeyError, IndexError, ValueError) as error:
         raise _not_sd1(source, f"text encoder without {error}") from None
     _check_divides([hidden], 64, "text width", source)
     return config
@@ -216,6 +226,15 @@ def _check_divides(widths: list[int], divisor: int, what: str, source: str) -> N
             "cannot be told; put the file into its diffusers folder (model_index.json and config.json files), or "
             "pass that folder"
         )
+
+
+@contextlib.contextmanager
+def _refusing(source: str, what: str) -> Iterator[None]:
+    """Turn what diffusers' converters raise on tensors that are missing or of another shape into a CheckpointError."""
+    try:
+        yield
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise _not_sd1(source, f"{what} that cannot be renamed: {type(error).__name__} {one_line(error)}") from None
 
 
 def _not_sd1(source: str, found: str) -> CheckpointError:

@@ -15,18 +15,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pie_engine.checkpoint.locate import read_json
+from pie_engine.checkpoint.archives import CONVERT, MAX_TENSORS, check_archive, check_tensors
+from pie_engine.checkpoint.descriptions import IndexDescription, describe
+from pie_engine.checkpoint.json_files import read_json
+from pie_engine.checkpoint.tokenizer import one_line
 from pie_engine.errors import CheckpointError
 
-CONVERT = "convert it to .safetensors where you trust it, and pass that"
+# A safetensors header names each tensor in about 100 bytes; trainers add their own notes, up to megabytes.
+MAX_HEADER = 32 << 20
 _PICKLES = (".ckpt", ".bin")
-
-
-def one_line(error: BaseException, limit: int = 160) -> str:
-    """The first line of an exception's text, shortened: messages here are one line."""
-    lines = str(error).strip().splitlines()
-    text = lines[0].strip() if lines else type(error).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def weight_files(folder: Path, stems: Iterable[str]) -> list[Path]:
@@ -53,10 +50,7 @@ def weight_files(folder: Path, stems: Iterable[str]) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     """The files that a shard index names, all beside it."""
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map; copy or download it again")
-    names = sorted({str(name) for name in weight_map.values()})
+    names = sorted(set(describe(IndexDescription, read_json(index), str(index))["weight_map"].values()))
     for name in names:
         if Path(name).name != name or not (index.parent / name).is_file():
             raise CheckpointError(f"shard {name} named by {index} is not beside it; copy or download it again")
@@ -84,15 +78,22 @@ def read_metadata(path: Path) -> dict[str, str]:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         head = file.read(64)
+    size, header = path.stat().st_size, int.from_bytes(head[:8], "little")
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull`, or download the file")
+    if MAX_HEADER < header < size:
+        raise CheckpointError(f"{path} has a header of {header} bytes, at most {MAX_HEADER} are read; export it again")
     try:
         with safe_open(path, framework="pt") as file:
+            if len(file.keys()) > MAX_TENSORS:
+                raise CheckpointError(
+                    f"{path} holds {len(file.keys())} tensors, at most {MAX_TENSORS} are loaded; pass a Stable "
+                    "Diffusion v1.x checkpoint"
+                )
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except SafetensorError as error:
         raise CheckpointError(
-            f"{path} is corrupt or not safetensors ({path.stat().st_size} bytes: {one_line(error)}); copy or download "
-            "it again"
+            f"{path} is corrupt or not safetensors ({size} bytes: {one_line(error)}); copy or download it again"
         ) from None
 
 
@@ -103,8 +104,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path} has the suffix '{path.suffix}'; .safetensors, or .ckpt that holds only tensors, is loaded: "
             f"{CONVERT}"
         )
-    with path.open("rb"):
-        pass  # missing or not permitted: said as such, before everything else that fails counts as damage
+    check_archive(path)
     try:
         # Files older than PyTorch 1.6 are not zip archives and cannot be mapped.
         with warnings.catch_warnings():
@@ -121,11 +121,13 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         content = content["state_dict"]
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dict of named tensors; {CONVERT}")
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    check_tensors(tensors, path)
+    return tensors
 
 
 def to_float32(name: str, tensor: Tensor, source: str) -> Tensor:
-    """An own, contiguous float32 copy. Raises CheckpointError for integer (quantised) and for non-finite weights."""
+    """A contiguous float32 copy. Raises CheckpointError for integer (quantised) and for non-finite weights."""
     if not tensor.is_floating_point():
         raise CheckpointError(
             f"tensor {name} of {source} is {str(tensor.dtype).removeprefix('torch.')}; floating-point weights are "

@@ -41,7 +41,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--quick", action="store_true",
         help="one round of two steps, timed once, unless the options below say otherwise: does everything run here?",
     )  # fmt: skip
-    size.add_argument("--rounds", type=int, help="(3)")
+    size.add_argument("--rounds", "--steps", type=int, metavar="N", help="(3)")
     size.add_argument("--strength", type=float, help="share of a schedule of 50 steps per round (0.5)")
     size.add_argument("--resolution", type=int, metavar="PIXELS", help="side of the square (default: the model's)")
     size.add_argument("--batch", type=int, default=1, help="items that the engine runs at once; eager runs one (1)")
@@ -57,12 +57,12 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> int:
     from pie_engine.benchmarks.quick import QUICKEST, Quick, bench
-    from pie_engine.cli.doctor import plain
     from pie_engine.cli.progress import say
+    from pie_engine.cli.spelling import plain
     from pie_engine.files import check_file, write_file
 
     length = dict(QUICKEST) if arguments.quick else {}
-    length |= {name: own for name in QUICKEST if (own := getattr(arguments, name)) is not None}
+    length |= {name: value for name in QUICKEST if (value := getattr(arguments, name)) is not None}
     config = Quick(
         engine=arguments.engine,
         checkpoint=arguments.checkpoint,
@@ -80,11 +80,11 @@ def main(arguments: argparse.Namespace) -> int:
     )
     if arguments.output is not None:
         check_file(arguments.output, suffix=".json")
-    found = bench(config, (lambda line: None) if arguments.quiet else say)
-    text = json.dumps(found, allow_nan=False)
+    results = bench(config, (lambda line: None) if arguments.quiet else say)
+    text = json.dumps(results, allow_nan=False)
     if arguments.output is not None:
         write_file(arguments.output, text + "\n")
-    sys.stdout.write((text if arguments.json else plain("\n".join(report(found)))) + "\n")
+    sys.stdout.write((text if arguments.json else plain("\n".join(report(results)))) + "\n")
     return 0
 
 
@@ -93,23 +93,23 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.strip() for name in text.split(",")))
 
 
-def report(found: dict[str, Any]) -> list[str]:
+def report(results: dict[str, Any]) -> list[str]:
     """What `pie_engine.benchmarks.quick.bench` found, in lines of at most 100 characters where names allow it."""
     from pie_engine.cli.doctor import fields
 
-    machine, config = found["machine"], found["config"]
+    machine, config = results["machine"], results["config"]
     limits = "; ".join(
-        f"{dtype} {_gflops(own['flops'])} GFLOP/s (matrix products {_gflops(own['matmul_flops'])}, convolutions "
-        f"{_gflops(own['convolution_flops'])}), copies {own['copy_bytes'] / 1e9:.1f} GB/s"
-        for dtype, own in found["limits"].items()
+        f"{dtype} {_gflops(reached['flops'])} GFLOP/s (matrix products {_gflops(reached['matmul_flops'])}, "
+        f"convolutions {_gflops(reached['convolution_flops'])}), copies {reached['copy_bytes'] / 1e9:.1f} GB/s"
+        for dtype, reached in results["limits"].items()
     )
     threads = f", {machine['threads']} of {machine['cores']} cores" if machine["threads"] else ""
     lines = fields(
         [
             ("machine", machine["device"] + threads),
             ("reaches at best", limits),
-            ("versions", ", ".join(f"{name} {number}" for name, number in found["versions"].items())),
-            *([("revision", found["revision"])] if found["revision"] else []),
+            ("versions", ", ".join(f"{name} {number}" for name, number in results["versions"].items())),
+            *([("revision", results["revision"])] if results["revision"] else []),
             ("model", config["model"]),
             (
                 "progression",
@@ -120,29 +120,29 @@ def report(found: dict[str, Any]) -> list[str]:
         indent=0,
         column=17,
     )
-    lines += ["", *_table(found), ""]
-    if found["round"]:
-        part = found["round"]
+    lines += ["", *_table(results), ""]
+    if results["round"]:
+        part = results["round"]
         names = {"unet": "U-Net", "step": "fused step", "decode": "decoding", "rest": "the rest"}
         shares = ", ".join(f"{title} {part[f'{name}_share']:.1%}" for name, title in names.items())
         lines += fields(
             [("a round of", f"{part['variant']}: {_seconds(part['round_s'])}; {shares}")], indent=0, column=17
         )
-    return lines + fields([("note", note) for note in found["notes"]], indent=0, column=17)
+    return lines + fields([("note", note) for note in results["notes"]], indent=0, column=17)
 
 
-def _table(found: dict[str, Any]) -> list[str]:
-    batch, width = found["config"]["batch"], max(len(row["variant"]) for row in found["rows"])
-    gpu = found["config"]["device"] != "cpu"
+def _table(results: dict[str, Any]) -> list[str]:
+    batch, width = results["config"]["batch"], max(len(row["variant"]) for row in results["rows"])
+    gpu = results["config"]["device"] != "cpu"
     title = "Times of one progression, of one item"
     if batch > 1:
-        eager = any(row["variant"].startswith("eager") for row in found["rows"])
+        eager = any(row["variant"].startswith("eager") for row in results["rows"])
         title = (
             f"Times PER ITEM: the engine runs {batch} at once{', eager PyTorch one' if eager else ''}; memory is of all"
         )
     head = f"{'':{width}}{'warm-up':>9}{'median':>9}{'p20':>9}{'p80':>9}{'speed-up':>10}{'host MB':>9}"
     lines = [title, head + (f"{'GPU MB':>9}" if gpu else "") + f"{'GFLOP/s':>9}{'of best':>8}"]
-    for row in found["rows"]:
+    for row in results["rows"]:
         if "error" in row:
             lines.append(f"{row['variant']:<{width}}  {row['error']}")
             continue
@@ -151,8 +151,8 @@ def _table(found: dict[str, Any]) -> list[str]:
         line += f"{row['device_peak_mb']:>9.0f}" if gpu else ""
         known = row["share"] is not None
         lines.append(line + (f"{row['gflop_per_s']:>9.1f}{row['share']:>8.0%}" if known else f"{'-':>9}{'-':>8}"))
-    if found["baseline"] is not None:
-        lines.append(f"speed-up: median of the ratios, repeat by repeat, over {found['baseline']}")
+    if results["baseline"] is not None:
+        lines.append(f"speed-up: median of the ratios, repeat by repeat, over {results['baseline']}")
     return lines
 
 

@@ -21,6 +21,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "engine bundle. Components and engines are cached by content: a new --unet exports only the U-Net.",
         allow_abbrev=False,
     )
+    parser.add_argument("folder", nargs="?", metavar="CHECKPOINT", help="the same as --checkpoint")
     add_checkpoint_options(parser)
     parser.add_argument("--output", type=Path, help="bundle folder to write (default: NAME.pie in this folder)")
     parser.add_argument("--precision", choices=PRECISIONS, help="of weights and activations (fp32; TensorRT: fp16)")
@@ -92,6 +93,13 @@ def main(arguments: argparse.Namespace) -> int:
     from pie_engine.files import check_folder
     from pie_engine.model.bundle import MANIFEST
 
+    if arguments.folder is not None:
+        if arguments.checkpoint is not None:
+            raise ConfigError(
+                f"{arguments.folder} and --checkpoint {arguments.checkpoint} both name the checkpoint; pass one of "
+                "them; a fine-tuned U-Net over a base is --unet"
+            )
+        arguments.checkpoint = arguments.folder
     if arguments.refit is not None:
         return refit.from_build(arguments)
     if arguments.checkpoint is None and arguments.unet is None:

@@ -1,4 +1,4 @@
-"""`pie-engine converge`: do the rounds of a run converge, and as beta predicts?"""
+"""`pie-engine converge`: do the rounds of runs converge, and as beta predicts?"""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pie_engine.errors import InputError, OutputError
+from pie_engine.cli.studies import add_folders
 
 if TYPE_CHECKING:
     from pie_engine.evaluation.converge import CheckedRun
+    from pie_engine.evaluation.tables import Table
     from pie_engine.metrics.convergence import Comparison
     from pie_engine.metrics.decay import Decay
 
-_SUFFIXES = (".svg", ".png")
 # Rows of the table; more rounds are shown at even distances.
 _MOST_ROWS = 12
 
@@ -23,72 +23,92 @@ _MOST_ROWS = 12
 def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "converge",
-        help="check whether a run's rounds converge, and as beta predicts",
+        help="check whether runs' rounds converge, and as beta predicts",
         description="Fit a geometric decay to the change of each round inside the region of interest, compare it with "
-        "what beta2 predicts for a constant edit, and the displacement outside with what beta1 predicts. Reads the "
-        "folder that pie-engine run or demo wrote; with --save-latents only latents wholly inside the region count.",
+        "what beta2 predicts for a constant edit, and the displacement outside with what beta1 predicts. With "
+        "--save-latents only latents wholly inside the region count. Several runs get a row each.",
         allow_abbrev=False,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder that pie-engine run or demo wrote")
-    parser.add_argument("--output", type=Path, metavar="FILE.svg|FILE.png", help="write a plot of the increments")
+    add_folders(parser)
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.svg|.png|.pdf", help="write a plot of the increments into this file"
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as one JSON object")
     return parser
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from pie_engine.evaluation.converge import check_run
-    from pie_engine.files import check_file, write_file
+    from pie_engine.cli.tables import show
+    from pie_engine.evaluation.converge import check_runs
+    from pie_engine.evaluation.converge_plot import save_plot
+    from pie_engine.outputs.figure import check_figure
 
     output: Path | None = arguments.output
     if output is not None:
-        if output.suffix not in _SUFFIXES:
-            raise OutputError(f"{output} does not end in {' or '.join(_SUFFIXES)}; pass another name")
-        check_file(output, suffix=output.suffix)
-    run = check_run(arguments.folder)
+        check_figure(output)
+    runs = check_runs(arguments.folders)
     if output is not None:
-        write_file(output, _plot(run, arguments.folder, output.suffix))
+        save_plot(runs, output)
     if arguments.json:
-        sys.stdout.write(json.dumps({**run.to_dict(), "plot": None if output is None else str(output)}) + "\n")
+        found = runs[0].to_dict() if len(runs) == 1 else {"runs": [run.to_dict() for run in runs]}
+        sys.stdout.write(json.dumps({**found, "plot": None if output is None else str(output)}) + "\n")
         return 0
-    sys.stdout.write("\n".join([*_table(run), "", *_findings(run)]) + "\n")
-    if output is not None:
-        sys.stdout.write(f"look at {output}\n")
+    look = [] if output is None else [f"look at {output}"]
+    if len(runs) == 1:
+        show([_rounds(runs[0])], "", *_findings(runs[0]), *look)
+    else:
+        show([_overview(runs)], "", _verdicts(runs), *look)
     return 0
 
 
-def _plot(run: CheckedRun, folder: Path, suffix: str) -> bytes:
-    from pie_engine.evaluation.semilog import Curve, draw_semilog
+def _overview(runs: list[CheckedRun]) -> Table:
+    """A row per run."""
+    from pie_engine.evaluation.tables import Table
 
-    increments, decay = run.found.rounds.increments, run.found.trend.decay
-    if not any(increments):
-        raise InputError(f"{folder} has no change to plot in any round; leave out --output")
-    numbers = range(1, len(increments) + 1)
-    curves = [Curve("measured", list(zip(numbers, increments, strict=True)), marked=True)]
-    if decay is not None:
-        points = [(n, decay.start * decay.rate**n) for n in range(decay.first, decay.last + 1)]
-        curves.append(Curve(f"fitted: r = {decay.rate:.3f} ({decay.low:.3f} to {decay.high:.3f})", points))
-    if run.found.inside is not None:
-        beta, first = run.found.inside.beta, increments[0]
-        name = f"constant edit: beta2^n, beta2 = {beta:g}" if run.betas else "constant edit, no mask"
-        curves.append(Curve(name, [(n, first * beta ** (n - 1)) for n in numbers]))
-    title = f"Change per round inside the region of interest, {run.noise}"
-    title += " noise" if run.noise != "inversion" else ""
-    return draw_semilog(title, "increment, root mean square of latents", curves, len(increments), suffix)
+    columns = ["run", "rounds", "verdict", "rate", "late rate", "rate of beta2", "inside", "outside"]
+    rows = []
+    for run in runs:
+        trend, inside, outside = run.found.trend, run.found.inside, run.found.outside
+        rates = [
+            "" if decay is None else f"{decay.rate:.3f} [{decay.low:.3f}, {decay.high:.3f}]"
+            for decay in (trend.decay, trend.late)
+        ]
+        beta = "" if inside is None else f"{inside.beta:g}"
+        agreement = ["not compared" if part is None else _answer(part) for part in (inside, outside)]
+        rows.append([run.name, str(len(run.found.rounds.increments)), trend.verdict, *rates, beta, *agreement])
+    notes = ["[95 % interval of one run's rate]; inside, outside: as beta2 and beta1 predict"]
+    return Table(columns, rows, notes=notes)
 
 
-def _table(run: CheckedRun) -> list[str]:
+def _verdicts(runs: list[CheckedRun]) -> str:
+    """How many runs have each verdict."""
+    verdicts = [run.found.trend.verdict for run in runs]
+    counts = ", ".join(f"{verdict}: {verdicts.count(verdict)}" for verdict in dict.fromkeys(verdicts))
+    return f"{len(runs)} runs; {counts}"
+
+
+def _rounds(run: CheckedRun) -> Table:
+    """A row per round."""
+    from pie_engine.evaluation.tables import Table
+
     rounds, inside = run.found.rounds, run.found.inside
     count = len(rounds.increments)
     shown = sorted({round(1 + (count - 1) * row / (_MOST_ROWS - 1)) for row in range(_MOST_ROWS)})
-    lines = ["round   increment   ratio   constant edit   displacement" + ("   outside" if rounds.outside else "")]
+    columns = ["round", "increment", "ratio", "constant edit", "displacement", *["outside"] * bool(rounds.outside)]
+    rows = []
     for number in shown:
         increment, before = rounds.increments[number - 1], rounds.increments[number - 2] if number > 1 else 0.0
-        ratio = f"{increment / before:.3f}" if before else ""
-        edit = f"{rounds.increments[0] * inside.beta ** (number - 1):.3e}" if inside is not None else ""
-        outside = f"   {rounds.outside[number - 1]:.1e}" if rounds.outside else ""
-        displacement = rounds.displacement[number - 1]
-        lines.append(f"{number:>5}   {increment:.3e}   {ratio:>5}   {edit:>13}   {displacement:>12.4f}{outside}")
-    return lines
+        rows.append(
+            [
+                str(number),
+                f"{increment:.3e}",
+                f"{increment / before:.3f}" if before else "",
+                f"{rounds.increments[0] * inside.beta ** (number - 1):.3e}" if inside is not None else "",
+                f"{rounds.displacement[number - 1]:.4f}",
+                *([f"{rounds.outside[number - 1]:.1e}"] if rounds.outside else []),
+            ]
+        )
+    return Table(columns, rows)
 
 
 def _findings(run: CheckedRun) -> list[str]:
@@ -96,7 +116,8 @@ def _findings(run: CheckedRun) -> list[str]:
     lines = [f"verdict     {trend.verdict}: {trend.reason}"]
     if trend.rounds_needed is not None:
         lines.append(f"            about --steps {trend.rounds_needed} would decide, if it goes on like this")
-    lines += [f"{name:<12}{_decay(own)}" for name, own in (("rate", trend.decay), ("late rate", trend.late)) if own]
+    rates = (("rate", trend.decay), ("late rate", trend.late))
+    lines += [f"{name:<12}{_decay(decay)}" for name, decay in rates if decay is not None]
     if trend.ratios is not None:
         lines.append(
             f"ratios      from {trend.ratios[0]:.3f} to {trend.ratios[1]:.3f}, one increment to the one before"
@@ -114,8 +135,10 @@ def _findings(run: CheckedRun) -> list[str]:
         lines.append(f"outside     as beta1 predicts: {_answer(found.outside)}, {_displacement(found.outside)}")
         lines.append(f"            (a displacement that does not add up stays at beta1 = {found.outside.beta:g})")
     if found.channels is not None:
-        rates = ", ".join("none" if own.decay is None else f"{own.decay.rate:.3f}" for own in found.channels)
-        lines.append(f"channels    rates {rates}")
+        decays = [channel.decay for channel in found.channels]
+        lines.append(
+            f"channels    rates {', '.join('none' if decay is None else f'{decay.rate:.3f}' for decay in decays)}"
+        )
     if run.noise == "fresh":
         lines.append("noise       fresh: another noise in each round moves the latents by itself (--noise shared)")
     lines.append(f"measured    {_REGION[run.source]}, {run.source}")

@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--domain", choices=DOMAINS, default="chest", help="what kind of picture (chest)")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder (demo-output, demo-regression or phantoms)")
     parser.add_argument("--patient", type=int, metavar="N", help="which held-out phantom, 0 to 999 (0)")
-    parser.add_argument("--steps", type=int, help="rounds (10)")
+    parser.add_argument("--steps", "--rounds", type=int, metavar="N", help="rounds (10)")
     parser.add_argument("--backend", choices=("onnxruntime", "torch"), help="(onnxruntime)")
     parser.add_argument("--regress", action="store_true", help="from the disease towards the healthy prompt")
     parser.add_argument(

@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pie_engine.cli.spelling import told
+from pie_engine.cli.spelling import plain, told
 
 WIDTH = 100
 
@@ -32,9 +32,9 @@ def main(arguments: argparse.Namespace) -> int:
     from pie_engine.machine.doctor import diagnose
 
     with quiet():
-        found = told(diagnose())
-    sys.stdout.write((json.dumps(found) if arguments.json else plain("\n".join(_report(found)))) + "\n")
-    return 0 if any(backend["runs"] for backend in found["backends"]) else 2
+        diagnosis = told(diagnose())
+    sys.stdout.write((json.dumps(diagnosis) if arguments.json else plain("\n".join(_report(diagnosis)))) + "\n")
+    return 0 if any(backend["runs"] for backend in diagnosis["backends"]) else 2
 
 
 @contextlib.contextmanager
@@ -62,11 +62,6 @@ def fields(rows: Iterable[tuple[str, object]], *, indent: int = 2, column: int =
     return lines
 
 
-def plain(text: str) -> str:
-    """The text without what a terminal would take for a command: names in manifests may hold anything."""
-    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
-
-
 def size(number: float | None) -> str:
     """Bytes in the unit that suits them."""
     if number is None:
@@ -74,13 +69,13 @@ def size(number: float | None) -> str:
     return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
 
 
-def _report(found: dict[str, Any]) -> list[str]:
-    machine, cache, auto = found["machine"], found["cache"], found["auto"]
+def _report(diagnosis: dict[str, Any]) -> list[str]:
+    machine, cache, auto = diagnosis["machine"], diagnosis["cache"], diagnosis["auto"]
     gpus = [
         (f"cuda:{gpu['index']}", f"{gpu['name']}, compute capability {gpu['capability']}, {size(gpu['memory'])}")
         for gpu in machine["gpus"]
     ]
-    lines = ["Versions", *fields((name, _version(found, name)) for name in found["versions"])]
+    lines = ["Versions", *fields((name, _version(diagnosis, name)) for name in diagnosis["versions"])]
     lines += ["", "Machine", *fields(gpus or [("GPU", f"none: {machine['no_gpu_because']}")])]
     lines += fields(
         [
@@ -90,32 +85,32 @@ def _report(found: dict[str, Any]) -> list[str]:
             ("", f"{size(cache['free_bytes'])} free" + ("" if cache["writable"] else ", CANNOT BE WRITTEN")),
         ]
     )
-    lines += ["", "Backends", *_backends(found["backends"]), ""]
-    if found["fused_steps"]:
-        lines += ["Fused step", *fields(_step(step) for step in found["fused_steps"]), ""]
+    lines += ["", "Backends", *_backends(diagnosis["backends"]), ""]
+    if diagnosis["fused_steps"]:
+        lines += ["Fused step", *fields(_step(step) for step in diagnosis["fused_steps"]), ""]
     lines += [
         "Chosen by --backend auto, for a checkpoint or a bundle without engines",
         *fields([(auto["backend"] or "none", auto["why"])]),
     ]
-    if found["problems"]:
+    if diagnosis["problems"]:
         lines += ["", "Problems"]
-        for problem in found["problems"]:
+        for problem in diagnosis["problems"]:
             lines += [*fields([("-", problem["what"])], column=4), f"    -> {problem['remedy']}"]
     return lines
 
 
-def _version(found: dict[str, Any], name: str) -> str:
-    version = found["versions"][name]
+def _version(diagnosis: dict[str, Any], name: str) -> str:
+    version = diagnosis["versions"][name]
     if version is None:
         return "not installed"
     if name == "torch":
-        return f"{version} ({'CUDA ' + found['torch_cuda'] if found['torch_cuda'] else 'built without CUDA'})"
+        return f"{version} ({'CUDA ' + diagnosis['torch_cuda'] if diagnosis['torch_cuda'] else 'built without CUDA'})"
     if name == "onnxruntime":
-        packages, providers = found["onnxruntime"]["packages"], found["onnxruntime"]["providers"]
+        packages, providers = diagnosis["onnxruntime"]["packages"], diagnosis["onnxruntime"]["providers"]
         return f"{version} ({' and '.join(packages)}: {', '.join(providers) or 'does not load'})"
     if name == "openvino":
         notes = {None: "does not load", True: "bf16 on this processor", False: "no bf16 on this processor"}
-        return f"{version} ({notes[found['openvino']['bf16']]})"
+        return f"{version} ({notes[diagnosis['openvino']['bf16']]})"
     return version
 
 

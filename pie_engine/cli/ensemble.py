@@ -1,4 +1,4 @@
-"""`pie-engine ensemble`: runs that differ in their seed, as one mean and one map of how far they are apart."""
+"""`pie-engine ensemble`: runs that differ in their seed, as one mean and one map of how much they differ."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+
+from pie_engine.cli.studies import add_folders
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -17,17 +19,17 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "standard deviation in grey levels: where the simulation depends on the noise that it was started from.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "folders", type=Path, nargs="+", metavar="DIR", help="folders that pie-engine run wrote, or one that holds them"
-    )
+    add_folders(parser)
     parser.add_argument("--output", type=Path, default=Path("ensemble"), metavar="DIR", help="folder (ensemble)")
     parser.add_argument("--json", action="store_true", help="print the findings as one JSON object")
     return parser
 
 
 def main(arguments: argparse.Namespace) -> int:
+    from pie_engine.cli.tables import show
     from pie_engine.evaluation.ensemble import MARKER, gather
     from pie_engine.evaluation.runs import find_runs
+    from pie_engine.evaluation.tables import Table
     from pie_engine.files import check_folder
 
     check_folder(arguments.output, replaceable=MARKER)
@@ -36,12 +38,12 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.json:
         sys.stdout.write(json.dumps({**ensemble.facts, **written}) + "\n")
         return 0
-    found = ensemble.facts["deviation"]
-    lines = ["round   mean deviation inside   largest, in grey levels"]
-    for number, (inside, largest) in enumerate(zip(found["mean_inside"], found["largest"], strict=True), start=1):
-        lines.append(f"{number:>5}   {inside:>21.2f}   {largest:>23.1f}")
-    lines.append(
-        f"{len(ensemble.facts['members'])} runs; look at {written['deviation.png']} and {written['sheet.png']}"
-    )
-    sys.stdout.write("\n".join(lines) + "\n")
+    deviation = ensemble.facts["deviation"]
+    rows = [
+        [str(number), f"{inside:.2f}", f"{largest:.1f}"]
+        for number, (inside, largest) in enumerate(zip(deviation["mean_inside"], deviation["largest"], strict=True), 1)
+    ]
+    table = Table(["round", "mean deviation inside, in grey levels", "largest"], rows)
+    count = len(ensemble.facts["members"])
+    show([table], f"{count} runs; look at {written['deviation.png']} and {written['sheet.png']}")
     return 0

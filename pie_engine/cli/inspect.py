@@ -7,8 +7,8 @@ import json
 import sys
 from typing import Any
 
-from pie_engine.cli.doctor import fields, plain, quiet, size
-from pie_engine.cli.spelling import told
+from pie_engine.cli.doctor import fields, quiet, size
+from pie_engine.cli.spelling import plain, told
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -28,47 +28,50 @@ def main(arguments: argparse.Namespace) -> int:
     from pie_engine.machine.inspection import inspect_bundle
 
     with quiet():
-        found = told(inspect_bundle(arguments.bundle))
-    sys.stdout.write((json.dumps(found) if arguments.json else plain("\n".join(_report(found)))) + "\n")
+        contents = told(inspect_bundle(arguments.bundle))
+    sys.stdout.write((json.dumps(contents) if arguments.json else plain("\n".join(_report(contents)))) + "\n")
     return 0
 
 
-def _report(found: dict[str, Any]) -> list[str]:
+def _report(contents: dict[str, Any]) -> list[str]:
     lines = [
-        found["bundle"],
+        contents["bundle"],
         *fields(
             [
-                ("bundle", f"format {found['format']}, written by pie-engine {found['pie_engine'] or '(not known)'}"),
-                ("graphs", f"{found['precision']}, opset {found['opset']}"),
-                ("size", f"{size(found['bytes'])}; every file matches its hash"),
+                (
+                    "bundle",
+                    f"format {contents['format']}, written by pie-engine {contents['pie_engine'] or '(not known)'}",
+                ),
+                ("graphs", f"{contents['precision']}, opset {contents['opset']}"),
+                ("size", f"{size(contents['bytes'])}; every file matches its hash"),
             ]
         ),
         "",
         "Sources, and their weights (SHA-256)",
         *fields(
-            (name, f"{found['hashes'].get(name, '-')[:12]:12}  {found['sources'].get(name, 'not named')}")
-            for name in {**found["sources"], **found["hashes"]}
+            (name, f"{contents['hashes'].get(name, '-')[:12]:12}  {contents['sources'].get(name, 'not named')}")
+            for name in {**contents["sources"], **contents["hashes"]}
         ),
         "",
         "Components             precision        size   error against PyTorch       nodes   attentions",
     ]
-    for name, part in found["components"].items():
+    for name, part in contents["components"].items():
         error = "not known" if part["relative_error"] is None else f"{part['relative_error']:.1e}"
         most = "" if part["tolerance"] is None else f" (at most {part['tolerance']:.1e})"
         lines.append(
             f"  {name:<20} {part['precision'] or '-':<10} {size(part['bytes']):>10}   {error + most:<25} "
             f"{part['nodes']:>6} {part['attentions']:>12}"
         )
-    torch = found["torch"]
+    torch = contents["torch"]
     lines += ["", *fields([("in PyTorch", "runs, with the graphs' weights" if torch["runs"] else torch["reason"])])]
-    if not found["engines"]:
+    if not contents["engines"]:
         lines += ["", "Engines", "  none; PyTorch runs the models, OpenVINO and ONNX Runtime the graphs"]
-    for flavour in found["engines"]:
+    for flavour in contents["engines"]:
         lines += ["", *_engines(flavour)]
-    auto = found["auto"]
+    auto = contents["auto"]
     lines += ["", "Chosen by --backend auto, here", *fields([(auto["backend"] or "none", auto["why"])])]
-    if found["defects"]:
-        lines += ["", "Defects", *(line for text in found["defects"] for line in fields([("-", text)], column=4))]
+    if contents["defects"]:
+        lines += ["", "Defects", *(line for text in contents["defects"] for line in fields([("-", text)], column=4))]
     return lines
 
 

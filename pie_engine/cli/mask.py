@@ -73,11 +73,11 @@ def main(arguments: argparse.Namespace) -> int:
     how = config.fit
     assert config.feather is not None
     mask = fit_roi(roi, arguments.resolution, scale=_SCALE, how=how, feather_width=config.feather)
-    found = _measure(grid, roi, mask, truth, arguments.resolution, how)
-    picture = _draw(fit(image, arguments.resolution, how), roi, mask, truth, how, found)
+    measures = _measure(grid, roi, mask, truth, arguments.resolution, how)
+    picture = _draw(fit(image, arguments.resolution, how), roi, mask, truth, how, measures)
     write_file(arguments.output, picture)
-    found["overlay"] = str(arguments.output)
-    sys.stdout.write((json.dumps(found) if arguments.json else "\n".join(_report(found))) + "\n")
+    measures["overlay"] = str(arguments.output)
+    sys.stdout.write((json.dumps(measures) if arguments.json else "\n".join(_report(measures))) + "\n")
     return 0
 
 
@@ -85,7 +85,7 @@ def _measure(grid: Grid, roi: Roi, mask: Mask, truth: Roi | None, resolution: in
     from pie_engine.metrics import measure_overlap
 
     weight = mask.weight[mask.pixels]
-    found: dict[str, Any] = {
+    measures: dict[str, Any] = {
         "image": {"width": grid.size[0], "height": grid.size[1], "spacing_mm": grid.spacing},
         "resolution": resolution,
         "fit": how,
@@ -99,7 +99,7 @@ def _measure(grid: Grid, roi: Roi, mask: Mask, truth: Roi | None, resolution: in
     }
     if truth is not None:
         fitted, latent = _fit(truth, resolution, how)
-        found["truth"] = {
+        measures["truth"] = {
             **truth.facts,
             "source": measure_overlap(roi.pixels, truth.pixels, grid.spacing).to_dict(),
             "output": measure_overlap(mask.pixels, fitted).to_dict(),
@@ -109,7 +109,7 @@ def _measure(grid: Grid, roi: Roi, mask: Mask, truth: Roi | None, resolution: in
                 if name in ("iou", "dice")
             },
         }
-    return found
+    return measures
 
 
 def _fit(truth: Roi, resolution: int, how: str) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +121,7 @@ def _fit(truth: Roi, resolution: int, how: str) -> tuple[np.ndarray, np.ndarray]
     return pixels, latent_mask(pixels, _SCALE)[0]
 
 
-def _draw(image: Any, roi: Roi, mask: Mask, truth: Roi | None, how: str, found: dict[str, Any]) -> bytes:
+def _draw(image: Any, roi: Roi, mask: Mask, truth: Roi | None, how: str, measures: dict[str, Any]) -> bytes:
     """The overlay as a PNG file."""
     import numpy as np
 
@@ -133,14 +133,14 @@ def _draw(image: Any, roi: Roi, mask: Mask, truth: Roi | None, how: str, found: 
     keep = None
     if roi.keep is not None:
         keep = fit_grey(roi.keep.astype(np.uint8) * 255, image.width, how) >= HALF
-    facts = found["roi"]
+    facts = measures["roi"]
     legend = {
         "region": f"may change: {facts['output_share']:.1%}, {facts['components']} component"
         + "s" * (facts["components"] != 1),
         "keep": "kept as it is",
     }
     if truth is not None:
-        legend["truth"] = f"ground truth: {_scores(found['truth']['output'])}"
+        legend["truth"] = f"ground truth: {_scores(measures['truth']['output'])}"
     picture = draw_overlay(
         np.asarray(image),
         mask.pixels,
@@ -163,8 +163,8 @@ def _scores(overlap: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _report(found: dict[str, Any]) -> list[str]:
-    roi, image, latent, side = found["roi"], found["image"], found["latent"], found["resolution"]
+def _report(measures: dict[str, Any]) -> list[str]:
+    roi, image, latent, side = measures["roi"], measures["image"], measures["latent"], measures["resolution"]
     sizes = ", ".join(map(str, roi["component_pixels"])) + (", ..." if roi["components"] > 20 else "")
     lines = [
         f"region       {roi['pixels']} of {image['width']} x {image['height']} pixels ({roi['share']:.2%})",
@@ -173,13 +173,13 @@ def _report(found: dict[str, Any]) -> list[str]:
         + (f"; the crop cuts off {roi['cut_off_pixels']} pixels of the image's" if roi["cut_off_pixels"] else ""),
         f"latents      {latent['inside']} of {latent['size'][1]} x {latent['size'][0]} at least half inside, "
         f"{latent['touched']} touched",
-        f"feather      {found['feather']['full']:.1%} of the region changes fully",
+        f"feather      {measures['feather']['full']:.1%} of the region changes fully",
     ]
-    if "truth" in found:
+    if "truth" in measures:
         lines += [
             "against the ground truth",
-            f"  source     {_scores(found['truth']['source'])}",
-            f"  at {side:<8}{_scores(found['truth']['output'])}",
-            f"  latents    {_scores(found['truth']['latent'])}",
+            f"  source     {_scores(measures['truth']['source'])}",
+            f"  at {side:<8}{_scores(measures['truth']['output'])}",
+            f"  latents    {_scores(measures['truth']['latent'])}",
         ]
-    return [*lines, f"look at {found['overlay']}"]
+    return [*lines, f"look at {measures['overlay']}"]

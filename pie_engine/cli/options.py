@@ -21,9 +21,9 @@ _TYPES = {int: int, float: float, Path: Path}
 def add_settings(group: Any, cls: type, *, only: Iterable[str] | None = None, but: Iterable[str] = ()) -> None:
     """One option for each field of `cls`, or those named; on and off for a switch. What is not given stays None."""
     wanted = None if only is None else set(only)
-    for name, own in declared(cls):
+    for name, setting in declared(cls):
         if (wanted is None or name in wanted) and name not in set(but):
-            _add(group, cls, name, own)
+            _add(group, cls, name, setting)
 
 
 def settings_from(arguments: argparse.Namespace, cls: type[T], **others: Any) -> T:
@@ -33,45 +33,46 @@ def settings_from(arguments: argparse.Namespace, cls: type[T], **others: Any) ->
         ConfigError: see `cls`.
     """
     given = {}
-    for name, own in declared(cls):
-        value = getattr(arguments, _key(own, name), None)
+    for name, setting in declared(cls):
+        value = getattr(arguments, _key(setting, name), None)
         if value is not None and name not in others:
-            given[name] = own.parse(value) if own.parse is not None else value
+            given[name] = setting.parse(value) if setting.parse is not None else value
     return cls(**given, **others)
 
 
 def options_of(cls: type) -> dict[str, str]:
     """Field -> option, such as "steps": "--steps"."""
-    return {name: f"--{as_option(own.called or name, None)}" for name, own in declared(cls)}
+    return {name: f"--{as_option(setting.called or name, None)}" for name, setting in declared(cls)}
 
 
-def told_default(cls: type, name: str, own: Setting) -> str:
+def told_default(cls: type, name: str, setting: Setting) -> str:
     """What holds where nothing is given, in words."""
     default = default_of(cls, name)
-    if own.open:
-        return own.open
+    if setting.open:
+        return setting.open
     if isinstance(default, bool):
         return "on" if default else "off"
     return "empty" if default == "" else str(default)
 
 
-def _add(group: Any, cls: type, name: str, own: Setting) -> None:
-    option, kind = f"--{as_option(own.called or name, None)}", type_of(cls, name)
+def _add(group: Any, cls: type, name: str, setting: Setting) -> None:
+    option, kind = f"--{as_option(setting.called or name, None)}", type_of(cls, name)
+    options = [option, *(f"--{other}" for other in setting.also)]
     kinds = [kind, *getattr(kind, "__args__", ())]
-    symbol = f"{own.symbol}: " if own.symbol and own.symbol != name else ""
-    help = f"{symbol}{own.help} ({told_default(cls, name, own)})".replace("%", "%%")
-    settings: dict[str, Any] = {"default": None, "dest": _key(own, name), "help": help}
+    symbol = f"{setting.symbol}: " if setting.symbol and setting.symbol != name else ""
+    help = f"{symbol}{setting.help} ({told_default(cls, name, setting)})".replace("%", "%%")
+    settings: dict[str, Any] = {"default": None, "dest": _key(setting, name), "help": help}
     if bool in kinds:
-        group.add_argument(option, action=argparse.BooleanOptionalAction, **settings)
+        group.add_argument(*options, action=argparse.BooleanOptionalAction, **settings)
         return
-    if own.choices:
-        settings["choices"] = [choice for choice in own.choices if choice]
+    if setting.choices:
+        settings["choices"] = [choice for choice in setting.choices if choice]
     else:
-        settings["metavar"] = own.metavar or name.upper()
-        settings["type"] = next((_TYPES[own_kind] for own_kind in kinds if own_kind in _TYPES), str)
-    group.add_argument(option, **settings)
+        settings["metavar"] = setting.metavar or name.upper()
+        settings["type"] = next((_TYPES[kind_of_value] for kind_of_value in kinds if kind_of_value in _TYPES), str)
+    group.add_argument(*options, **settings)
 
 
-def _key(own: Setting, name: str) -> str:
+def _key(setting: Setting, name: str) -> str:
     """Where argparse keeps an option's value."""
-    return own.called or name
+    return setting.called or name

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pie_engine.cli.options import add_settings
 from pie_engine.config import RunConfig
-from pie_engine.errors import ConfigError
+from pie_engine.errors import ConfigError, quoted
 
 if TYPE_CHECKING:
     from pie_engine.imaging import Reading, Region
@@ -142,7 +142,9 @@ def regions_from(words: Words | None, name: str) -> list[Region] | None:
         if name != "mask" and regions[-1].beta is not None:
             raise ConfigError(f"{name} '{text}' has a beta, which belongs to --mask; leave it out")
     if bare:
-        raise ConfigError(f"finding {prompt!r} has no region; put its --mask after it, or pass the text as --prompt")
+        raise ConfigError(
+            f"finding {quoted(prompt)} has no region; put its --mask after it, or pass the text as --prompt"
+        )
     return regions or None
 
 

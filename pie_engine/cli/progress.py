@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+from pie_engine.cli.spelling import one_line
+
 
 class Progress:
     """Counts U-Net evaluations. Use as `on_progress` of `PieEngine.run`."""
@@ -35,5 +37,5 @@ class Progress:
 
 def say(line: str) -> None:
     """One line of progress on stderr; stdout belongs to results."""
-    sys.stderr.write(line + "\n")
+    sys.stderr.write(one_line(line) + "\n")
     sys.stderr.flush()

@@ -38,23 +38,24 @@ def table(cls: type) -> Iterator[str]:
     yield "| setting | option | meaning | limits | default | sweep |"
     yield "| --- | --- | --- | --- | --- | --- |"
     options = options_of(cls)
-    for name, own in declared(cls):
-        symbol = f" ({own.symbol})" if own.symbol and own.symbol != name else ""
-        unit = f", in {own.unit}" if own.unit not in own.help else ""
+    for name, setting in declared(cls):
+        symbol = f" ({setting.symbol})" if setting.symbol and setting.symbol != name else ""
+        names = (options[name], *(f"--{other}" for other in setting.also))
+        unit = f", in {setting.unit}" if setting.unit not in setting.help else ""
         cells = (
-            f"`{name}`{symbol}", f"`{options[name]}`", own.help + unit,
-            limits(cls, name, own), told_default(cls, name, own), "yes" if own.vary else "",
+            f"`{name}`{symbol}", ", ".join(f"`{option}`" for option in names), setting.help + unit,
+            limits(cls, name, setting), told_default(cls, name, setting), "yes" if setting.vary else "",
         )  # fmt: skip
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def limits(cls: type, name: str, own: Setting) -> str:
+def limits(cls: type, name: str, setting: Setting) -> str:
     """What a setting may be, in words."""
-    if own.choices:
-        return ", ".join(f"`{choice}`" for choice in own.choices if choice)
-    if own.low is None:
+    if setting.choices:
+        return ", ".join(f"`{choice}`" for choice in setting.choices if choice)
+    if setting.low is None:
         return "on, off" if bool in (type_of(cls, name), *getattr(type_of(cls, name), "__args__", ())) else ""
-    return f"{'(' if own.open_low else '['}{_short(own.low)}, {_short(own.high)}]"
+    return f"{'(' if setting.open_low else '['}{_short(setting.low)}, {_short(setting.high)}]"
 
 
 def _short(bound: float | None) -> str:

@@ -40,9 +40,12 @@ def main(arguments: argparse.Namespace) -> int:
 
     given = arguments.unet or arguments.checkpoint or (arguments.lora[0] if arguments.lora else None)
     if given is None:
-        raise ConfigError("nothing to refit with; pass --unet CKPT, --checkpoint DIR or --lora FILE")
+        raise ConfigError("nothing to refit with; pass --unet CKPT or --checkpoint DIR, with or without --lora FILE")
     if arguments.unet is None and arguments.checkpoint is None:
-        raise ConfigError("a LoRA is fused into the weights that it was trained on; pass --unet or --checkpoint, too")
+        raise ConfigError(
+            "a LoRA is fused into the weights that it was trained on, which a bundle may hold rounded or fused "
+            "already; pass --unet CKPT or --checkpoint DIR beside --lora"
+        )
     output = arguments.output or Path(f"{Path(given).stem}.pie")
     check_folder(output, replaceable=MANIFEST)
     loras = [LoraSpec.parse(text) for text in arguments.lora]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +21,20 @@ from pie_engine.cli.patient import (
     reading_from,
     regions_from,
 )
-from pie_engine.cli.settings_file import add_config_options, to_text
+from pie_engine.cli.repeat import KEY, add_from_option, check_inputs, check_model
+from pie_engine.cli.settings_file import add_config_options, to_mapping, to_text
 from pie_engine.cli.shared import add_checkpoint_options
 from pie_engine.config import Placement, RunConfig, RuntimeConfig, check_interpolation
 from pie_engine.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pie_engine.config import MethodConfig, OutputConfig
     from pie_engine.engine import PieEngine
     from pie_engine.imaging import Region
     from pie_engine.imaging.item import Item
+    from pie_engine.outputs import Result
+    from pie_engine.outputs.partial import Partial
+    from pie_engine.rounds.resuming import Interrupted
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -58,9 +66,14 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="folder; an earlier result in it is replaced (pie-output)",
     )
     add_output_options(output)
+    output.add_argument(
+        "--resume", action="store_true", help="go on with the interrupted run in --output; the other options as before"
+    )
     output.add_argument("--json", action="store_true", help="print the result as one JSON object")
     output.add_argument("--quiet", action="store_true", help="no progress")
-    add_config_options(parser.add_argument_group("settings as a file"))
+    files = parser.add_argument_group("settings as a file")
+    add_config_options(files)
+    add_from_option(files)
     return parser
 
 
@@ -100,7 +113,7 @@ def _prompt_from(arguments: argparse.Namespace, config: RunConfig, regions: list
     """--prompt, which is not needed where each region or each round has its own. Raises ConfigError."""
     if arguments.prompt is None and regions and all(region.prompt is not None for region in regions):
         return ""
-    scheduled = [own.prompt for own in config.rounds]
+    scheduled = [settings.prompt for settings in config.rounds]
     last = scheduled[-1]
     if None not in scheduled and last is not None:
         if arguments.prompt is not None:
@@ -151,31 +164,108 @@ def engine_from(arguments: argparse.Namespace) -> PieEngine:
     return engine
 
 
+def _partial(arguments: argparse.Namespace, config: RunConfig, method: MethodConfig, item: Item) -> Partial | None:
+    """The interrupted run that --resume goes on with, held to what is known before a model is loaded."""
+    from pie_engine.cli.progress import say
+    from pie_engine.outputs.partial import read_partial
+
+    if not arguments.resume:
+        return None
+    partial = read_partial(arguments.output)
+    if partial is None:
+        if not arguments.quiet:
+            say(f"{arguments.output} holds no interrupted run; starting anew")
+        return None
+    settings = config.to_dict()
+    if config.resolution is None:
+        del settings["resolution"]  # the model's, which is not loaded yet
+    partial.check({"settings": settings, "method": method.to_dict(), "item_id": item.item_id})
+    if not arguments.quiet:
+        say(f"going on after round {partial.finished.rounds} of {config.steps}")
+    return partial
+
+
+def _with_options(result: Result, arguments: argparse.Namespace, method: MethodConfig, outputs: OutputConfig) -> Result:
+    """The result with the options that made it in its provenance, for --from."""
+    options = to_mapping(arguments, (result.config, method, runtime_from(arguments), outputs))
+    backend = result.provenance["backend"]  # what was taken, where it was left open
+    options |= {"backend": backend["name"], "device": backend["device"]}
+    return replace(result, provenance={**result.provenance, KEY: options})
+
+
+def _keep(
+    interrupt: Interrupted,
+    arguments: argparse.Namespace,
+    method: MethodConfig,
+    outputs: OutputConfig,
+    partial: Partial | None,
+) -> KeyboardInterrupt:
+    """Write the rounds that are finished. Returns what to raise: the interrupt, with what was done about it in words.
+
+    A whole result that lies in the folder stays, as it would had the run been interrupted in its first round.
+    """
+    number = (interrupt.args or (signal.SIGINT,))[0]
+    output = arguments.output
+    result = _with_options(interrupt.results[0], arguments, method, outputs)
+    rounds, steps = len(result.latents), result.config.steps
+    if partial is not None and rounds <= partial.finished.rounds:
+        return KeyboardInterrupt(number, f"interrupted; {output} stays as it was")
+    folder = output
+    if partial is None and output.is_dir() and any(output.iterdir()):
+        folder = output.with_name(f"{output.name}.partial")
+    # What leaves this machine (a series, native frames) is made of whole runs alone.
+    result.save(folder, replace(outputs, mp4=False, native_size=False, dicom=False, dicom_same_study=False))
+    return KeyboardInterrupt(
+        number,
+        f"interrupted after round {rounds} of {steps}; these are in {folder}, and the same command with --resume "
+        f"--output {shlex.quote(str(folder))} goes on from there",
+    )
+
+
 def main(arguments: argparse.Namespace) -> int:
     from pie_engine.cli.progress import Progress
     from pie_engine.files import check_folder
     from pie_engine.imaging import read_stored
     from pie_engine.imaging.item import check_findings, check_item
     from pie_engine.outputs import check_outputs, check_source
+    from pie_engine.rounds.resuming import Interrupted
 
     # Everything that can be refused cheaply is refused before a model is loaded.
     config, method, outputs = config_from(arguments), method_from(arguments), outputs_from(arguments)
     if arguments.print_config:
-        sys.stdout.write(to_text(arguments, arguments.own_parser, (config, method, runtime_from(arguments), outputs)))
+        sys.stdout.write(to_text(arguments, (config, method, runtime_from(arguments), outputs)))
         return 0
     method.check(config)
     check_outputs(outputs)
     check_interpolation(arguments.interpolate, rounds=method.is_pie)
+    origin = None if arguments.from_ is None else Path(arguments.from_).resolve().parent
+    if origin == arguments.output.resolve() and not arguments.resume:
+        raise ConfigError(f"{arguments.output} holds the run that is to run again; pass another --output")
     check_folder(arguments.output, replaceable="provenance.json")
     item = item_from(arguments, config)
     check_findings([item], method)
     check_item(item, config)
+    if arguments.from_ is not None:
+        check_inputs(arguments, item, config)
     if outputs.native_size or outputs.dicom:
         check_source(read_stored(item.image, reading=item.reading), config, outputs)
+    partial = _partial(arguments, config, method, item)
     engine = engine_from(arguments)
+    if arguments.from_ is not None:
+        check_model(arguments, engine.backend.model.hashes)
     progress = Progress(config.steps, quiet=arguments.quiet)
-    result = engine.run(item, config, method=method, on_progress=progress, interpolate=arguments.interpolate)
-    written = result.save(arguments.output, outputs)
+    try:
+        result = engine.run(
+            item,
+            config,
+            method=method,
+            on_progress=progress,
+            interpolate=arguments.interpolate,
+            resume=None if partial is None else arguments.output,
+        )
+    except Interrupted as interrupt:
+        raise _keep(interrupt, arguments, method, outputs, partial) from None
+    written = _with_options(result, arguments, method, outputs).save(arguments.output, outputs)
     if arguments.json:
         sys.stdout.write(json.dumps({**written, "change": result.change.to_dict()}) + "\n")
     else:

@@ -9,7 +9,7 @@ before what the file says.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ REGIONS = "regions"
 # What regions are made of, by where argparse keeps them.
 _ORDERED = {"mask": {"file": "mask", "label": "mask-label"}, "keep": {"file": "keep", "label": "keep-label"}}
 # What a command does with its result, which is not how the result comes about.
-_LEFT_OUT = {"command", "main", "own_parser", "debug", "quiet", "json", "print_config", "config"}
+_LEFT_OUT = {"command", "main", "own_parser", "debug", "quiet", "json", "print_config", "config", "resume", "from_"}
 
 
 def add_config_options(parser: Any) -> None:
@@ -51,13 +51,13 @@ def read(path: str) -> dict[str, Any]:
     import yaml  # JSON is YAML
 
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(f"config {path} cannot be read ({reason}); write one with --print-config") from error
-    if not isinstance(found, dict):
+    if not isinstance(options, dict):
         raise ConfigError(f"config {path} holds no mapping of options; write one with --print-config")
-    return found
+    return options
 
 
 def to_words(options: dict[str, Any]) -> list[str]:
@@ -80,26 +80,38 @@ def to_words(options: dict[str, Any]) -> list[str]:
     return words
 
 
-def to_text(arguments: argparse.Namespace, parser: argparse.ArgumentParser, resolved: Sequence[Any]) -> str:
-    """The options of a command as they hold, as YAML: those given, and all settings of the `resolved` objects."""
+def to_text(arguments: argparse.Namespace, resolved: Sequence[Any]) -> str:
+    """The options of a command as they hold, as YAML; see `to_mapping`."""
     import yaml
 
+    head = f"# pie-engine {arguments.command} --config FILE\n"
+    return head + yaml.safe_dump(to_mapping(arguments, resolved), sort_keys=False, allow_unicode=True, width=10_000)
+
+
+def to_mapping(arguments: argparse.Namespace, resolved: Sequence[Any]) -> dict[str, Any]:
+    """The options of a command as they hold, as a file has them: those given, and all settings of `resolved`."""
+    parser = arguments.own_parser
     values = {name: value for name, value in vars(arguments).items() if name not in _LEFT_OUT}
     settings: dict[str, Any] = {}
-    for own in resolved:
-        for name, setting in declared(type(own)):
+    for config in resolved:
+        for name, setting in declared(type(config)):
             key = setting.called or name
             if setting.parse is None:  # what is read from a file keeps its file's name
                 values.pop(key, None)
-                settings[_option(parser, key)] = getattr(own, name)
-    regions = [pair for name in _ORDERED for pair in _pairs(name, values.pop(name, None))]
-    found = {_option(parser, name): _plain(value) for name, value in values.items()}
-    found = {name: value for name, value in found.items() if value not in (None, [])}
-    own = {name: _plain(value) for name, value in settings.items() if value is not None}
+                settings[_option(parser, key)] = getattr(config, name)
+    regions = region_pairs(values)
+    for name in _ORDERED:
+        values.pop(name, None)
+    given = {_option(parser, name): _plain(value) for name, value in values.items()}
+    options = {name: value for name, value in given.items() if value not in (None, [])}
     if regions:
-        found[REGIONS] = regions
-    head = f"# pie-engine {arguments.command} --config FILE\n"
-    return head + yaml.safe_dump({**found, **own}, sort_keys=False, allow_unicode=True, width=10_000)
+        options[REGIONS] = regions
+    return {**options, **{name: _plain(value) for name, value in settings.items() if value is not None}}
+
+
+def region_pairs(values: Mapping[str, Any]) -> list[dict[str, str]]:
+    """All regions among a command's values, as a file has them."""
+    return [pair for name in _ORDERED for pair in _pairs(name, values.get(name))]
 
 
 def _option(parser: argparse.ArgumentParser, key: str) -> str:

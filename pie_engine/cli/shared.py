@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def add_checkpoint_options(parser: Any) -> None:
     """Options that name a checkpoint."""
     parser.add_argument(
-        "--checkpoint", metavar="DIR|FILE|HUB_ID",
-        help="diffusers folder, single .safetensors file, or hub id in the local cache (also: --base)",
+        "--checkpoint", "--base", metavar="DIR|FILE|HUB_ID",
+        help="diffusers folder, single .safetensors file, or hub id in the local cache",
     )  # fmt: skip
     parser.add_argument("--unet", metavar="DIR|FILE", help="fine-tuned U-Net that replaces the checkpoint's")
     parser.add_argument(

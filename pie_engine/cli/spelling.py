@@ -45,22 +45,32 @@ def as_option(name: str, value: str | None) -> str:
     return f"--{option} {_word(value)}"
 
 
-def told(found: Any) -> Any:
+def told(data: Any) -> Any:
     """What a function found, with every notice in it spelled for the command line."""
-    if isinstance(found, Notice):
-        return found.told(as_option)
-    if isinstance(found, dict):
-        return {key: told(value) for key, value in found.items()}
-    return [told(value) for value in found] if isinstance(found, list | tuple) else found
+    if isinstance(data, Notice):
+        return data.told(as_option)
+    if isinstance(data, dict):
+        return {key: told(value) for key, value in data.items()}
+    return [told(value) for value in data] if isinstance(data, list | tuple) else data
+
+
+def plain(text: str) -> str:
+    """The text without what a terminal would take for a command: names in manifests may hold anything."""
+    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+
+
+def one_line(text: str) -> str:
+    """`plain`, in one line: a line break in a name begins no line of its own."""
+    return plain(text).replace("\n", "\\n")
 
 
 class LogFormatter(logging.Formatter):
-    """Spells the settings in what is logged."""
+    """Spells the settings in what is logged, and lets no name in it command the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        if isinstance(record.msg, Notice):
-            record = copy(record)
-            record.msg = told(record.msg)
+        record = copy(record)
+        record.msg = told(record.msg)
+        record.msg, record.args = one_line(record.getMessage()), None
         return super().format(record)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import signal
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from pie_engine.cli.run import (
     engine_from,
     item_from,
 )
+from pie_engine.cli.studies import add_study_output, end
 from pie_engine.config.axes import AXES
 from pie_engine.errors import ConfigError
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pie_engine.config import RunConfig
     from pie_engine.evaluation.sweep.design import PlannedRun
     from pie_engine.evaluation.sweep.runs import Progress
+    from pie_engine.evaluation.tables import Table
     from pie_engine.imaging.item import Item
 
 # Named here, so that --help needs none of the modules that know more about them.
@@ -59,7 +60,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     add_baseline_options(parser.add_argument_group("methods in the grid"))
 
     patients = parser.add_argument_group("patients")
-    patients.add_argument("--patients", type=Path, metavar="FILE.csv", help="columns id, image, prompt and mask")
+    patients.add_argument("--patients", type=Path, metavar="FILE.csv", help="columns item_id, image, prompt and mask")
     add_patient_options(patients, required=False)
     add_region_options(patients)
     patients.add_argument("--prompt", metavar="TEXT", help="the finding to progress towards")
@@ -70,6 +71,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--classifier", type=Path, action="append", default=[], metavar="JSON",
         help="file that declares a classifier (docs/evaluation.md); may be given several times, the first is plotted",
     )  # fmt: skip
+    evaluators.add_argument(
+        "--trust", action="store_true", help="load models in TorchScript too: they are programs (SECURITY.md)"
+    )
     evaluators.add_argument(
         "--clip", type=Path, metavar="DIR", help="folder of a CLIP checkpoint: similarity is CLIP-I instead of SSIM"
     )
@@ -83,10 +87,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     add_runtime_options(parser.add_argument_group("optimisations (the results agree up to rounding)"))
 
     output = parser.add_argument_group("output")
-    output.add_argument("--output", type=Path, default=Path("pie-sweep"), metavar="DIR", help="folder (pie-sweep)")
+    add_study_output(output, "pie-sweep")
     output.add_argument("--batch", type=int, metavar="N", help="patients simulated at once (GPU: 4, processor: 1)")
-    output.add_argument("--json", action="store_true", help="print the summary as one JSON object")
-    output.add_argument("--quiet", action="store_true", help="no progress")
     return parser
 
 
@@ -94,7 +96,7 @@ def main(arguments: argparse.Namespace) -> int:
     from pie_engine.cli.progress import say
     from pie_engine.config import METHOD_OPTIONS
     from pie_engine.config.checks import integer
-    from pie_engine.evaluation.rounds_plot import check_plots
+    from pie_engine.evaluation.results import check_plots
     from pie_engine.evaluation.sweep.design import Design
     from pie_engine.evaluation.sweep.grid import parse_grid
     from pie_engine.evaluation.sweep.recipes import with_recipe
@@ -114,7 +116,7 @@ def main(arguments: argparse.Namespace) -> int:
     design = Design(_patients(arguments, config), config, grid, options)
     design.check_patients()
     check_plots()
-    evaluators = Evaluators.load(arguments.classifier, arguments.clip)
+    evaluators = Evaluators.load(arguments.classifier, arguments.clip, trust=arguments.trust)
     least = arguments.min_similarity
     limits = Stable(arguments.min_confidence, LEAST_SIMILARITY[evaluators.similarity] if least is None else least)
     quiet = arguments.quiet
@@ -129,17 +131,13 @@ def main(arguments: argparse.Namespace) -> int:
             arguments.output,
             limits=limits,
             recipe=arguments.recipe,
+            figures=arguments.figures,
             batch=arguments.batch or (4 if engine.backend.device.type == "cuda" else 1),
             on_start=(lambda missing: None) if quiet else (lambda missing: _say_missing(design.runs, missing)),
             on_progress=_Line(quiet=quiet),
             on_run=(lambda name: None) if quiet else (lambda name: say(f"measuring {name}")),
         )
-    if arguments.json:
-        sys.stdout.write(json.dumps({"output": str(arguments.output), **summary}) + "\n")
-        return 0
-    lines = [*_table(summary), "", summary["verdict"], f"{arguments.output}: {', '.join(summary['files'])}"]
-    sys.stdout.write("\n".join(lines) + "\n")
-    return 0
+    return end(arguments, summary, [_table(summary)], "", summary["verdict"])
 
 
 def _patients(arguments: argparse.Namespace, config: RunConfig) -> Sequence[Item]:
@@ -148,13 +146,13 @@ def _patients(arguments: argparse.Namespace, config: RunConfig) -> Sequence[Item
 
     from pie_engine.evaluation.sweep.patients import read_patients
 
-    own = ("image", "prompt", "mask", "keep")
+    of_one_patient = ("image", "prompt", "mask", "keep")
     if arguments.patients is None:
-        for name in own[:2]:
+        for name in of_one_patient[:2]:
             if getattr(arguments, name) is None:
                 raise ConfigError(f"no --{name} is given; pass --image and --prompt, or --patients FILE.csv")
         return [item_from(arguments, config)]
-    for name in own:
+    for name in of_one_patient:
         if getattr(arguments, name) is not None:
             raise ConfigError(f"--patients names every patient's own {name}; leave out --{name}")
     shared = {
@@ -230,23 +228,17 @@ def _duration(seconds: float) -> str:
     )
 
 
-def _table(summary: dict[str, Any]) -> list[str]:
-    """A line per cell."""
-    from pie_engine.evaluation.summary import to_columns
+def _table(summary: dict[str, Any]) -> Table:
+    """A row per cell."""
+    from pie_engine.evaluation.tables import Table, interval_text
 
     names = [*summary["models"]["classifiers"]]
     columns = ["cell", *(f"confidence: {name}" for name in names), summary["similarity"], "leakage", "ratio", ""]
-    rows = [columns]
+    rows = []
     for cell in summary["cells"]:
         final = cell["final"]
-        values = [final[f"confidence: {name}"] for name in names]
-        values += [final[summary["similarity"]], final["decoded_leakage"], cell["increment_ratio"]]
+        estimates = [final[f"confidence: {name}"] for name in names]
+        estimates += [final[summary["similarity"]], final["decoded_leakage"], cell["increment_ratio"]]
         marks = " ".join(word for word, holds in (("stable", cell["stable"]), ("front", cell["front"])) if holds)
-        rows.append([cell["cell"], *map(_estimate, values), marks])
-    return to_columns(rows)
-
-
-def _estimate(own: dict[str, Any] | None) -> str:
-    if own is None:
-        return ""
-    return f"{own['mean']:.3g}" + ("" if own["low"] is None else f" [{own['low']:.3g}, {own['high']:.3g}]")
+        rows.append([cell["cell"], *(interval_text(estimate, ".3g") for estimate in estimates), marks])
+    return Table(columns, rows)

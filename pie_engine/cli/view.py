@@ -1,4 +1,4 @@
-"""`pie-engine view`: open the report of a run."""
+"""`pie-engine view`: open the reports of runs."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pie_engine.cli.studies import add_folders
+
+# More tabs than these help nobody.
+_MOST_OPENED = 8
+
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "view",
-        help="open the report of a run in the browser",
-        description="Open report.html of a folder that pie-engine run wrote, and print its path. A run that was made "
-        "with --no-report gets its report now. The page needs no network and no server.",
+        help="open the reports of runs in the browser",
+        description="Open report.html of each run, and print its path; of many runs the first eight are opened. A run "
+        "that was made with --no-report gets its report now. The page needs no network and no server.",
         allow_abbrev=False,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder that pie-engine run or demo wrote")
-    parser.add_argument("--no-browser", action="store_true", help="only print the path")
+    add_folders(parser)
+    parser.add_argument("--no-browser", action="store_true", help="only print the paths")
     return parser
 
 
@@ -27,10 +32,29 @@ def main(arguments: argparse.Namespace) -> int:
     from pie_engine.cli.progress import say
     from pie_engine.outputs.report import find_report
 
-    path, written = find_report(arguments.folder)
-    if written:
-        say("the report was missing and has been written")
-    sys.stdout.write(f"{path}\n")
-    if not arguments.no_browser and not webbrowser.open(path.as_uri()):
-        say("no browser could be started here; open this file in one")
+    paths = []
+    for folder in _folders(arguments.folders):
+        path, written = find_report(folder)
+        if written:
+            say(f"the report of {folder} was missing and has been written")
+        sys.stdout.write(f"{path}\n")
+        paths.append(path)
+    if arguments.no_browser:
+        return 0
+    opened = [webbrowser.open(path.as_uri()) for path in paths[:_MOST_OPENED]]
+    if not all(opened):
+        say(f"no browser could be started here; open {'this file' if len(paths) == 1 else 'these files'} in one")
+    elif len(paths) > _MOST_OPENED:
+        say(f"the first {_MOST_OPENED} of {len(paths)} reports are opened")
     return 0
+
+
+def _folders(paths: list[Path]) -> list[Path]:
+    """The folders of the runs; one that holds a report alone is taken too."""
+    from pie_engine.evaluation.runs import find_folders
+    from pie_engine.outputs.report import REPORT
+
+    found: list[Path] = []
+    for path in paths:
+        found += [path] if (path / REPORT).is_file() else find_folders([path])
+    return list(dict.fromkeys(found))

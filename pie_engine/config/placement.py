@@ -41,7 +41,8 @@ class Placement:
         open="fp16 for torch on a GPU, where what is not finite runs again in fp32; else fp32 or the bundle's",
     )  # fmt: skip
     threads: int | None = setting(
-        "processor threads of the model", default=None, low=1, high=4096, open="the backend's choice", example=1,
+        "processor threads of the model, one per processor at most", default=None, low=1, high=1_000_000,
+        open="the backend's choice", example=1,
         metavar="N",
     )  # fmt: skip
     runtime: RuntimeConfig = RuntimeConfig()

@@ -39,7 +39,7 @@ class RunConfig:
 
     steps: int = setting(
         "progression rounds, one frame each", default=10, low=1, high=10_000, symbol="N", label="Rounds (N)",
-        vary="whole numbers", published=("step",), metavar="N",
+        vary="whole numbers", published=("step",), also=("rounds",), metavar="N",
     )  # fmt: skip
     strength: float = setting(
         "share of the schedule per round: it runs int(T gamma) denoising steps", default=0.5, low=0.0, high=1.0,

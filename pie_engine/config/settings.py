@@ -47,6 +47,7 @@ class Setting:
         vary: such values in words, where a sweep may vary it; empty where it may not.
         on_a_line: whether values of a sweep lie on a line, so that a stretch of them means something.
         published: spellings of the published script, beside its own.
+        also: other names of the option that users give it by.
         metavar: how a value is called in a help text.
         called: what users call it where that is not the field's name.
         parse: makes the value of what a command line or a file gives; None takes it as it is.
@@ -65,6 +66,7 @@ class Setting:
     vary: str = ""
     on_a_line: bool = True
     published: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     metavar: str = ""
     called: str = ""
     parse: Callable[[str], Any] | None = None

@@ -75,11 +75,11 @@ def _side(half: NDArray[np.float64]) -> _Side:
     height = len(half)
     rows, walls, hearts = [], [], []
     for row in range(int(height * 0.25), int(height * 0.85)):
-        found = _row_borders(half[row])
-        if found is not None:
+        borders = _row_borders(half[row])
+        if borders is not None:
             rows.append(row)
-            hearts.append(found[0])
-            walls.append(found[1])
+            hearts.append(borders[0])
+            walls.append(borders[1])
     if len(rows) < height // 8:
         raise InputError("a lung is not visible as a dark region; pass a frontal chest radiograph, dense = bright")
     keep = _above_diaphragm(np.array(rows), median_filter(np.array(hearts), 5, mode="nearest"), height)

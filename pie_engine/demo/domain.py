@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pie_engine.demo import DOMAINS
 from pie_engine.demo.assets import (
@@ -16,12 +19,14 @@ from pie_engine.demo.assets import (
     domain_file,
     load_defaults,
 )
+from pie_engine.demo.cardiothoracic import ratio_or_nan
+from pie_engine.demo.data import held_out, split_seed
+from pie_engine.demo.domains import fundus, skin
+from pie_engine.demo.domains.fundus_measure import measure_lesions
 from pie_engine.demo.domains.severity import HEALTHY_UP_TO, SEVERE_FROM, SEVERE_SPAN
+from pie_engine.demo.domains.skin_measure import measure_lesion
+from pie_engine.demo.phantom import render, roi_mask
 from pie_engine.errors import ConfigError, use
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 LARGEST = 1000  # held-out phantoms of one kind
 
@@ -93,10 +98,6 @@ def load_domain(name: str) -> Domain:
 
 
 def _chest() -> Domain:
-    from pie_engine.demo.cardiothoracic import ratio_or_nan
-    from pie_engine.demo.data import held_out
-    from pie_engine.demo.phantom import render, roi_mask
-
     return Domain(
         name="chest",
         healthy="a healthy heart",
@@ -117,9 +118,6 @@ def _chest() -> Domain:
 
 
 def _fundus() -> Domain:
-    from pie_engine.demo.domains import fundus
-    from pie_engine.demo.domains.fundus_measure import measure_lesions
-
     return Domain(
         name="fundus",
         healthy="a healthy retina",
@@ -141,9 +139,6 @@ def _fundus() -> Domain:
 
 
 def _skin() -> Domain:
-    from pie_engine.demo.domains import skin
-    from pie_engine.demo.domains.skin_measure import measure_lesion
-
     return Domain(
         name="skin",
         healthy="a benign naevus",
@@ -170,10 +165,6 @@ def _draw_severity(sample: Callable[[int, float], Any], **usual: Any) -> Callabl
     """
 
     def draw(index: int, diseased: bool, split: str) -> Any:
-        import numpy as np
-
-        from pie_engine.demo.data import split_seed
-
         seed = split_seed(split, index)
         # A stream of its own, so that it does not depend on what the anatomy draws.
         share = float(np.random.default_rng([seed, 3]).random())

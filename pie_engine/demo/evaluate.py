@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pie_engine import Item, PieEngine, Result, RunConfig
-from pie_engine.demo.assets import CHECKPOINT, DemoDefaults, load_defaults
+from pie_engine.demo.assets import CHECKPOINT, SEVERITY_JSON, DemoDefaults, load_defaults
 from pie_engine.demo.cardiothoracic import measure_ctr, ratio_or_nan
-from pie_engine.demo.classifier import SeverityClassifier
 from pie_engine.demo.data import cohort, healthy_cohort
 from pie_engine.demo.phantom import Patient, render, roi_mask
+from pie_engine.metrics.classifier import Classifier
 
 log = logging.getLogger(__name__)
 CTR_PHANTOMS = 200  # true phantoms on which the measurement's own error is stated
@@ -47,7 +47,7 @@ class Progression:
 
 
 def run_progression(
-    engine: PieEngine, patients: Sequence[Patient], prompt: str, config: RunConfig, classifier: SeverityClassifier
+    engine: PieEngine, patients: Sequence[Patient], prompt: str, config: RunConfig, classifier: Classifier
 ) -> tuple[Progression, list[Result]]:
     """Simulate one prompt for a cohort and measure every frame."""
     items = [
@@ -91,7 +91,7 @@ def ctr_error(count: int = CTR_PHANTOMS) -> dict[str, float]:
 
 
 def check(enlarged: Progression, controls: Sequence[Progression]) -> list[Check]:
-    """The issue's thresholds."""
+    """What the demo claims, each claim against its limit."""
     start, end = enlarged.confidence[0], enlarged.confidence[-1]
     rise = enlarged.ctr[-1] - enlarged.ctr[0]
     control = max(max(one.confidence) for one in controls)
@@ -109,9 +109,9 @@ def check(enlarged: Progression, controls: Sequence[Progression]) -> list[Check]
 
 
 def evaluate(output: Path, defaults: DemoDefaults, patients: int = 20, backend: str = "torch") -> list[Check]:
-    """Run the three prompts on `patients` of the test split; write the figures, a table and a picture to `output`."""
+    """Run the three prompts on `patients` of the test split; write tables and pictures to `output`."""
     engine = PieEngine.load(checkpoint=CHECKPOINT, backend=backend)
-    classifier = SeverityClassifier()
+    classifier = Classifier(SEVERITY_JSON)
     cohort_ = healthy_cohort("test", patients)
     config = defaults.run_config()
     output.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def evaluate(output: Path, defaults: DemoDefaults, patients: int = 20, backend: 
 
 
 def to_markdown(report: dict, progressions: Sequence[Progression], checks: Sequence[Check]) -> str:
-    """The figures as tables."""
+    """What was measured, as tables."""
     error = report["ctr_error"]
     lines = [
         f"{report['patients']} held-out healthy phantoms, {report['settings']['steps']} rounds, guidance "

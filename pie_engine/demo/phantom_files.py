@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from pie_engine import __version__
 from pie_engine.demo.assets import load_defaults
@@ -15,11 +17,8 @@ from pie_engine.demo.domain import LARGEST, load_domain
 from pie_engine.errors import ConfigError, argument, mention, use
 from pie_engine.files import new_folder
 
-if TYPE_CHECKING:
-    from PIL.PngImagePlugin import PngInfo
-
 MARKER, TABLE = "phantoms.json", "patients.csv"
-COLUMNS = ("id", "image", "prompt", "mask")
+COLUMNS = ("item_id", "image", "prompt", "mask")
 # Where every finding that the chest's checkpoint knows may show: left, top, right, bottom in pixels.
 CHEST = (8, 12, 120, 116)
 _STATEMENT = "Procedural {} phantom, drawn by a program. No patient. Research use only, not for diagnosis."
@@ -47,8 +46,8 @@ def write_phantoms(
 ) -> dict[str, Any]:
     """Write the first `count` held-out phantoms into the folder `output`, whole or not at all.
 
-    `images/ID.png` and `masks/ID.png` (128 x 128, 8 bits), `patients.csv` with the columns id, image, prompt and mask
-    (paths relative to it; the prompt is the demo's disease, for diseased phantoms its healthy one), and
+    `images/ID.png` and `masks/ID.png` (128 x 128, 8 bits), `patients.csv` with the columns item_id, image, prompt and
+    mask (paths relative to it; the prompt is the demo's disease, for diseased phantoms its healthy one), and
     `phantoms.json` with the true values (cardiothoracic ratio, or severity from 0 to 1). But for the chest there
     is `structures/ID.png` too: the vessels or hairs, which the disease leaves alone.
 
@@ -67,8 +66,6 @@ def write_phantoms(
         ConfigError: `count` is outside 1 to 1000, there is no such domain, or findings are asked of another than the
             chest. OutputError: the folder cannot be written.
     """
-    from PIL import Image
-
     if not 1 <= count <= LARGEST:
         raise ConfigError(
             f"{mention('count')} {count} is outside [1, {LARGEST}]; pass {use('count', 20)}",
@@ -80,28 +77,28 @@ def write_phantoms(
             f"{argument('each_finding')} out",
             field="each_finding", value=True,
         )  # fmt: skip
-    own = load_domain(domain)
+    chosen = load_domain(domain)
     split = "validation" if validation else "test"
     output, statement = Path(output), _STATEMENT.format(domain)
     info = _metadata(statement)
-    prompt = own.defaults.healthy_prompt if diseased else own.defaults.prompt
+    prompt = chosen.defaults.healthy_prompt if diseased else chosen.defaults.prompt
     with new_folder(output, replaceable=MARKER) as folder:
         (folder / "images").mkdir()
         (folder / "masks").mkdir()
-        if own.structure:
+        if chosen.structure:
             (folder / "structures").mkdir()
         rows: list[tuple[str, ...]] = []
         truth, files = [], [TABLE, MARKER]
         for index in range(count):
-            phantom = own.phantom(index, diseased=diseased, split=split)
-            name = own.item_id(index, diseased=diseased, split=split)
+            phantom = chosen.phantom(index, diseased=diseased, split=split)
+            name = chosen.item_id(index, diseased=diseased, split=split)
             image, mask = f"images/{name}.png", f"masks/{name}.png"
-            picture, region = own.render(phantom), own.roi_mask(phantom)
+            picture, region = chosen.render(phantom), chosen.roi_mask(phantom)
             grey = domain == "chest"
             Image.fromarray(picture[..., 0] if grey else picture).save(folder / image, pnginfo=info)
-            if own.structure:
+            if chosen.structure:
                 files.append(f"structures/{name}.png")
-                levels = np.rint(255 * own.structure(phantom)).astype(np.uint8)
+                levels = np.rint(255 * chosen.structure(phantom)).astype(np.uint8)
                 Image.fromarray(levels).save(folder / files[-1], pnginfo=info)
             if each_finding:
                 region = np.zeros_like(region)
@@ -111,7 +108,7 @@ def write_phantoms(
                 rows += [(f"{name}-{short}", image, text, mask) for short, text in findings().items()]
             else:
                 rows.append((name, image, prompt, mask))
-            truth.append({"id": name, "seed": phantom.seed, **own.truth(phantom)})
+            truth.append({"item_id": name, "seed": phantom.seed, **chosen.truth(phantom)})
         with (folder / TABLE).open("w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
         facts = {
@@ -127,8 +124,6 @@ def write_phantoms(
 
 
 def _metadata(statement: str) -> PngInfo:
-    from PIL.PngImagePlugin import PngInfo
-
     info = PngInfo()
     for key, value in (("Software", "pie-engine"), ("Synthetic", "true"), ("Description", statement)):
         info.add_text(key, value)

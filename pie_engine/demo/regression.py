@@ -16,15 +16,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from pie_engine import Item, PieEngine, Result, RunConfig
-from pie_engine.demo.assets import CHECKPOINT, DemoDefaults, load_defaults
+from pie_engine.demo.assets import CHECKPOINT, SEVERITY_JSON, DemoDefaults, load_defaults
 from pie_engine.demo.cardiothoracic import ratio_or_nan
-from pie_engine.demo.classifier import SeverityClassifier
 from pie_engine.demo.domain import load_domain
 from pie_engine.demo.phantom import Patient, render, roi_mask
 from pie_engine.files import new_folder
 from pie_engine.metrics.bootstrap import Estimate, mean_interval
+from pie_engine.metrics.classifier import Classifier
+from pie_engine.outputs.frames import png_metadata
 
 log = logging.getLogger(__name__)
 MARKER = "regression.json"
@@ -41,9 +43,9 @@ class Regression:
         change: of the measured ratio, last frame minus input.
         error: distance of the last frame's ratio from the healthy twin's true one.
         normal: patients whose last frame measures as normal.
-        input_apart, apart: mean absolute difference in grey levels from the twin's picture, inside the region: of the
-            input, and of the last frame.
-        unmeasured: patients in whose first or last frame no heart was found; they are left out of the ratio's figures.
+        input_twin_distance, twin_distance: mean absolute difference in grey levels from the twin's picture, inside the
+            region: of the input, and of the last frame.
+        unmeasured: patients in whose first or last frame no heart was found; the ratio's values leave them out.
     """
 
     name: str
@@ -53,12 +55,14 @@ class Regression:
     change: Estimate
     error: Estimate
     normal: int
-    input_apart: Estimate
-    apart: Estimate
+    input_twin_distance: Estimate
+    twin_distance: Estimate
     unmeasured: int
 
     def to_dict(self) -> dict[str, Any]:
-        estimates = {name: getattr(self, name).to_dict() for name in ("change", "error", "input_apart", "apart")}
+        estimates = {
+            name: getattr(self, name).to_dict() for name in ("change", "error", "input_twin_distance", "twin_distance")
+        }
         return {**self.__dict__, "config": self.config.to_dict(), **estimates}
 
 
@@ -78,24 +82,26 @@ def settings_of(defaults: DemoDefaults) -> dict[str, RunConfig]:
 
 
 def measure_regression(
-    name: str, results: Sequence[Result], twins: Sequence[Patient], classifier: SeverityClassifier
+    name: str, results: Sequence[Result], twins: Sequence[Patient], classifier: Classifier
 ) -> Regression:
     """Judge regressions of one setting against the patients' healthy twins."""
     ratio = np.array([[ratio_or_nan(frame) for frame in one.frames] for one in results])  # [P, N + 1]
     confidence = np.array([classifier.confidence(one.frames) for one in results])
-    found = np.isfinite(ratio[:, [0, -1]]).all(axis=1)
-    last, truth = ratio[found, -1], np.array([twin.ctr for twin in twins])[found]
+    measured = np.isfinite(ratio[:, [0, -1]]).all(axis=1)
+    last, truth = ratio[measured, -1], np.array([twin.ctr for twin in twins])[measured]
     return Regression(
         name=name,
         config=results[0].config,
-        ratio=_round(np.nanmean(ratio[found], axis=0)),
+        ratio=_round(np.nanmean(ratio[measured], axis=0)),
         confidence=_round(confidence.mean(axis=0)),
-        change=mean_interval(last - ratio[found, 0]),
+        change=mean_interval(last - ratio[measured, 0]),
         error=mean_interval(np.abs(last - truth)),
         normal=int((last <= NORMAL_UP_TO).sum()),
-        input_apart=mean_interval([_apart(one, 0, twin) for one, twin in zip(results, twins, strict=True)]),
-        apart=mean_interval([_apart(one, -1, twin) for one, twin in zip(results, twins, strict=True)]),
-        unmeasured=int((~found).sum()),
+        input_twin_distance=mean_interval(
+            [_twin_distance(one, 0, twin) for one, twin in zip(results, twins, strict=True)]
+        ),
+        twin_distance=mean_interval([_twin_distance(one, -1, twin) for one, twin in zip(results, twins, strict=True)]),
+        unmeasured=int((~measured).sum()),
     )
 
 
@@ -113,14 +119,10 @@ def evaluate_regression(
     Raises:
         OutputError: the folder cannot be written. BackendError: onnxruntime is not installed.
     """
-    from PIL import Image
-
-    from pie_engine.outputs.frames import png_metadata
-
     defaults = load_defaults()
     settings = settings_of(defaults) if settings is None else settings
     with new_folder(output, replaceable=MARKER) as folder:
-        classifier = SeverityClassifier()
+        classifier = Classifier(SEVERITY_JSON)
         engine = PieEngine.load(checkpoint=CHECKPOINT, backend=backend)
         chest = load_domain("chest")
         twins = [chest.phantom(index) for index in range(patients)]
@@ -130,46 +132,48 @@ def evaluate_regression(
             )
             for index, phantom in enumerate(chest.phantom(index, diseased=True) for index in range(patients))
         ]
-        found: list[Regression] = []
+        regressions: list[Regression] = []
         for name, config in settings.items():
             results = engine.run(items, config)
-            if not found:
+            if not regressions:
                 rows = [[*one.frames, render(twin)] for one, twin in zip(results[:4], twins, strict=False)]
                 picture = np.concatenate([np.concatenate(row, axis=1) for row in rows])
                 Image.fromarray(picture).save(folder / "regression.png", pnginfo=png_metadata(simulated=True))
-            found.append(measure_regression(name, results, twins, classifier))
-            log.info("%s: ratio %.3f to %.3f", name, found[-1].ratio[0], found[-1].ratio[-1])
+            regressions.append(measure_regression(name, results, twins, classifier))
+            log.info("%s: ratio %.3f to %.3f", name, regressions[-1].ratio[0], regressions[-1].ratio[-1])
         report = {
             "patients": patients,
             "backend": backend,
             "prompt": defaults.healthy_prompt,
             "negative_prompt": defaults.prompt,
-            "settings": [one.to_dict() for one in found],
+            "settings": [one.to_dict() for one in regressions],
             "files": sorted(["regression.md", "regression.png", MARKER]),
         }
         (folder / MARKER).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        (folder / "regression.md").write_text(to_markdown(found), encoding="utf-8")
-    return found
+        (folder / "regression.md").write_text(to_markdown(regressions), encoding="utf-8")
+    return regressions
 
 
-def to_markdown(found: Sequence[Regression]) -> str:
-    """The figures as two tables: settings, and the rounds of the first of them."""
+def to_markdown(regressions: Sequence[Regression]) -> str:
+    """Two tables: settings, and the rounds of the first of them."""
     lines = [
         "| settings | ratio, input to last round | its change | error against the healthy twin | normal | "
         "confidence | grey levels from the twin |",
         "|---|---|---|---|---|---|---|",
     ]
-    for one in found:
-        measured = one.change.n
+    for one in regressions:
+        count = one.change.n
         lines.append(
             f"| {one.name} | {one.ratio[0]:.3f} to {one.ratio[-1]:.3f} | {_cell(one.change, 3)} | "
-            f"{_cell(one.error, 3)} | {one.normal} of {measured} | {one.confidence[-1]:.3f} | {_cell(one.apart, 2)} |"
+            f"{_cell(one.error, 3)} | {one.normal} of {count} | {one.confidence[-1]:.3f} | "
+            f"{_cell(one.twin_distance, 2)} |"
         )
-    first = found[0]
+    first = regressions[0]
     lines += [
         "",
-        f"n = {first.apart.n} [95 % bootstrap interval]; hearts not found: {sum(one.unmeasured for one in found)}. "
-        f"The input is {_cell(first.input_apart, 2)} grey levels from the twin.",
+        f"n = {first.twin_distance.n} [95 % bootstrap interval]; hearts not found: "
+        f"{sum(one.unmeasured for one in regressions)}. "
+        f"The input is {_cell(first.input_twin_distance, 2)} grey levels from the twin.",
         "",
         "| round | ratio | confidence |",
         "|---|---|---|",
@@ -179,7 +183,7 @@ def to_markdown(found: Sequence[Regression]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _apart(result: Result, index: int, twin: Patient) -> float:
+def _twin_distance(result: Result, index: int, twin: Patient) -> float:
     assert result.mask is not None
     return float(np.abs(result.frames[index].astype(np.float64) - render(twin))[result.mask].mean())
 
@@ -196,13 +200,13 @@ def _round(values: NDArray[np.floating], digits: int = 4) -> list[float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--patients", type=int, default=10)
-    parser.add_argument("--output", type=Path, default=Path("demo-regression-figures"))
+    parser.add_argument("--output", type=Path, default=Path("demo-regression-table"))
     parser.add_argument("--backend", default="onnxruntime", help="onnxruntime or torch")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    found = evaluate_regression(arguments.output, arguments.patients, arguments.backend)
-    log.info("%s", found[0].change)
-    return 0 if (found[0].change.high or found[0].change.mean) < 0 else 1
+    regressions = evaluate_regression(arguments.output, arguments.patients, arguments.backend)
+    log.info("%s", regressions[0].change)
+    return 0 if (regressions[0].change.high or regressions[0].change.mean) < 0 else 1
 
 
 if __name__ == "__main__":

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import isnan
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pie_engine.demo.domain import Domain, load_domain
 from pie_engine.engine import Item, PieEngine
-
-if TYPE_CHECKING:
-    from pie_engine.outputs import Result
+from pie_engine.metrics.classifier import Classifier
+from pie_engine.outputs import Result
 
 
 @dataclass(frozen=True)
@@ -65,17 +64,15 @@ def simulate(
         ConfigError: there is no such domain or patient.
         BackendError: onnxruntime, which the classifier runs on, is not installed.
     """
-    from pie_engine.metrics.classifier import Classifier
-
-    own = load_domain(domain)
-    classifier = Classifier(own.classifier)
-    config = own.defaults.regression_config() if regress else own.defaults.run_config()
+    chosen = load_domain(domain)
+    classifier = Classifier(chosen.classifier)
+    config = chosen.defaults.regression_config() if regress else chosen.defaults.run_config()
     config = replace(config, steps=steps or config.steps)
-    prompt = own.defaults.healthy_prompt if regress else own.defaults.prompt
-    phantom, name = own.phantom(patient, diseased=regress), own.item_id(patient, diseased=regress)
-    engine = PieEngine.load(checkpoint=own.checkpoint, backend=backend, on_component=on_component)
-    mask = own.roi_mask(phantom)
-    result = engine.run(Item(own.render(phantom), prompt, mask, item_id=name), config, on_progress=on_progress)
-    measured = [own.measure(frame, mask) for frame in result.frames]
+    prompt = chosen.defaults.healthy_prompt if regress else chosen.defaults.prompt
+    phantom, name = chosen.phantom(patient, diseased=regress), chosen.item_id(patient, diseased=regress)
+    engine = PieEngine.load(checkpoint=chosen.checkpoint, backend=backend, on_component=on_component)
+    mask = chosen.roi_mask(phantom)
+    result = engine.run(Item(chosen.render(phantom), prompt, mask, item_id=name), config, on_progress=on_progress)
+    measured = [chosen.measure(frame, mask) for frame in result.frames]
     confidence = [round(float(value), 4) for value in classifier.confidence(result.frames)]
-    return Demo(own, result, confidence, [None if isnan(value) else round(value, 4) for value in measured])
+    return Demo(chosen, result, confidence, [None if isnan(value) else round(value, 4) for value in measured])

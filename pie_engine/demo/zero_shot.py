@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +10,7 @@ from scipy.stats import spearmanr
 
 from pie_engine.demo.phantom import Patient
 from pie_engine.demo.reports import heart_grades, heart_sentences, lung_sentences
-
-if TYPE_CHECKING:
-    from pie_engine.metrics.clip import ClipEncoder
+from pie_engine.metrics.clip import ClipEncoder, normalised, similarity
 
 GRADES = ("normal", "borderline", "enlarged", "severe")
 SIDES = (None, "left", "right")
@@ -30,7 +27,6 @@ def measure_zero_shot(encoder: ClipEncoder, grey: NDArray[np.uint8], patients: S
         with the right one of `SIDES`; "heart_rho": Spearman's rank correlation of the ratio with the similarity to
         "severe" minus that to "normal".
     """
-    from pie_engine.metrics.clip import normalised, similarity
 
     def classes(wordings: Sequence[Sequence[str]]) -> NDArray[np.floating]:
         return np.stack([normalised(encoder.text_features(some)).mean(axis=0) for some in wordings])

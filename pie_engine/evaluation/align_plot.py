@@ -11,7 +11,7 @@ from pie_engine.evaluation.align_summary import NAMES
 from pie_engine.evaluation.align_texts import EMPTY, NEGATED, OTHER, OWN, SHUFFLED
 from pie_engine.outputs.colours import DIVERGING
 from pie_engine.outputs.differences import spaced
-from pie_engine.outputs.figure import encode_figure, new_figure
+from pie_engine.outputs.figure import encode_figures, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,8 +23,10 @@ _LABEL_WIDTH = 42  # characters
 _ROW, _COLUMN, _LABELS, _HEAD = 0.36, 0.62, 4.4, 0.75  # inches
 
 
-def draw_alignment(summary: dict[str, Any]) -> bytes:
-    """A PNG: for each prompt a matrix, rows the texts, columns the rounds; colours and numbers are rises.
+def draw_alignment(summary: dict[str, Any], figures: str = "png") -> dict[str, bytes]:
+    """align.png, and align.svg or .pdf: a matrix for each prompt, rows the texts, columns the rounds.
+
+    Colours and numbers are rises of the similarity.
 
     Raises:
         OutputError: matplotlib is not installed.
@@ -43,7 +45,7 @@ def draw_alignment(summary: dict[str, Any]) -> bytes:
         note = f"; {more} more prompt{'s are' if more > 1 else ' is'} in summary.json" if more else ""
         # The line below keeps clear of the picture's own note.
         axes[-1].set_xlabel(f"similarity of the input, then its rise up to each round, mean over patients{note}\n")
-        return encode_figure(figure, ".png")
+        return encode_figures(figure, "align", figures)
 
 
 _Row = tuple[str, str, list[float]]  # role, text, similarities

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -11,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from pie_engine.evaluation.align_texts import EMPTY, LINE, NEGATED, OTHER, OWN, SHUFFLED, Aligned
-from pie_engine.evaluation.summary import describe_interval, differing, over_patients, to_columns
+from pie_engine.evaluation.summary import describe_interval, differing, over_patients
+from pie_engine.evaluation.tables import ESTIMATE, Table, estimate_cells, interval_text, to_csv
 from pie_engine.metrics.permutation import permutation_test
 
 NAMES = {
@@ -23,16 +22,28 @@ NAMES = {
 }
 
 
-def to_csv(aligned: Sequence[Aligned]) -> str:
+def similarities_csv(aligned: Sequence[Aligned]) -> str:
     """One line per run, text and round."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", "item_id", "patient", "prompt", "role", "text", "round", "similarity"])
-    for one in aligned:
-        first = [one.run.name, one.run.provenance.get("item_id", ""), one.run.patient[:12], one.prompt]
-        for line in one.lines:
-            writer.writerows([*first, line.role, line.text, index, float(v)] for index, v in enumerate(line.values))
-    return text.getvalue()
+    return to_csv(
+        ["run", "item_id", "patient", "prompt", "role", "text", "round", "similarity"],
+        (
+            [*one.run.labels, one.prompt, line.role, line.text, index, float(value)]
+            for one in aligned
+            for line in one.lines
+            for index, value in enumerate(line.values)
+        ),
+    )
+
+
+def means_csv(summary: dict[str, Any]) -> str:
+    """One line per kind of text: its mean rise, and by how much the own prompt's rise exceeds it."""
+    rows = [
+        [one["role"], one["text"], measure, *estimate_cells(one[measure])]
+        for one in summary["rises"]
+        for measure in ("rise", "own_minus")
+        if one[measure] is not None
+    ]
+    return to_csv(["role", "text", *ESTIMATE], rows)
 
 
 def summarise(
@@ -49,7 +60,7 @@ def summarise(
         "runs", "patients", "prompts", "interval", "differ" (settings that the runs do not have in common);
         "rises" (by kind of text: rise of the similarity from the input to the last round, and own_minus, by how much
         the own prompt's rise exceeds it in the same runs);
-        "matrix" (mean rise: a row per prompt that runs were made with, a column per prompt that judges);
+        "matrix" (mean rise: a row per prompt that runs were made with, a column per prompt they are compared with);
         "rounds" (by prompt: mean similarity of each text in each round), and "test", see `_test`.
     """
 
@@ -90,7 +101,7 @@ def summarise(
         "test": _test(aligned, prompts, permutations, seed),
         "rises": rises,
         "matrix": [
-            [over(lambda one, judge=judge: one.rise(judge), some) for judge in prompts]  # type: ignore[misc]
+            [over(lambda one, prompt=prompt: one.rise(prompt), some) for prompt in prompts]  # type: ignore[misc]
             for some in made.values()
         ],
         "rounds": [{"prompt": prompt, "texts": _rounds(some)} for prompt, some in made.items()],
@@ -104,11 +115,11 @@ def _rounds(aligned: Sequence[Aligned]) -> list[dict[str, Any]]:
     for number, line in enumerate(aligned[0].lines):  # runs of one prompt have the same texts in the same order
         values = []
         for index in range(most + 1):
-            own: dict[str, list[float]] = {}
+            by_patient: dict[str, list[float]] = {}
             for one in aligned:
                 if index <= one.run.rounds:
-                    own.setdefault(one.run.patient, []).append(float(one.lines[number].values[index]))
-            values.append(float(np.mean([np.mean(some) for some in own.values()])))
+                    by_patient.setdefault(one.run.patient, []).append(float(one.lines[number].values[index]))
+            values.append(float(np.mean([np.mean(some) for some in by_patient.values()])))
         found.append({"role": line.role, "text": line.text, "similarity": values})
     return found
 
@@ -129,38 +140,41 @@ def _test(aligned: Sequence[Aligned], prompts: Sequence[str], permutations: int,
     for one in aligned:
         cells.setdefault((one.run.patient, one.prompt), []).append(one)
     number = {patient: index for index, patient in enumerate(dict.fromkeys(patient for patient, _ in cells))}
-    own = {patient: sum(one == patient for one, _ in cells) for patient in number}
+    counts = {patient: sum(one == patient for one, _ in cells) for patient in number}
     scores = np.array([[np.mean([one.rise(text) for one in some]) for text in prompts] for some in cells.values()])
-    weights = np.array([1 / (len(number) * own[patient]) for patient, _ in cells])
+    weights = np.array([1 / (len(number) * counts[patient]) for patient, _ in cells])
     found = permutation_test(
         scores * weights[:, None],
         [prompts.index(prompt) for _, prompt in cells],
-        [number[patient] if own[patient] > 1 else -1 for patient, _ in cells],
+        [number[patient] if counts[patient] > 1 else -1 for patient, _ in cells],
         permutations=permutations,
         seed=seed,
     )
     if found is None:
         why = "all runs have one prompt" if len(prompts) < 2 else "no patient's prompt can change places with another"
         return {"undefined": f"{why}; add runs towards another prompt"}
-    several = sum(count > 1 for count in own.values())
+    several = sum(count > 1 for count in counts.values())
     return {
         **found.to_dict(),
         "statistic": "mean over patients of the rise of similarity to the own prompt, from the input to the last round",
         "per_patient": several,
-        "between": len(own) - several,
+        "between": len(counts) - several,
         "seed": seed,
     }
 
 
-def to_table(summary: dict[str, Any]) -> str:
-    """The summary's main figures as plain text."""
+def to_table(summary: dict[str, Any]) -> Table:
+    """The summary's rises by text; the test, and what was not read, below them."""
     runs, patients, prompts = summary["runs"], summary["patients"], len(summary["prompts"])
-    head = f"{runs} run{'s' * (runs != 1)} of {patients} patient{'s' * (patients != 1)} towards {prompts} "
-    head += f"prompt{'s' * (prompts != 1)}; rise of the similarity from the input to the last round, mean"
-    head += " [95 % interval, bootstrap over patients]" if patients > 1 else ", no interval with one patient"
-    rows = [["text", "rise", "own prompt's rise minus it"]]
-    rows += [[label(one["role"], one["text"]), _cell(one["rise"]), _cell(one["own_minus"])] for one in summary["rises"]]
-    return "\n".join([head, *to_columns(rows), to_line(summary["test"]), *_say_truncated(summary["truncated"])])
+    heading = f"{runs} run{'s' * (runs != 1)} of {patients} patient{'s' * (patients != 1)} towards {prompts} "
+    heading += f"prompt{'s' * (prompts != 1)}; rise of the similarity from the input to the last round, mean"
+    heading += " [95 % interval, bootstrap over patients]" if patients > 1 else ", no interval with one patient"
+    rows = [
+        [label(one["role"], one["text"]), *(interval_text(one[measure], ".4f") for measure in ("rise", "own_minus"))]
+        for one in summary["rises"]
+    ]
+    notes = [to_line(summary["test"]), *_say_truncated(summary["truncated"])]
+    return Table(["text", "rise", "own prompt's rise minus it"], rows, heading, notes)
 
 
 def label(role: str, text: str | None, width: int = 48) -> str:
@@ -174,8 +188,8 @@ def to_line(test: dict[str, Any]) -> str:
     if "undefined" in test:
         return f"right prompts against exchanged ones: not tested, as {test['undefined']}"
     how = f"all {test['arrangements']:,}" if test["exact"] else f"{test['counted'] - 1:,} random"
-    own = test["per_patient"]
-    where = [f"within each of {own} patients" if own > 1 else "within one patient"] if own else []
+    within = test["per_patient"]
+    where = [f"within each of {within} patients" if within > 1 else "within one patient"] if within else []
     where += [f"among {test['between']} patients"] if test["between"] > 1 else []
     line = f"right prompts against exchanged ones: rise {test['observed']:.4f}, with exchanged prompts "
     line += f"{test['expected']:.4f} on average; p = {test['p']:.2g} ({how} exchanges, {' and '.join(where)})"
@@ -192,11 +206,4 @@ def _say_truncated(truncated: Sequence[dict[str, Any]]) -> list[str]:
             lines.append(f"{label(LINE, one['text'])} ({needs}): CLIP did not read {one['cut_off_by_clip']!r}")
         if one["cut_off_by_model"]:
             lines.append(f"{label(LINE, one['text'])}: the model did not read {one['cut_off_by_model']!r}")
-    return lines or ["every prompt was read whole, by CLIP and by the model"]
-
-
-def _cell(entry: dict[str, Any] | None) -> str:
-    if entry is None:
-        return ""
-    text = f"{entry['mean']:.4f}"
-    return text if entry["low"] is None else f"{text} [{entry['low']:.4f}, {entry['high']:.4f}]"
+    return lines or ["every prompt was read in full, by CLIP and by the model"]

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pie_engine.equality import ByContent
 from pie_engine.errors import InputError, argument
 from pie_engine.evaluation.runs import Run
+from pie_engine.metrics.clip import ClipEncoder, similarity
 from pie_engine.metrics.controls import negate, shuffle_words
-
-if TYPE_CHECKING:
-    from pie_engine.metrics.clip import ClipEncoder
 
 OWN, OTHER, LINE, SHUFFLED, NEGATED, EMPTY = "own", "other", "line", "shuffled", "negated", "empty"
 # Longer than any report; a binary file that is named by mistake is not read into memory.
@@ -76,22 +74,20 @@ class Texts:
 
     def compare(self, run: Run) -> Aligned:
         """Raises InputError: frames are missing or damaged."""
-        from pie_engine.metrics.clip import similarity
-
-        own = prompt_of(run)
+        prompt = prompt_of(run)
         found = similarity(self._encoder.features(run.frames()), np.stack(list(self._rows.values())))  # [N + 1, texts]
         column = dict(zip(self._rows, found.T, strict=True))
-        others = [prompt for prompt in self.prompts if prompt != own]
-        lines = [Line(OWN, own, column[own])]
+        others = [other for other in self.prompts if other != prompt]
+        lines = [Line(OWN, prompt, column[prompt])]
         lines += [Line(OTHER, text, column[text]) for text in others]
         lines += [Line(LINE, text, column[text]) for text in self.lines]
-        if orders := self._shuffled[own]:
+        if orders := self._shuffled[prompt]:
             lines.append(Line(SHUFFLED, orders[0], np.mean([column[order] for order in orders], axis=0)))
-        if own in self._negated:
-            lines.append(Line(NEGATED, self._negated[own], column[self._negated[own]]))
-        if own:
+        if prompt in self._negated:
+            lines.append(Line(NEGATED, self._negated[prompt], column[self._negated[prompt]]))
+        if prompt:
             lines.append(Line(EMPTY, "", column[""]))
-        return Aligned(run, own, tuple(lines))
+        return Aligned(run, prompt, tuple(lines))
 
     def truncated(self, runs: Sequence[Run]) -> list[dict[str, Any]]:
         """Prompts and lines of which CLIP, or the model that simulated, did not read all.

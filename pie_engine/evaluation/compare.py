@@ -1,11 +1,8 @@
-"""PIE against baselines: each method's figures, and how PIE and they differ where they have come equally far."""
+"""PIE against baselines: each method's measures, and how PIE and they differ where they have come equally far."""
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,16 +10,19 @@ from typing import Any
 
 from pie_engine import __version__
 from pie_engine.errors import ConfigError, InputError, use
+from pie_engine.evaluation.compare_plot import draw_comparison
+from pie_engine.evaluation.compare_tables import frames_csv, means_csv
 from pie_engine.evaluation.measures import CLIP_I, CONFIDENCE, STRUCTURE, Measured, measure_run
-from pie_engine.evaluation.rounds_plot import check_plots
+from pie_engine.evaluation.results import MEANS, check_results, write_results
 from pie_engine.evaluation.runs import Run, find_runs, read_structures
-from pie_engine.evaluation.summary import describe_clip, describe_judges, differing, summarise
-from pie_engine.files import check_folder, new_folder
+from pie_engine.evaluation.summary import describe_clip, describe_models, differing, summarise
 from pie_engine.metrics.bootstrap import mean_interval
+from pie_engine.metrics.classifier import read_classifiers
+from pie_engine.metrics.clip import ClipEncoder
 from pie_engine.metrics.matching import Matched, match_curves
 
 log = logging.getLogger(__name__)
-SUMMARY, TABLE, PLOT = "summary.json", "compare.csv", "compare.png"
+TABLE = "compare.csv"
 PIE = "pie"
 SSIM = "ssim_inside"
 
@@ -35,10 +35,12 @@ def compare(
     clip: str | Path | None = None,
     structures: str | Path | None = None,
     by: Sequence[str] = (),
+    figures: str = "png",
+    trust: bool = False,
     seed: int = 0,
     on_run: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
-    """Compare runs by their methods, and write figures and a plot into the folder `output`, whole or not at all.
+    """Compare runs by their methods, and write tables, a plot and a summary into `output`, whole or not at all.
 
     Args:
         folders: runs' folders, or folders that hold some: PIE's, and a baseline's at least, of the same patients.
@@ -48,6 +50,8 @@ def compare(
         structures: folder of a map per run, ITEM_ID.png: what is kept of the patient's own structure is matched too.
         by: settings, as provenance names them: runs of one method that differ in these are several methods. Every
             PIE is compared with every baseline.
+        figures: plots are PNG files; "svg" or "pdf" writes them as that too.
+        trust: whether models in TorchScript are loaded, which are programs (SECURITY.md); ONNX needs no trust.
         seed: of the bootstrap.
         on_run: called with each run's name before it is measured.
 
@@ -58,22 +62,17 @@ def compare(
 
     Raises:
         InputError: a folder is not a run's or damaged, PIE or a baseline is missing, or a run's map is missing, does
-            not fit, or shows what its input hardly does. ConfigError: no classifier, or `by` names no setting.
-            ConfigError, CheckpointError, BackendError: a classifier or the CLIP checkpoint cannot be used, or a
-            package is missing. OutputError: `output` cannot be written.
+            not fit, or shows what its input hardly does. ConfigError: no classifier, `by` names no setting, or
+            `figures` is unknown. ConfigError, CheckpointError, BackendError: a classifier or the CLIP checkpoint cannot
+            be used, or a package is missing. OutputError: `output` cannot be written.
     """
-    from pie_engine.evaluation.compare_plot import draw
-    from pie_engine.metrics.classifier import read_classifiers
-    from pie_engine.metrics.clip import ClipEncoder
-
     output = Path(output)
     if not classifiers:
         raise ConfigError(
             f"no classifier is given, and confidence is what is compared; pass {use('classifiers', 'JSON')}",
             field="classifiers",
         )
-    check_folder(output, replaceable=SUMMARY)
-    check_plots()
+    check_results(output, figures)
     runs = find_runs(folders)
     names = label_methods(runs, by)
     if {_is_pie(name) for name in names} != {True, False}:
@@ -88,23 +87,20 @@ def compare(
             "input files"
         )
     maps = read_structures(structures, runs)
-    judges = read_classifiers(classifiers)
+    read = read_classifiers(classifiers, trust=trust)
     encoder = None if clip is None else ClipEncoder(clip)
     methods: dict[str, list[Measured]] = {name: [] for name in sorted(set(names), key=_rank)}
     for run, name, structure in zip(runs, names, maps, strict=True):
         on_run(run.name)
-        methods[name].append(measure_run(run, encoder, judges, structure=structure))
-    told = _told_apart(runs, by)
-    summary = _summarise(methods, by, told, seed)
-    for line in _warnings(summary, [name for name in by if name not in told]):
+        methods[name].append(measure_run(run, encoder, read, structure=structure))
+    in_names = _settings_in_names(runs, by)
+    summary = _summarise(methods, by, in_names, seed)
+    for line in _warnings(summary, [name for name in by if name not in in_names]):
         log.warning("%s", line)
-    summary["models"] = {"classifiers": describe_judges(judges), "clip": describe_clip(clip)}
-    summary |= {"version": __version__, "files": [TABLE, PLOT, SUMMARY]}
-    picture = draw(summary)
-    with new_folder(output, replaceable=SUMMARY) as folder:
-        (folder / TABLE).write_text(_to_csv(methods), encoding="utf-8")
-        (folder / PLOT).write_bytes(picture)
-        (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    summary["models"] = {"classifiers": describe_models(read), "clip": describe_clip(clip)}
+    summary["version"] = __version__
+    tables = {TABLE: frames_csv(methods), MEANS: means_csv(summary)}
+    write_results(output, summary, {**tables, **draw_comparison(summary, figures)})
     return summary
 
 
@@ -112,17 +108,17 @@ def label_methods(runs: Sequence[Run], by: Sequence[str] = ()) -> list[str]:
     """The name of each run's method; with its total strength, and the settings `by`, where its runs differ in them.
 
     Raises:
-        InputError: provenance names no method that there is. ConfigError: `by` names no setting of every run.
+        InputError: provenance names an unknown method. ConfigError: one of `by` is not a setting of every run.
     """
-    known = sorted(set.intersection(*({*run.provenance["settings"]} for run in runs)))
+    known = sorted(set.intersection(*({*run.settings} for run in runs)))
     for setting in by:
         if setting not in known:
             raise ConfigError(f"by {setting!r} is no setting of the runs; pass one of {', '.join(known)}")
-    own: dict[str, list[dict[str, Any]]] = {}
-    found = [_method(run) | {one: run.provenance["settings"][one] for one in by} for run in runs]
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    found = [_method(run) | {setting: run.settings[setting] for setting in by} for run in runs]
     for facts in found:
-        own.setdefault(facts["name"], []).append(facts)
-    return [_label(facts, own[facts["name"]]) for facts in found]
+        by_name.setdefault(facts["name"], []).append(facts)
+    return [_label(facts, by_name[facts["name"]]) for facts in found]
 
 
 def _method(run: Run) -> dict[str, Any]:
@@ -195,23 +191,25 @@ def _average(found: list[Matched]) -> dict[str, Any] | None:
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
-def _summarise(methods: dict[str, list[Measured]], by: Sequence[str], told: Sequence[str], seed: int) -> dict[str, Any]:
-    """`told`: those of `by` that stand in the methods' names."""
+def _summarise(
+    methods: dict[str, list[Measured]], by: Sequence[str], in_names: Sequence[str], seed: int
+) -> dict[str, Any]:
+    """`in_names`: those of `by` that stand in the methods' names."""
     measured = [one for group in methods.values() for one in group]
-    judged = [name for name in measured[0].series if name.startswith(CONFIDENCE)]
+    confidences = [name for name in measured[0].series if name.startswith(CONFIDENCE)]
     similarities = [name for name in (CLIP_I, SSIM, STRUCTURE) if name in measured[0].series]
     summary: dict[str, Any] = {"methods": {}, "matched": []}
     for name, group in methods.items():
         found = summarise(group, seed)
         summary["methods"][name] = {key: found[key] for key in ("patients", "runs", "final", "rounds")}
         if by:
-            summary["methods"][name]["settings"] = {one: group[0].run.provenance["settings"][one] for one in by}
+            summary["methods"][name]["settings"] = {one: group[0].run.settings[one] for one in by}
         summary["interval"] = found["interval"]
     pies = [name for name in methods if _is_pie(name)]
     for pie, name in itertools.product(pies, methods):
         if name in pies:
             continue
-        for confidence in judged:
+        for confidence in confidences:
             for similarity in similarities:
                 rows = match_methods(methods[pie], methods[name], confidence, similarity)
                 summary["matched"].append(
@@ -228,11 +226,11 @@ def _summarise(methods: dict[str, list[Measured]], by: Sequence[str], told: Sequ
                 )
     runs = [one.run for one in measured]
     # A control has another prompt on purpose.
-    asked = [run for run in runs if run.provenance.get("method", {}).get("name") != "control"]
+    towards = [run for run in runs if run.provenance.get("method", {}).get("name") != "control"]
     summary["differ"] = [
         name
         for name in differing(runs)
-        if name not in ("method", *told) and (name != "prompt" or name in differing(asked))
+        if name not in ("method", *in_names) and (name != "prompt" or name in differing(towards))
     ]
     # Of one method's runs; the total strength is in its name.
     summary["differ"] += [
@@ -245,12 +243,12 @@ def _summarise(methods: dict[str, list[Measured]], by: Sequence[str], told: Sequ
     return summary
 
 
-def _told_apart(runs: Sequence[Run], by: Sequence[str]) -> list[str]:
-    """The settings that runs of one method differ in, and which so stand in the methods' names."""
+def _settings_in_names(runs: Sequence[Run], by: Sequence[str]) -> list[str]:
+    """Those of the settings `by` that runs of one method differ in: they stand in the methods' names."""
     values: dict[tuple[str, str], set[Any]] = {}
     for run, setting in itertools.product(runs, by):
-        values.setdefault((setting, _method(run)["name"]), set()).add(run.provenance["settings"][setting])
-    return [setting for (setting, _), own in values.items() if len(own) > 1]
+        values.setdefault((setting, _method(run)["name"]), set()).add(run.settings[setting])
+    return [setting for (setting, _), some in values.items() if len(some) > 1]
 
 
 def _estimate(rows: list[dict[str, Any]], what: str, seed: int) -> dict[str, Any]:
@@ -259,8 +257,8 @@ def _estimate(rows: list[dict[str, Any]], what: str, seed: int) -> dict[str, Any
     return {
         "defined": len(defined),
         **{
-            figure: mean_interval([one[figure] for one in defined], seed=seed).to_dict() if defined else None
-            for figure in ("mean", "end")
+            name: mean_interval([one[name] for one in defined], seed=seed).to_dict() if defined else None
+            for name in ("mean", "end")
         },
     }
 
@@ -283,17 +281,3 @@ def _is_pie(label: str) -> bool:
 
 def _rank(label: str) -> tuple[bool, str]:
     return not _is_pie(label), label
-
-
-def _to_csv(methods: dict[str, list[Measured]]) -> str:
-    """One line per run and round; a cell is empty where a measure is not defined."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    names = list(next(iter(methods.values()))[0].series)
-    writer.writerow(["method", "run", "item_id", "patient", "round", *names])
-    for name, group in methods.items():
-        for one in group:
-            about = [name, one.run.name, one.run.provenance.get("item_id", ""), one.run.patient[:12]]
-            for index in range(one.run.rounds + 1):
-                writer.writerow([*about, index, *(one.series[measure][index] for measure in names)])
-    return text.getvalue()

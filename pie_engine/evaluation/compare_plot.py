@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from pie_engine.evaluation.measures import CLIP_I, CONFIDENCE, STRUCTURE
-from pie_engine.outputs.figure import COLOURS, DASHES, MARKERS, encode_figure, new_figure
+from pie_engine.outputs.figure import COLOURS, DASHES, MARKERS, encode_figures, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,17 +19,20 @@ _AXES = {
 }
 
 
-def draw(summary: dict[str, Any]) -> bytes:
-    """PNG: one row per classifier, means over patients with intervals. Over similarity, the upper right is better."""
+def draw_comparison(summary: dict[str, Any], figures: str = "png") -> dict[str, bytes]:
+    """compare.png, and compare.svg or .pdf: one row per classifier, means over patients with intervals.
+
+    Over similarity, the upper right is better.
+    """
     methods = summary["methods"]
     measures = next(iter(methods.values()))["rounds"]
-    judged = [name for name in measures if name.startswith(CONFIDENCE)]
+    confidences = [name for name in measures if name.startswith(CONFIDENCE)]
     similarities = [name for name in _AXES if name in measures]
     panels = len(similarities) + 1
-    with new_figure(_WIDTH * panels + _LEGEND, _HEIGHT * len(judged)) as figure:
+    with new_figure(_WIDTH * panels + _LEGEND, _HEIGHT * len(confidences)) as figure:
         figure.set_layout_engine("constrained", rect=(0, 0.04, 1, 0.96))  # the statement stands below
-        rows = figure.subplots(len(judged), panels, squeeze=False)
-        for name, (*lefts, right) in zip(judged, rows, strict=True):
+        rows = figure.subplots(len(confidences), panels, squeeze=False)
+        for name, (*lefts, right) in zip(confidences, rows, strict=True):
             for number, (method, found) in enumerate(methods.items()):
                 style = _style(number)
                 for left, similarity in zip(lefts, similarities, strict=True):
@@ -49,7 +52,7 @@ def draw(summary: dict[str, Any]) -> bytes:
         title = f"Mean of {several} patient{'s' * (patients != 1)}, a point per frame, * the input"
         rows[0, 0].set_title(title, loc="left", fontsize=10)
         rows[0, -1].set_title("95 % intervals over patients" * (patients > 1), loc="left", fontsize=10)
-        return encode_figure(figure, ".png")
+        return encode_figures(figure, "compare", figures)
 
 
 def _style(number: int) -> dict[str, Any]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
-from pie_engine.errors import InputError
+from pie_engine.errors import InputError, PieError
+from pie_engine.evaluation.runs import find_folders
 from pie_engine.metrics.convergence import Convergence, Rounds, check_convergence, measure_rounds
 from pie_engine.metrics.decay import rounding_floor
 
@@ -21,6 +26,7 @@ class CheckedRun:
     """What one run's folder says of its rounds.
 
     Attributes:
+        name: the folder as it was named.
         found: the findings.
         beta1: the run's blend outside; betas: those inside, one for each that its regions have; none without a mask.
         noise: "shared" or "fresh" noise, or "inversion".
@@ -29,6 +35,7 @@ class CheckedRun:
         source: "latents.safetensors" (latents wholly inside the region) or "provenance.json" (at least half inside).
     """
 
+    name: str
     found: Convergence
     beta1: float
     betas: tuple[float, ...]
@@ -39,6 +46,7 @@ class CheckedRun:
     def to_dict(self) -> dict[str, Any]:
         settings = {"beta1": self.beta1, "betas_inside": list(self.betas), "noise": self.noise}
         return {
+            "run": self.name,
             "settings": {**settings, "semantics": "official" if self.official else "engine"},
             "source": self.source,
             "paper_bound": None,  # its constants are no numbers of a run: docs/convergence.md
@@ -79,10 +87,26 @@ def check_run(folder: Path) -> CheckedRun:
         raise InputError(f"{folder} ran on a schedule, and a decay is that of equal rounds; pass a run without one")
     if method not in ("pie", "control"):
         raise InputError(f"{folder} was made by method {method!r}, whose frames are no rounds; pass a run of PIE")
-    # Without a mask nothing is blended, and a constant edit adds up whole.
+    # Without a mask nothing is blended, and a constant edit adds up in full.
     beta2 = 1.0 if not masked else betas[0] if len(betas) == 1 else None
     found = check_convergence(rounds, beta1=None if official else beta1, beta2=None if official else beta2, floor=floor)
-    return CheckedRun(found, beta1, betas, noise, official, source)
+    return CheckedRun(str(folder), found, beta1, betas, noise, official, source)
+
+
+def check_runs(paths: Sequence[str | Path]) -> list[CheckedRun]:
+    """`check_run` on all runs below `paths`, as `find_folders` finds them.
+
+    Raises:
+        InputError: a path holds no run, or see `check_run`; with several runs, the message names the one.
+    """
+    folders = find_folders(paths)
+    checked = []
+    for folder in folders:
+        try:
+            checked.append(check_run(folder))
+        except PieError as error:
+            raise error if len(folders) == 1 or str(folder) in str(error) else error.within(str(folder)) from error
+    return checked
 
 
 def _betas(provenance: dict[str, Any], run: float) -> tuple[float, ...]:
@@ -104,9 +128,6 @@ def _from_provenance(change: dict[str, Any]) -> Rounds:
 
 def _from_latents(folder: Path, count: int, masked: bool) -> Rounds:
     """Raises ValueError: latents that do not fit one another, the mask or provenance."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     try:
         arrays = load_file(folder / _LATENTS)
     except SafetensorError as error:
@@ -119,9 +140,7 @@ def _from_latents(folder: Path, count: int, masked: bool) -> Rounds:
 
 def _latent_mask(folder: Path, shape: tuple[int, int]) -> np.ndarray:
     """mask.png averaged over each latent's pixels, [h, w] in [0, 1]: what the engine's own semantics blend with."""
-    from PIL import Image
-
-    with Image.open(folder / _MASK) as opened:
+    with Image.open(folder / _MASK, formats=["PNG"]) as opened:
         pixels = np.asarray(opened.convert("L")) >= 128
     (height, width), (h, w) = pixels.shape, shape
     if height % h or width % w:

@@ -1,4 +1,4 @@
-"""Runs that differ in their noise alone, together: the mean of each round's frames, and how far they are apart."""
+"""Runs that differ in their noise alone, together: the mean of each round's frames, and how much they differ."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pie_engine.equality import ByContent
 from pie_engine.errors import InputError, argument
+from pie_engine.evaluation.runs import Run
 from pie_engine.files import new_folder
+from pie_engine.outputs.animation import save_gif
 from pie_engine.outputs.colours import colourise
 from pie_engine.outputs.differences import luminance, spaced
-from pie_engine.outputs.frames import STATEMENT, contact_sheet, png_metadata, save_frames, save_gif
-
-if TYPE_CHECKING:
-    from pie_engine.evaluation.runs import Run
+from pie_engine.outputs.frames import STATEMENT, contact_sheet, png_metadata, save_frames
 
 MARKER = "ensemble.json"
 # The map's darkest red is the least of these grey levels that no more than 0.5 % of its pixels inside exceed.
@@ -26,7 +25,7 @@ _LIMITS = (1, 2, 5, 10, 15, 20, 30, 40, 50, 60, 80, 100, 128)
 _WITHIN = 99.5
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Ensemble(ByContent):
     """Several runs of one patient.
 
@@ -41,6 +40,10 @@ class Ensemble(ByContent):
     deviation: np.ndarray
     mask: np.ndarray | None
     facts: dict[str, Any]
+
+    def __repr__(self) -> str:
+        rounds, height, width = len(self.mean) - 1, *self.mean.shape[1:3]
+        return f"Ensemble({len(self.facts['members'])} runs of {rounds} rounds, {height} x {width})"
 
     def save(self, output: str | Path) -> dict[str, Any]:
         """Write mean frames, their animation and contact sheet, the deviation as a picture and as numbers.
@@ -92,8 +95,8 @@ def gather(runs: Sequence[Run]) -> Ensemble:
     first = runs[0]
     members: dict[tuple[int, str], Run] = {}
     for run in runs:
-        for name, own in _common(run).items():
-            if own != _common(first)[name]:
+        for name, value in _common(run).items():
+            if value != _common(first)[name]:
                 raise InputError(
                     f"{run.name} and {first.name} differ in their {name}; pass runs that differ in {argument('seed')}"
                 )
@@ -125,7 +128,7 @@ def gather(runs: Sequence[Run]) -> Ensemble:
         "synthetic": True,
         "what": f"mean and standard deviation of {count} simulations that differ in their noise",
         "members": [{"seed": seed, "item_id": item} for seed, item in members],
-        **{name.replace(" ", "_"): own for name, own in _common(first).items()},
+        **{name.replace(" ", "_"): value for name, value in _common(first).items()},
         "deviation": _describe(spread[1:], mask),
     }
     return Ensemble(np.round(average).astype(np.uint8), spread, mask, facts)
@@ -135,7 +138,7 @@ def _common(run: Run) -> dict[str, Any]:
     """What has to agree. Raises InputError: provenance lacks it."""
     provenance = run.provenance
     try:
-        settings = {name: value for name, value in provenance["settings"].items() if name != "seed"}
+        settings = {name: value for name, value in run.settings.items() if name != "seed"}
         return {
             "image": provenance["input"]["image_sha256"],
             "region of interest": provenance["input"].get("roi"),

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from pie_engine.errors import InputError
+from pie_engine.evaluation.runs import Run
+from pie_engine.metrics.classifier import Classifier
+from pie_engine.metrics.clip import ClipEncoder, clip_i
+from pie_engine.metrics.perceptual import PictureDistance
 from pie_engine.metrics.similarity import Monotonicity, measure_similarity, monotonicity
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from pie_engine.evaluation.runs import Run
-    from pie_engine.metrics.classifier import Classifier
-    from pie_engine.metrics.clip import ClipEncoder
-    from pie_engine.metrics.perceptual import PictureDistance
+from pie_engine.metrics.structure import structure_kept
 
 CONFIDENCE = "confidence: "
 CLIP_I = "clip_i"
@@ -37,7 +35,7 @@ Series = list[float | None]
 
 @dataclass(frozen=True)
 class Measured:
-    """One run's figures.
+    """What is measured of one run.
 
     Attributes:
         run: whose.
@@ -78,16 +76,12 @@ def measure_run(
     confidence = {one.name: [float(value) for value in one.confidence(frames)] for one in classifiers}
     series: dict[str, Series] = {CONFIDENCE + name: list(values) for name, values in confidence.items()}
     if encoder is not None:
-        from pie_engine.metrics.clip import clip_i
-
         series[CLIP_I] = list(clip_i(frames, encoder))
     series |= {DISTANCE + one.name: [float(value) for value in one.between(frames, frames[0])] for one in distances}
     rising = {name: [value for value in values if value is not None] for name, values in series.items()}
     similar = [measure_similarity(frame, frames[0], mask).to_dict() for frame in frames]
     series |= {name: [one[name] for one in similar] for name in SIMILARITY}
     if structure is not None:
-        from pie_engine.metrics.structure import structure_kept
-
         try:
             series[STRUCTURE] = [float(value) for value in structure_kept(frames, structure, mask)]
         except InputError as error:

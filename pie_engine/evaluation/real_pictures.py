@@ -5,20 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pie_engine.errors import InputError
+from pie_engine.evaluation.runs import Run
 from pie_engine.files import sha256_file
+from pie_engine.imaging import fit, read_image
+from pie_engine.metrics.clip import ClipEncoder
 from pie_engine.metrics.distribution import fid, kid_interval
 
-if TYPE_CHECKING:
-    from pie_engine.evaluation.runs import Run
-    from pie_engine.metrics.clip import ClipEncoder
-
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm")
-_BATCH = 16  # pictures that are held and judged at once
+_BATCH = 16  # pictures whose features are computed at once
 
 
 def find_pictures(folder: str | Path) -> list[Path]:
@@ -78,22 +77,22 @@ def compare_with_reference(
     for start in range(0, len(pictures), _BATCH):
         some = [_read(path, side, how) for path in pictures[start : start + _BATCH]]
         real.append(encoder.features(np.stack(some)))
-    reference, own = np.concatenate(real), np.stack(ends)  # [M, D], [P, 2, D]
-    fewest, features = min(len(own), len(reference)), reference.shape[1]
+    reference, simulated = np.concatenate(real), np.stack(ends)  # [M, D], [P, 2, D]
+    fewest, features = min(len(simulated), len(reference)), reference.shape[1]
     missing: dict[str, str] = {}
-    if len(own) < 2:
+    if len(simulated) < 2:
         missing["kid"] = "1 patient; KID needs 2"
     if fewest <= features:
         missing["fid"] = f"{fewest} pictures with {features} features; FID needs more pictures than features"
     found: dict[str, Any] = {
         "pictures": len(reference),
-        "patients": len(own),
+        "patients": len(simulated),
         "features": features,
         "sha256": hashlib.sha256("".join(sha256_file(path) for path in pictures).encode()).hexdigest(),
         "missing": missing,
     }
     for index, name in enumerate(("input", "final")):
-        one = own[:, index]
+        one = simulated[:, index]
         found[name] = {
             "kid": None if "kid" in missing else kid_interval(one, reference, seed=seed).to_dict(),
             "fid": None if "fid" in missing else fid(one, reference),
@@ -119,7 +118,5 @@ def to_lines(found: dict[str, Any]) -> list[str]:
 
 def _read(path: Path, side: int, how: str) -> np.ndarray:
     """[side, side, 3] uint8."""
-    from pie_engine.imaging import fit, read_image
-
     image, _ = read_image(path)
     return np.asarray(fit(image, side, how))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pie_engine.errors import OutputError
 from pie_engine.evaluation.measures import CLIP_I, CONFIDENCE, DISTANCE, STRUCTURE
-from pie_engine.outputs.figure import COLOURS, DASHES, MARKERS, encode_figure, new_figure
+from pie_engine.evaluation.results import check_plots
+from pie_engine.outputs.figure import COLOURS, DASHES, MARKERS, encode_figures, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,18 +28,8 @@ class _Panel:
     top: float | None = None
 
 
-def check_plots() -> None:
-    """Refuse before any work is done.
-
-    Raises:
-        OutputError: matplotlib is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise OutputError("plots need matplotlib, which is not installed; pip install 'pie-engine[eval]'")
-
-
-def draw_rounds(summary: dict[str, Any]) -> bytes:
-    """The rounds of `summarise` as a PNG picture; measures that no run has are left out.
+def draw_rounds(summary: dict[str, Any], figures: str = "png") -> dict[str, bytes]:
+    """The rounds of `summarise` as rounds.png, and rounds.svg or .pdf; measures that no run has are left out.
 
     Raises:
         OutputError: matplotlib is not installed.
@@ -62,7 +51,7 @@ def draw_rounds(summary: dict[str, Any]) -> bytes:
         figure.suptitle(_heading(summary), fontsize=10)
         # Room between the panels, and below them for the line that every figure ends with.
         figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, rect=(0, 0.03, 1, 0.97)))
-        return encode_figure(figure, ".png")
+        return encode_figures(figure, "rounds", figures)
 
 
 def _panels(rounds: dict[str, Any]) -> list[_Panel]:

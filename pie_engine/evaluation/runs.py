@@ -6,14 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import PIL.Image
+from PIL.Image import Image
 
 from pie_engine.errors import InputError, argument
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 PROVENANCE = "provenance.json"
 _REMEDY = "pass a folder that pie-engine run wrote, or one that holds such folders"
@@ -41,6 +40,18 @@ class Run:
         """SHA-256 of the input's file: runs on one file are one patient's, whatever their seeds, slices and prompts."""
         return str(self.provenance["input"]["image_sha256"])
 
+    @property
+    def labels(self) -> tuple[str, str, str]:
+        """Name, item id and patient, as tables begin a row with them."""
+        return self.name, str(self.provenance.get("item_id", "")), self.patient[:12]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings as they were resolved: the scheduler by the class that computed, where provenance names it."""
+        schedule = self.provenance.get("schedule")
+        scheduler = schedule.get("class") if isinstance(schedule, dict) else None
+        return {**self.provenance["settings"], **({"scheduler": scheduler} if scheduler else {})}
+
     def frames(self) -> np.ndarray:
         """[N + 1, H, W, 3] uint8, the input first.
 
@@ -64,29 +75,38 @@ class Run:
 
 
 def find_runs(paths: Sequence[str | Path]) -> list[Run]:
-    """Every run below `paths`: each a run's folder, or one that holds such, a sweep's too (three folders deep).
+    """Every run below `paths`, see `find_folders`.
 
     Raises:
         InputError: a path holds no run, a run is damaged or marked, or is named twice.
     """
-    found: dict[Path, Run] = {}
+    return [_open(folder) for folder in find_folders(paths)]
+
+
+def find_folders(paths: Sequence[str | Path]) -> list[Path]:
+    """The folders of all runs below `paths`: each a run's, or one that holds such, a sweep's too (three folders deep).
+
+    Raises:
+        InputError: a path holds no run, or a run is named twice.
+    """
+    found: dict[Path, Path] = {}
     for path in paths:
         folder = Path(path)
         if not folder.is_dir():
             raise InputError(f"{path} is {'a file' if folder.exists() else 'no folder'}; {_REMEDY}")
-        own: dict[Path, None] = {}
+        below: dict[Path, None] = {}
         for depth in ("", "*/", "*/*/", "*/*/*/"):
             for one in sorted(file.parent for file in folder.glob(depth + PROVENANCE)):
-                # What a run's folder holds is its own; a hidden one is left of a run that was killed.
+                # What lies in a run's folder belongs to it; a hidden one is left of a run that was killed.
                 hidden = any(part.startswith(".") for part in one.relative_to(folder).parts)
-                if not hidden and own.keys().isdisjoint(one.parents):
-                    own[one] = None
-        if not own:
+                if not hidden and below.keys().isdisjoint(one.parents):
+                    below[one] = None
+        if not below:
             raise InputError(f"{path} holds no {PROVENANCE}, nor does a folder in it; {_REMEDY}")
-        for one in own:
+        for one in below:
             if one.resolve() in found:
                 raise InputError(f"run {one} is named twice; name each run once")
-            found[one.resolve()] = _open(one)
+            found[one.resolve()] = one
     if not found:
         raise InputError(f"no folder is given; {_REMEDY}")
     return list(found.values())
@@ -135,8 +155,8 @@ def _open(folder: Path) -> Run:
     if not complete:
         raise InputError(f"{folder / PROVENANCE} does not describe every round and the input; run pie-engine run again")
     if marked:
-        # The mark would be taken for change, and a classifier might judge it.
-        raise InputError(f"the frames of {folder} bear a visible mark; run it again without {argument('mark')}")
+        # The mark would count as change, and could sway a classifier.
+        raise InputError(f"the frames of {folder} carry a visible mark; run it again without {argument('mark')}")
     return run
 
 
@@ -155,9 +175,7 @@ def _picture(path: Path, mode: str) -> np.ndarray:
 
 
 def _open_png(path: Path, remedy: str) -> Image:
-    """Read whole, so that damage shows here."""
-    import PIL.Image
-
+    """Read the whole file, so that damage is noticed here."""
     try:
         with PIL.Image.open(path, formats=["PNG"]) as image:
             image.load()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image as PILImage
 
 from pie_engine.errors import InputError
 from pie_engine.imaging.limits import MAX_PIXELS
@@ -24,8 +25,6 @@ def fit(image: Image, resolution: int, how: str = "crop") -> Image:
     Raises:
         InputError: so long and thin that the resized image would be larger than `MAX_PIXELS`.
     """
-    from PIL import Image as PILImage
-
     image = image.convert("RGB")
     size, (left, top) = placement(image.size, resolution, how)
     if size[0] * size[1] > MAX_PIXELS:
@@ -88,8 +87,6 @@ def unfit(square: np.ndarray, size: tuple[int, int], how: str) -> np.ndarray:
     Args:
         size: (width, height) of the source.
     """
-    from PIL import Image as PILImage
-
     if square.ndim == 3:
         return np.stack([unfit(channel, size, how) for channel in np.moveaxis(square, -1, 0)], axis=-1)
     resolution = len(square)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from pie_engine.config import MethodConfig, RunConfig
 from pie_engine.equality import ByContent
-from pie_engine.errors import ConfigError, InputError, argument, mention, use
+from pie_engine.errors import MOST_QUOTED, ConfigError, InputError, Notice, argument, mention, quoted, use
 from pie_engine.imaging import (
     Grid,
     ImageSource,
@@ -25,15 +26,22 @@ from pie_engine.imaging import (
     fit,
     fit_roi,
     prepare_mask,
-    read_image,
     read_mask,
     read_roi,
+    read_stored,
 )
+from pie_engine.imaging.regions.mask import warn_of_feather
+from pie_engine.imaging.rules import check_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from pie_engine.imaging.regions.region import Regions
+
+log = logging.getLogger(__name__)
+
+# Of an item that is simulated alone and has no id: results stay what they are.
+ALONE = "0"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +54,8 @@ class Item(ByContent):
         mask: region of interest, white = may change, in the image's geometry: path (PNG, JPEG, TIFF, NIfTI, DICOM,
             DICOM SEG), PIL image, array, `Box`, `Ellipse`, `Polygon`; a `Region`, which may have its own beta, label
             and prompt; or a list of them. Regions with prompts of their own are findings beside the item's.
-        item_id: names the item in its noise's seed, so that a result does not depend on its place in a batch.
+        item_id: names the item in its noise's seed, so that a result does not depend on its place in a batch. None:
+            "0" for an item by itself, else what `item_ids.check_item_ids` derives from the image.
         reading: which frame, slice and window of the image's file.
         keep: what must never change, as for `mask`; it is cut out of the mask.
         dilate: pixels of the source image by which the mask grows, before `keep` is cut out; negative ones shrink it.
@@ -57,7 +66,7 @@ class Item(ByContent):
     image: str | Path | Image | np.ndarray
     prompt: str
     mask: Regions = None
-    item_id: str = "0"
+    item_id: str | None = None
     reading: Reading = field(default_factory=Reading)
     keep: Regions = None
     dilate: int = 0
@@ -82,6 +91,11 @@ class PreparedItem:
     mask: Mask | None
     facts: dict[str, Any]
     content_box: tuple[int, int, int, int] | None = None
+
+    @property
+    def item_id(self) -> str:
+        """What its noise is drawn by."""
+        return ALONE if self.item.item_id is None else self.item.item_id
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -118,6 +132,8 @@ def prepare_item(item: Item, config: RunConfig, scale: int) -> PreparedItem:
         assert config.feather is not None
         mask = fit_roi(drawn, resolution, scale=scale, how=config.fit, feather_width=config.feather, beta2=config.beta2)
         facts["roi"] |= mask.facts
+        if config.composite:
+            warn_of_feather(mask, config.feather)
     elif drawn is not None:
         mask = prepare_mask(drawn, image.size, resolution, official=True, scale=scale)
     content_box = find_content_box(image.size, resolution) if config.fit == "pad" else None
@@ -142,9 +158,10 @@ def _read(item: Item, config: RunConfig) -> tuple[Image, Roi | Image | None, dic
         ConfigError: official semantics with what the published code does not have.
         InputError: see `prepare_item`.
     """
-    check_text("prompt", item.prompt)
-    check_text("item_id", item.item_id)
-    image, facts = read_image(item.image, reading=item.reading)
+    _check_texts(item, config)
+    stored = read_stored(item.image, reading=item.reading)
+    check_image(stored, _name(item), config.resolution, config.fit)
+    image, facts = stored.picture(), stored.facts
     regions, keep = as_regions(item.mask), as_regions(item.keep)
     if any(region.prompt is not None for region in regions):
         _check_findings(item, regions, config)
@@ -178,16 +195,14 @@ def _read(item: Item, config: RunConfig) -> tuple[Image, Roi | Image | None, dic
 
 
 def _check_findings(item: Item, regions: tuple[Region, ...], config: RunConfig) -> None:
-    """Raises InputError: a prompt is no text; ConfigError: one that is given would be read nowhere."""
-    for region in regions:
-        if region.prompt is not None:
-            check_text("Region.prompt", region.prompt)
+    """Raises ConfigError: a prompt that is given would be read nowhere."""
     findings = findings_of(item)
     if item.prompt and item.prompt not in findings:
         raise ConfigError(
-            f"prompt {item.prompt!r} is read in no region, for each has its own finding; leave it empty", field="prompt"
+            f"prompt {quoted(item.prompt)} is read in no region, for each has its own finding; leave it empty",
+            field="prompt",
         )
-    scheduled = [own.prompt is not None for own in config.rounds]
+    scheduled = [one.prompt is not None for one in config.rounds]
     if all(scheduled) or (len(findings) > 1 and any(scheduled)):
         count = f"{len(findings)} finding{'s' * (len(findings) > 1)}"
         raise ConfigError(f"the schedule's prompts would take the place of {count}; leave them out of the schedule")
@@ -211,6 +226,35 @@ def _check_official(item: Item, regions: tuple[Region, ...], keep: tuple[Region,
             )  # fmt: skip
 
 
+def _name(item: Item) -> str:
+    """The item's image to the user, for messages."""
+    return f"image {item.image}" if isinstance(item.image, str | Path) else "image"
+
+
+def _check_texts(item: Item, config: RunConfig) -> None:
+    """Refuse prompts and an id that are no text, or blank; an empty prompt that is read is warned of.
+
+    An empty prompt is a control (what the model does by itself), and what steers away from nothing; blanks are a slip.
+
+    Raises:
+        InputError: no text.
+    """
+    prompts = [("prompt", item.prompt)]
+    prompts += [("Region.prompt", r.prompt) for r in as_regions(item.mask) if r.prompt is not None]
+    for name, text in prompts:
+        check_text(name, text)
+        if text and not text.strip():
+            raise InputError(
+                f"{mention(name)} {text!r} is blank; pass what the progression moves towards", field=name, value=text
+            )
+    if "" in findings_of(item) and any(one.prompt is None for one in config.rounds):
+        log.warning(
+            Notice(f"{mention('prompt')} is empty: the progression moves towards no finding, as a control does")
+        )
+    if item.item_id is not None:
+        check_text("item_id", item.item_id)
+
+
 def check_text(name: str, text: object) -> None:
     """Refuse what is not text, or not UTF-8, naming the setting. Raises InputError."""
     if not isinstance(text, str):
@@ -221,14 +265,14 @@ def check_text(name: str, text: object) -> None:
         text.encode()
     except UnicodeEncodeError:  # bytes of another encoding on the command line
         raise InputError(
-            f"{mention(name)} {text!a} is not UTF-8; pass it in that encoding", field=name, value=text
+            f"{mention(name)} {text[:MOST_QUOTED]!a} is not UTF-8; pass it in that encoding", field=name, value=text
         ) from None
 
 
 def check_findings(items: Sequence[Item], method: MethodConfig) -> None:
     """Refuse findings with regions of their own where a method does not run PIE's guidance. Raises ConfigError."""
-    own = any(region.prompt is not None for item in items for region in as_regions(item.mask))
-    if own and method.name != "pie":
+    several = any(region.prompt is not None for item in items for region in as_regions(item.mask))
+    if several and method.name != "pie":
         raise ConfigError(
             f"method {method.name!r} has one prompt for all regions; pass {argument('prompt')}, leave out "
             f"{argument('Region.prompt')}",

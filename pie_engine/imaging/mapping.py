@@ -27,7 +27,10 @@ class Rescale:
     intercept: float
 
     def forward(self, values: np.ndarray) -> np.ndarray:
-        return values.astype(np.float64) * self.slope + self.intercept
+        scaled = values.astype(np.float64)
+        scaled *= self.slope
+        scaled += self.intercept
+        return scaled
 
     def inverse(self, values: np.ndarray) -> np.ndarray:
         return (values - self.intercept) / self.slope

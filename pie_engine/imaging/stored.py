@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image as PILImage
 
 from pie_engine.equality import ByContent
+from pie_engine.imaging.blocks import row_blocks
 from pie_engine.imaging.mapping import Mapping
 from pie_engine.imaging.window import to_bytes
 
@@ -64,14 +66,22 @@ class Stored(ByContent):
 
     def grey(self) -> np.ndarray:
         """What is shown of every value, in float64: [H, W] or [H, W, 3] in [0, 1]."""
-        grey = self.mapping.forward(self.values)
-        return grey if self.padding is None else np.where(self.padded, 0.0, grey)
+        return self._grey_of(self.values)
+
+    def _grey_of(self, values: np.ndarray) -> np.ndarray:
+        grey = self.mapping.forward(values)
+        if self.padding is None:
+            return grey
+        return np.where(within(values[..., 0] if self.colour else values, self.padding), 0.0, grey)
 
     def picture(self) -> Image:
         """The picture with 8 bits a channel."""
-        from PIL import Image as PILImage
-
-        return PILImage.fromarray(to_bytes(self.grey())) if self.shown is None else self.shown
+        if self.shown is not None:
+            return self.shown
+        pixels = np.empty(self.values.shape, np.uint8)
+        for rows in row_blocks(self.values):  # all at once would need eight times the picture's memory, several times
+            pixels[rows] = to_bytes(self._grey_of(self.values[rows]))
+        return PILImage.fromarray(pixels)
 
 
 def within(values: np.ndarray, limits: tuple[int, int] | None) -> np.ndarray:

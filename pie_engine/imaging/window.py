@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from pie_engine.errors import InputError
+from pie_engine.imaging.blocks import count_not_finite
 
 FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
@@ -26,11 +29,11 @@ def apply_window(values: np.ndarray, center: float, width: float, function: str 
     return np.clip((values - center) / width + 0.5, 0, 1)
 
 
-def check_finite(values: np.ndarray, what: str) -> None:
-    """Refuse NaN and infinity. Raises InputError."""
-    if not np.issubdtype(values.dtype, np.floating):
+def check_finite(values: np.ndarray, what: str, forward: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
+    """Refuse NaN and infinity in [H, W] values, or in what `forward` makes of them. Raises InputError."""
+    if forward is None and not np.issubdtype(values.dtype, np.floating):
         return
-    wrong = int((~np.isfinite(values)).sum())
+    wrong = count_not_finite(values, forward)
     if wrong:
         raise InputError(
             f"{what} has {wrong} of {values.size} values that are not finite (NaN or infinity); replace them first"

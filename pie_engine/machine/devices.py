@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+
+from pie_engine.backends import onnx_session, openvino_session
 from pie_engine.errors import ConfigError, use
+from pie_engine.machine.processors import usable_processors
 from pie_engine.machine.selection import Choice, wants_gpu
 
 if TYPE_CHECKING:
     from pie_engine.config import Placement
 
+log = logging.getLogger(__name__)
+
+
+def bound_threads(placement: Placement) -> Placement:
+    """A placement with at most one thread for each processor that this process may use, with a warning.
+
+    More of them only wait for one another: 64 take a hundred times as long as 2 on two processors.
+    """
+    usable, threads = usable_processors(), placement.threads
+    if threads is None or threads <= usable:
+        return placement
+    log.warning(
+        "threads %d is more than the %d processor%s that this process may use; %d run%s",
+        threads, usable, "s" * (usable > 1), usable, "s" * (usable == 1),
+    )  # fmt: skip
+    return replace(placement, threads=usable)
+
 
 def torch_device(placement: Placement, choice: Choice) -> str:
     """The device for PyTorch, and its threads set."""
-    import torch
-
     if placement.threads is not None:
         torch.set_num_threads(placement.threads)
     if not wants_gpu(placement.device):
@@ -24,41 +45,33 @@ def torch_device(placement: Placement, choice: Choice) -> str:
 
 def check_openvino(placement: Placement) -> str:
     """The precision that OpenVINO computes in, once it is known to run here."""
-    from pie_engine.backends.openvino_session import check_bf16, import_openvino
-
     device = placement.device
     if device is not None and device != "cpu":
         raise ConfigError(
             f"backend openvino runs on a processor, not on {device}; pass {use('device', 'cpu')}",
             field="device", value=device, limit="cpu",
         )  # fmt: skip
-    import_openvino()
+    openvino_session.import_openvino()
     if placement.dtype == "bf16":
-        check_bf16()
+        openvino_session.check_bf16()
         return "bf16"
     return "fp32"
 
 
 def onnx_device(device: str | None) -> str:
     """The device for ONNX Runtime: a GPU if asked for, or if both PyTorch and ONNX Runtime can use one."""
-    import torch
-
-    from pie_engine.backends.onnx_session import check_cuda_provider, import_onnxruntime
-
-    providers = import_onnxruntime().get_available_providers()
+    providers = onnx_session.import_onnxruntime().get_available_providers()
     if device is None:
         usable = torch.cuda.is_available() and "CUDAExecutionProvider" in providers
         device = "cuda" if usable else "cpu"
     if device.startswith("cuda"):
         device = check_gpu(device, "fp32")
-        check_cuda_provider()
+        onnx_session.check_cuda_provider()
     return device
 
 
 def check_gpu(device: str, dtype: str) -> str:
     """The device with its number, "cuda:0": engines other than PyTorch know no current device."""
-    import torch
-
     if not torch.cuda.is_available():
         raise ConfigError(
             f"device {device!r} needs an NVIDIA GPU and this machine shows none; pass {use('device', 'cpu')}",

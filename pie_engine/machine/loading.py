@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pie_engine import checkpoint as checkpoints
 from pie_engine import commands
+from pie_engine.backends.onnx_backend import OnnxBackend
+from pie_engine.backends.openvino_backend import OpenVINOBackend
+from pie_engine.backends.tensorrt import library
+from pie_engine.backends.tensorrt.backend import TensorRTBackend, check_engines
 from pie_engine.backends.torch_backend import TorchBackend
 from pie_engine.bundling import cached_bundle, check_restorable, model_info, restore_checkpoint
-from pie_engine.checkpoint import load_checkpoint
 from pie_engine.config import COMPONENTS, FLAVOURS, BuildConfig, EngineConfig
 from pie_engine.errors import BackendError, BundleError, ConfigError, argument, use
-from pie_engine.machine.devices import check_gpu, check_openvino, onnx_device, torch_device
+from pie_engine.machine.devices import bound_threads, check_gpu, check_openvino, onnx_device, torch_device
 from pie_engine.machine.selection import Choice, choose_for_bundle, choose_for_checkpoint, device_index, take
 from pie_engine.model.bundle import open_bundle
 from pie_engine.rounds.memory import explain_weights
@@ -50,6 +54,7 @@ class Opened:
 
 def open_backend(source: Source, placement: Placement, on_component: Callable[[str], None]) -> Opened:
     """See `PieEngine.load`, which documents the arguments."""
+    placement = bound_threads(placement)
     given = source.checkpoint is not None or source.unet is not None
     if (source.engine is None) != given:
         found = "both" if given else "neither"
@@ -110,8 +115,6 @@ def _run_in_torch(bundle: Bundle, placement: Placement, choice: Choice) -> Backe
 def _run_bundle(bundle: Bundle, backend: str, placement: Placement) -> Backend:
     """A bundle's graphs in OpenVINO or ONNX Runtime, or its engines in TensorRT."""
     if backend in FLAVOURS:
-        from pie_engine.backends.tensorrt.backend import TensorRTBackend, check_engines
-
         if placement.device == "cpu":
             raise ConfigError(
                 f"backend {backend} runs on an NVIDIA GPU, not on cpu; pass {use('backend', 'onnxruntime')}",
@@ -122,13 +125,9 @@ def _run_bundle(bundle: Bundle, backend: str, placement: Placement) -> Backend:
         with _explaining_memory(device, bundle.precision):
             return TensorRTBackend(bundle, backend, device=device)
     if backend == "openvino":
-        from pie_engine.backends.openvino_backend import OpenVINOBackend
-
         precision = check_openvino(placement)
         with _explaining_memory("cpu", precision):
             return OpenVINOBackend(bundle, precision=precision, threads=placement.threads)
-    from pie_engine.backends.onnx_backend import OnnxBackend
-
     device = onnx_device(placement.device)
     with _explaining_memory(device, bundle.precision):
         return OnnxBackend(bundle, device=device, threads=placement.threads)
@@ -151,15 +150,13 @@ def _build_checkpoint(
         check_openvino(placement)  # before a checkpoint of gigabytes is read
         config = BuildConfig(precision="fp16" if dtype == "fp16" else "fp32")
     elif choice.name in FLAVOURS:
-        from pie_engine.backends.tensorrt.library import import_library, require_gpu
-
-        import_library(choice.name)  # before a checkpoint of gigabytes is read
-        require_gpu(choice.name)
+        library.import_library(choice.name)  # before a checkpoint of gigabytes is read
+        library.require_gpu(choice.name)
         config = BuildConfig(precision=dtype or "fp16", engines=EngineConfig(choice.name))
     else:
         placement = replace(placement, device=onnx_device(placement.device))
         config = BuildConfig(precision=dtype or "fp32")
-    loaded = load_checkpoint(source.checkpoint, unet=source.unet, lora=source.lora)
+    loaded = checkpoints.load_checkpoint(source.checkpoint, unet=source.unet, lora=source.lora)
     bundle = cached_bundle(loaded, config, on_component=on_component)
     sources = loaded.sources
     del loaded  # the weights are read from the bundle
@@ -168,7 +165,7 @@ def _build_checkpoint(
 
 def _open_checkpoint(source: Source, placement: Placement, choice: Choice) -> Opened:
     def load() -> Checkpoint:
-        return load_checkpoint(source.checkpoint, unet=source.unet, lora=source.lora)
+        return checkpoints.load_checkpoint(source.checkpoint, unet=source.unet, lora=source.lora)
 
     device = torch_device(placement, choice)  # before a checkpoint of gigabytes is read
     loaded = load()

@@ -7,14 +7,18 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pie_engine.backends import openvino_session
+from pie_engine.backends import onnx_session, openvino_session
 from pie_engine.backends.gpu import probe
+from pie_engine.backends.tensorrt import library
+from pie_engine.backends.tensorrt.backend import check_engines
 from pie_engine.config import FLAVOURS
 from pie_engine.errors import BackendError, BundleError, use
 
 if TYPE_CHECKING:
     from pie_engine.config import Placement
     from pie_engine.model.bundle import Bundle
+
+# torch is imported in functions here: `pie-engine doctor` reads this module where torch is broken, to say so.
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +65,7 @@ def choose_for_bundle(bundle: Bundle, placement: Placement) -> Choice:
         return _torch("for a GPU", placement, precision, *passed)
     _pass_over(f"the bundle holds no configuration of {', '.join(bundle.unknown_models)} for torch", passed, "torch")
     try:
-        from pie_engine.backends.onnx_session import check_cuda_provider
-
-        check_cuda_provider()
+        onnx_session.check_cuda_provider()
     except BackendError as error:
         passed.append(_reason(error))
         raise BackendError(
@@ -77,9 +79,6 @@ def _choose_engines(bundle: Bundle, placement: Placement) -> tuple[str | None, l
     """The flavour whose engines run here, or None, and why not the ones before it."""
     import torch
 
-    from pie_engine.backends.tensorrt.backend import check_engines
-    from pie_engine.backends.tensorrt.library import import_library
-
     if not bundle.engines():
         return None, ["the bundle holds no compiled engines"]
     if placement.dtype not in (None, bundle.precision):
@@ -91,7 +90,7 @@ def _choose_engines(bundle: Bundle, placement: Placement) -> tuple[str | None, l
             continue
         try:
             check_engines(bundle, flavour, device_index(placement.device))
-            import_library(flavour)
+            library.import_library(flavour)
             if not torch.cuda.is_available():
                 raise BundleError(f"{flavour} runs on torch's buffers, and torch {torch.__version__} sees no GPU")
         except (BundleError, BackendError) as error:
@@ -157,10 +156,8 @@ def take(placement: Placement, precision: str = "fp32") -> Choice:
     if backend == "torch":
         return _torch("as asked", placement, precision)
     if backend == "onnxruntime" and placement.device is None and wants_gpu(None):
-        from pie_engine.backends.onnx_session import check_cuda_provider
-
         try:
-            check_cuda_provider()
+            onnx_session.check_cuda_provider()
         except BackendError as error:
             why = f"onnxruntime, as asked, and on the processor though there is a GPU: {_reason(error)}"
             return Choice(backend, f"{why} (pip install 'pie-engine[gpu]')")

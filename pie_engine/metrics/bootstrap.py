@@ -41,15 +41,17 @@ def mean_interval(values: Sequence[float] | np.ndarray, *, seed: int = 0) -> Est
     Raises:
         InputError: no value, or one that is not finite.
     """
-    own = np.asarray(values, np.float64)
-    if own.ndim != 1 or not own.size or not np.isfinite(own).all():
+    sample = np.asarray(values, np.float64)
+    if sample.ndim != 1 or not sample.size or not np.isfinite(sample).all():
         raise InputError(
-            f"a mean over {own.size} values is not defined or one of them is not finite; pass at least 1 finite value"
+            f"the mean over {sample.size} values is not defined, or one is not finite; pass at least 1 finite value"
         )
-    mean = float(own.mean())
-    if len(own) < 2:
-        return Estimate(mean, None, None, len(own))
+    mean = float(sample.mean())
+    if len(sample) < 2:
+        return Estimate(mean, None, None, len(sample))
     rng = np.random.default_rng(seed)
-    means = [own[rng.integers(len(own), size=(_CHUNK, len(own)))].mean(axis=1) for _ in range(RESAMPLES // _CHUNK)]
+    means = [
+        sample[rng.integers(len(sample), size=(_CHUNK, len(sample)))].mean(axis=1) for _ in range(RESAMPLES // _CHUNK)
+    ]
     low, high = np.percentile(np.concatenate(means), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return Estimate(mean, float(low), float(high), len(own))
+    return Estimate(mean, float(low), float(high), len(sample))

@@ -74,13 +74,13 @@ class ChangeMeter:
         self._inside_from_original.append(_rms((latent - self._original)[self._inside]))
         if self._outside.any():
             self._outside_from_original.append(_rms((latent - self._original)[self._outside]))
-        apart = grey_levels_apart(frame, self._input)
+        differences = grey_differences(frame, self._input)
         if self._pixels_outside.any():
-            self._frame_outside.append(float(apart[self._pixels_outside].mean()))
+            self._frame_outside.append(float(differences[self._pixels_outside].mean()))
             if self._decoded_original is not None:
-                leaked = grey_levels_apart(decoded, self._decoded_original)
+                leaked = grey_differences(decoded, self._decoded_original)
                 self._decoded_outside.append(float(leaked[self._pixels_outside].mean()))
-        self._frame_inside.append(float(apart[self._pixels_inside].mean()))
+        self._frame_inside.append(float(differences[self._pixels_inside].mean()))
         self._previous = latent
 
     @property
@@ -109,7 +109,7 @@ def measure_change(
     latent_mask: np.ndarray | None,
     mask: np.ndarray | None,
 ) -> Change:
-    """Measure a progression that is there whole.
+    """Measure a complete progression.
 
     Args:
         latents: [N, 4, h, w]; decoded: [N, H, W, 3] uint8, frames before compositing.
@@ -117,8 +117,8 @@ def measure_change(
         original_latent, decoded_original, latent_mask, mask: see `ChangeMeter`.
     """
     meter = ChangeMeter(original_latent, decoded_original, frames[0], latent_mask, mask)
-    for latent, own, frame in zip(latents, decoded, frames[1:], strict=True):
-        meter.add(latent, own, frame)
+    for latent, decoded_frame, frame in zip(latents, decoded, frames[1:], strict=True):
+        meter.add(latent, decoded_frame, frame)
     return meter.change
 
 
@@ -126,6 +126,6 @@ def _rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
 
 
-def grey_levels_apart(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
+def grey_differences(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Absolute differences in grey levels, int16 [..., H, W, 3], of uint8 images and a reference [H, W, 3]."""
     return np.abs(images.astype(np.int16) - reference.astype(np.int16))

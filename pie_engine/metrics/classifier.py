@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import expit, softmax
 
 from pie_engine.config.checks import integer, one_of
 from pie_engine.errors import ConfigError
@@ -33,6 +34,7 @@ class Classifier:
             needed; "name" (its own file name), "layout" ("NCHW"), "grey" ("luma"), "classes" (names of the outputs),
             "output" (a number from 0, or one of "classes"; 0), "tensor" (name of an ONNX output; the first) and "notes"
             (ignored) may be left out.
+        trust: see `Network`.
 
     Attributes:
         name: what the report and the tables call it.
@@ -43,14 +45,14 @@ class Classifier:
         CheckpointError, BackendError: see `Network`.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, *, trust: bool = False):
         self._path = path = Path(path)
         values = read_declaration(path, "classifier", _OWN_KEYS)
         with naming("classifier", path):
             self._spec = PictureSpec.parse(values)
             self.name, self._index, self._activation = _parse(values, path.stem)
             self.file = path.parent / values["file"]
-            self._network = Network(self.file, output=values.get("tensor"))
+            self._network = Network(self.file, output=values.get("tensor"), trust=trust)
 
     def confidence(self, images: np.ndarray) -> np.ndarray:
         """Confidence of [N, H, W, 3] uint8, float64 [N] in [0, 1].
@@ -72,13 +74,9 @@ class Classifier:
         if self._activation == "softmax":
             if rows.shape[1] == 1:
                 raise ConfigError(f"classifier {self.name}: softmax over 1 output is always 1; pass sigmoid or none")
-            from scipy.special import softmax
-
             return np.asarray(softmax(rows, axis=1)[:, self._index])
         values = rows[:, self._index]
         if self._activation == "sigmoid":
-            from scipy.special import expit
-
             return np.asarray(expit(values))
         worst = values[np.argmax(np.abs(values - 0.5))]
         if not -_ROUNDING <= worst <= 1 + _ROUNDING:
@@ -89,13 +87,13 @@ class Classifier:
         return values.clip(0, 1)
 
 
-def read_classifiers(paths: Sequence[str | Path]) -> list[Classifier]:
+def read_classifiers(paths: Sequence[str | Path], *, trust: bool = False) -> list[Classifier]:
     """Several classifiers, whose names have to differ.
 
     Raises:
         ConfigError: two have the same name; and see `Classifier`.
     """
-    return distinct([Classifier(path) for path in paths], "classifiers")
+    return distinct([Classifier(path, trust=trust) for path in paths], "classifiers")
 
 
 def _parse(values: dict[str, Any], default: str) -> tuple[str, int, str]:

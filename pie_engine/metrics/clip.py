@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
 
 from pie_engine.errors import CheckpointError, InputError
 from pie_engine.model.info import read_length
@@ -67,8 +69,6 @@ class ClipEncoder:
             InputError: another shape or dtype.
             CheckpointError: the preprocessor's size is not the model's.
         """
-        import torch
-
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
             raise InputError(f"expected uint8 [N, H, W, 3], got {images.dtype} {list(images.shape)}; convert it first")
         rows = []
@@ -91,8 +91,6 @@ class ClipEncoder:
             InputError: no text.
             CheckpointError: the checkpoint has no text half, or no tokenizer that fits it.
         """
-        import torch
-
         if not texts:
             raise InputError("0 texts have no embeddings; pass at least 1")
         ids = self._tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -118,7 +116,7 @@ class ClipEncoder:
             raise CheckpointError(
                 f"CLIP checkpoint {self._folder} holds the image half alone; pass one of type 'clip', which reads texts"
             )
-        from pie_engine.checkpoint.components import load_tokenizer
+        from pie_engine.checkpoint.components import load_tokenizer  # brings diffusers, which pictures do not need
 
         return load_tokenizer(self._folder, self._text)
 
@@ -175,8 +173,6 @@ class _Preprocessor:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """[H, W, 3] uint8 to [3, h, w] float32."""
-        from PIL import Image
-
         height, width = image.shape[:2]
         if self._shortest is not None:
             short = min(height, width)

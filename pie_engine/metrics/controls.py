@@ -27,10 +27,10 @@ def shuffle_words(prompt: str, seed: int = 0, count: int = ORDERS) -> list[str]:
     # Seeded by the text too, so that a prompt's orders do not depend on which other prompts there are.
     key = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8], "big")
     rng = np.random.default_rng([seed, key])
-    own, found = " ".join(words), dict[str, None]()
+    unchanged, found = " ".join(words), dict[str, None]()
     while len(found) < min(count, others):
         order = " ".join(words[index] for index in rng.permutation(len(words)))
-        if order != own:
+        if order != unchanged:
             found[order] = None
     return list(found)
 

@@ -114,7 +114,7 @@ def check_convergence(rounds: Rounds, *, beta1: float | None, beta2: float | Non
         outside=None if rounds.outside is None or beta1 is None else compare(rounds.outside, beta1),
         carried=trend.late.rate / beta2 if trend.late and trend.verdict == CONVERGES and beta2 else None,
         remaining=_remaining(trend, rounds.increments),
-        channels=None if rounds.channels is None else [judge(own, floor) for own in rounds.channels],
+        channels=None if rounds.channels is None else [judge(channel, floor) for channel in rounds.channels],
     )
 
 

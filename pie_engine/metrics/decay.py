@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from scipy.stats import t
 
 from pie_engine.errors import InputError, argument
 
@@ -97,8 +98,6 @@ def fit_decay(increments: Sequence[float], first: int = 1) -> Decay:
     Raises:
         InputError: fewer, or one that is not positive.
     """
-    from scipy.stats import t
-
     values = np.asarray(increments, np.float64)
     count = len(values)
     if count < LEAST_ROUNDS:
@@ -167,8 +166,6 @@ def judge(increments: Sequence[float], floor: float = 0.0) -> Trend:
 
 def _needed(late: Decay, usable: int) -> int:
     """Rounds after which the interval is narrow enough for either verdict, if slope and scatter stay as they are."""
-    from scipy.stats import t
-
     slope = math.log(late.rate)
     # Below 1, or above the slowest rate that counts: whichever is further off, and so reached first.
     goal = max(-slope, slope - math.log(SLOWEST))

@@ -1,4 +1,4 @@
-"""How far two sets of pictures are apart as distributions of features: FID and KID, over any feature extractor.
+"""How far apart two sets of pictures are, as distributions of features: FID and KID, over any feature extractor.
 
 Computed from the definitions in float64; the tests hold them to torchmetrics and to closed forms.
 """
@@ -53,7 +53,7 @@ def fid(first: np.ndarray, second: np.ndarray) -> float:
             f"FID of {fewest} samples with {features} features means nothing, as their covariance has no full rank; "
             f"pass at least {features + 1} samples (ten times as many are better), or use KID"
         )
-    apart = np.square(one.mean(axis=0) - two.mean(axis=0)).sum()
+    squared = np.square(one.mean(axis=0) - two.mean(axis=0)).sum()
     s1, s2 = (
         np.cov(one, rowvar=False).reshape(features, features),
         np.cov(two, rowvar=False).reshape(features, features),
@@ -62,7 +62,7 @@ def fid(first: np.ndarray, second: np.ndarray) -> float:
     values, vectors = np.linalg.eigh(s1)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ s2 @ root).clip(0)).sum()
-    return float(max(0.0, apart + np.trace(s1) + np.trace(s2) - 2 * cross))
+    return float(max(0.0, squared + np.trace(s1) + np.trace(s2) - 2 * cross))
 
 
 def kid(first: np.ndarray, second: np.ndarray) -> float:
@@ -125,10 +125,10 @@ def _kernels(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndar
     def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return (a @ b.T / one.shape[1] + 1) ** 3
 
-    own = kernel(one, one), kernel(two, two)
-    for values in own:
+    within = kernel(one, one), kernel(two, two)
+    for values in within:
         np.fill_diagonal(values, 0)
-    return *own, kernel(one, two)
+    return *within, kernel(one, two)
 
 
 def _within(kernel: np.ndarray) -> float:

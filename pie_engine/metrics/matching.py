@@ -41,7 +41,7 @@ def match_curves(
     """Compare two curves at equal x.
 
     A curve is read as its records: the points whose x is beyond that of all points before, in order, with straight
-    lines between. So a run that comes back towards the input is judged by the first time that it got so far, and y is a
+    lines between. So a run that comes back towards the input counts by the first time that it got so far, and y is a
     continuous function of x. The mean is exact for these lines (trapezoids between the points of both curves). Straight
     lines are kind to a curve of few points that bends upwards, which is why the input is no point of it: from there to
     the first frame, where most of a run may happen, there is nothing to compare.
@@ -63,9 +63,9 @@ def match_curves(
         return None
     inner = np.concatenate([a[:, 0], b[:, 0]])
     x = np.unique(np.concatenate([[start, end], inner[(start < inner) & (inner < end)]]))
-    apart = np.interp(x, a[:, 0], a[:, 1]) - np.interp(x, b[:, 0], b[:, 1])
-    mean = float(np.sum((apart[1:] + apart[:-1]) / 2 * np.diff(x)) / (end - start))
-    return Matched(mean, float(apart[-1]), float(sign * start), float(sign * end))
+    difference = np.interp(x, a[:, 0], a[:, 1]) - np.interp(x, b[:, 0], b[:, 1])
+    mean = float(np.sum((difference[1:] + difference[:-1]) / 2 * np.diff(x)) / (end - start))
+    return Matched(mean, float(difference[-1]), float(sign * start), float(sign * end))
 
 
 def _records(points: Sequence[tuple[float, float]], sign: float) -> np.ndarray:

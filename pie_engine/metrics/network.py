@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from pie_engine.errors import BackendError, CheckpointError, ConfigError
+from pie_engine.errors import BackendError, CheckpointError, ConfigError, use
 
 _ONNX = (".onnx",)
 _TORCHSCRIPT = (".pt", ".pth", ".ts", ".torchscript")
@@ -19,18 +20,18 @@ class Network:
     """Pictures in, one tensor out.
 
     Args:
-        path: .onnx, or .pt, .pth, .ts or .torchscript (TorchScript; such a file can hold code: take it from who you
-            would take a program from).
+        path: .onnx, or .pt, .pth, .ts or .torchscript (TorchScript).
         inputs: how many tensors it takes, [N, ...] float32 each.
         output: name of the output to take of an ONNX model that has several.
+        trust: whether TorchScript is loaded. Such a file holds a program, which runs with all that you may do.
 
     Raises:
         BackendError: onnxruntime is not installed.
         CheckpointError: the file is missing, damaged, or takes or gives something else.
-        ConfigError: a file of another kind.
+        ConfigError: a file of another kind, or TorchScript without `trust`.
     """
 
-    def __init__(self, path: Path, *, inputs: int = 1, output: str | None = None):
+    def __init__(self, path: Path, *, inputs: int = 1, output: str | None = None, trust: bool = False):
         self.path = path
         if path.suffix.lower() not in _ONNX + _TORCHSCRIPT:
             raise ConfigError(
@@ -45,6 +46,13 @@ class Network:
             self._call = self._open_onnx(inputs, output)
         elif output is not None:
             raise ConfigError(f"tensor {output!r} names an ONNX output and {path.name} is TorchScript; leave it out")
+        elif not trust:
+            raise ConfigError(
+                f"{path.name} is TorchScript, a program that could do anything on this machine; export it to ONNX, or "
+                f"pass {use('trust', True)} if you would run a program from there",
+                field="trust",
+                value=False,
+            )
         else:
             self._call = self._open_torchscript()
 
@@ -111,8 +119,6 @@ class Network:
         return lambda arrays: session.run([wanted], dict(zip(names, arrays, strict=True)))[0]
 
     def _open_torchscript(self) -> Callable[[list[np.ndarray]], Any]:
-        import torch
-
         try:
             module = torch.jit.load(str(self.path), map_location="cpu").eval().float()
         except RuntimeError as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import binary_erosion, distance_transform_edt
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,9 @@ def hd95(region: np.ndarray, truth: np.ndarray, spacing: tuple[float, float] = (
 
 
 def _outline(region: np.ndarray) -> np.ndarray:
-    from scipy.ndimage import binary_erosion
-
     return np.asarray(region & ~binary_erosion(region))
 
 
 def _percentile(start: np.ndarray, goal: np.ndarray, spacing: tuple[float, float]) -> float:
     """95th percentile of the distances from each pixel of `start` to the nearest of `goal`."""
-    from scipy.ndimage import distance_transform_edt
-
     return float(np.percentile(distance_transform_edt(~goal, sampling=spacing)[start], 95))

@@ -22,6 +22,7 @@ class PictureDistance:
 
     Args:
         path: JSON file that declares it, with the keys of `Classifier` but for "classes", "output" and "activation".
+        trust: see `Network`.
 
     Attributes:
         name: what the tables call it.
@@ -32,7 +33,7 @@ class PictureDistance:
         CheckpointError, BackendError: see `Network`.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, *, trust: bool = False):
         self._path = path = Path(path)
         values = read_declaration(path, "distance", _OWN_KEYS)
         with naming("distance", path):
@@ -40,7 +41,7 @@ class PictureDistance:
             check_texts(values)
             self.name = values.get("name", path.stem)
             self.file = path.parent / values["file"]
-            self._network = Network(self.file, inputs=2, output=values.get("tensor"))
+            self._network = Network(self.file, inputs=2, output=values.get("tensor"), trust=trust)
 
     def between(self, images: np.ndarray, reference: np.ndarray) -> np.ndarray:
         """Distance of each of [N, H, W, 3] uint8 from a reference [H, W, 3] uint8, float64 [N].
@@ -61,10 +62,10 @@ class PictureDistance:
         return found.reshape(len(pictures))
 
 
-def read_distances(paths: Sequence[str | Path]) -> list[PictureDistance]:
+def read_distances(paths: Sequence[str | Path], *, trust: bool = False) -> list[PictureDistance]:
     """Several distances, whose names have to differ.
 
     Raises:
         ConfigError: two have the same name; and see `PictureDistance`.
     """
-    return distinct([PictureDistance(path) for path in paths], "distances")
+    return distinct([PictureDistance(path, trust=trust) for path in paths], "distances")

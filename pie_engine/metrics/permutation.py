@@ -1,4 +1,4 @@
-"""Do labels fit the units that bear them better than they fit others? A permutation test in blocks."""
+"""Do labels fit the units that carry them better than they fit other units? A permutation test in blocks."""
 
 from __future__ import annotations
 
@@ -68,15 +68,15 @@ def permutation_test(
     Raises:
         InputError: shapes do not fit, a score is not finite, or `permutations` is below 1.
     """
-    scores, own, block = np.asarray(scores, np.float64), np.asarray(labels), np.asarray(blocks)
-    if scores.ndim != 2 or not own.shape == block.shape == scores.shape[:1] or not np.isfinite(scores).all():
+    scores, label, block = np.asarray(scores, np.float64), np.asarray(labels), np.asarray(blocks)
+    if scores.ndim != 2 or not label.shape == block.shape == scores.shape[:1] or not np.isfinite(scores).all():
         raise InputError(
-            f"scores {list(scores.shape)} do not fit {own.size} labels and {block.size} blocks or are not finite; "
+            f"scores {list(scores.shape)} do not fit {label.size} labels and {block.size} blocks or are not finite; "
             "pass one finite row per unit"
         )
     if permutations < 1:
         raise InputError(f"{permutations} permutations are too few; pass at least 1")
-    parts = [(scores[block == name], own[block == name]) for name in np.unique(block)]
+    parts = [(scores[block == name], label[block == name]) for name in np.unique(block)]
     arrangements = math.prod(_arrangements(part) for _, part in parts)
     if arrangements == 1:
         return None
@@ -88,7 +88,7 @@ def permutation_test(
             sums = np.add.outer(sums, _all_sums(rows, part)).ravel()
         else:
             sums = sums + _draw(rows, part, permutations, rng)
-    observed = math.fsum(scores[np.arange(len(own)), own])
+    observed = math.fsum(scores[np.arange(len(label)), label])
     reached = int((sums >= observed - _ROUNDING * np.abs(scores).sum()).sum())
     return Permutation(
         observed=observed,

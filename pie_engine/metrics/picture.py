@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from pie_engine.config.checks import integer, number, one_of
 from pie_engine.errors import ConfigError, InputError, PieError
@@ -95,8 +96,6 @@ class PictureSpec:
         height, width = self.size
         if images.shape[1:3] == (height, width):
             return images
-        from PIL import Image
-
         return np.stack(
             [np.asarray(Image.fromarray(one).resize((width, height), Image.Resampling.BILINEAR)) for one in images]
         )
@@ -147,12 +146,12 @@ def check_texts(values: Mapping[str, Any]) -> None:
 
 def _numbers(name: str, value: Any, count: int, remedy: str) -> tuple[float, ...]:
     """`count` finite numbers; a single one stands for all of them, but for a range."""
-    own = value if isinstance(value, list) else [value] * (count if name != "range" else 1)
-    if len(own) != count:
-        raise ConfigError(f"{name} {value} has {len(own)} numbers and not {count}; {remedy}")
-    for one in own:
+    numbers = value if isinstance(value, list) else [value] * (count if name != "range" else 1)
+    if len(numbers) != count:
+        raise ConfigError(f"{name} {value} has {len(numbers)} numbers and not {count}; {remedy}")
+    for one in numbers:
         number(name, one, -1e9, 1e9, remedy)
-    return tuple(float(one) for one in own)
+    return tuple(float(one) for one in numbers)
 
 
 class Named(Protocol):

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import torch
+from scipy.stats import spearmanr
 
 from pie_engine.errors import BackendError, InputError
-from pie_engine.metrics.change import grey_levels_apart
+from pie_engine.metrics.change import grey_differences
 
 # Side of SSIM's Gaussian window in pixels (sigma 1.5, cut off at 3.5 sigma).
 WINDOW = 11
@@ -70,7 +72,7 @@ def measure_similarity(image: np.ndarray, reference: np.ndarray, roi: np.ndarray
             f"the region of interest is {inside.dtype} {list(inside.shape)} and the picture {list(image.shape[:2])}; "
             "pass bool of the picture's height and width"
         )
-    similar, apart = ssim_map(image, reference), grey_levels_apart(image, reference)
+    similar, differences = ssim_map(image, reference), grey_differences(image, reference)
 
     def over(region: np.ndarray, values: np.ndarray) -> float | None:
         return float(values[region].mean()) if region.any() else None
@@ -80,9 +82,9 @@ def measure_similarity(image: np.ndarray, reference: np.ndarray, roi: np.ndarray
         ssim_outside=over(~inside, similar),
         psnr_inside=psnr(image, reference, inside) if inside.any() else None,
         psnr_outside=psnr(image, reference, ~inside) if not inside.all() else None,
-        change_inside=over(inside, apart),
-        leakage_mean=over(~inside, apart),
-        leakage_p95=float(np.percentile(apart[~inside], 95)) if not inside.all() else None,
+        change_inside=over(inside, differences),
+        leakage_mean=over(~inside, differences),
+        leakage_p95=float(np.percentile(differences[~inside], 95)) if not inside.all() else None,
     )
 
 
@@ -115,8 +117,6 @@ def ssim_map(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError as error:
         raise BackendError("SSIM needs torchmetrics, which is missing; pip install 'pie-engine[eval]'") from error
-    import torch
-
     pair = (torch.from_numpy(picture.astype(np.float32)).permute(2, 0, 1)[None] for picture in (image, reference))
     _, full = structural_similarity_index_measure(*pair, data_range=_WHITE, return_full_image=True)
     return np.asarray(full[0].mean(0).numpy())
@@ -133,12 +133,12 @@ def psnr(image: np.ndarray, reference: np.ndarray, region: np.ndarray | None = N
         InputError: another shape or dtype, or an empty region.
     """
     _check_pair(image, reference)
-    apart = grey_levels_apart(image, reference).astype(np.float64)
+    differences = grey_differences(image, reference).astype(np.float64)
     if region is not None:
         if not region.any():
             raise InputError("PSNR over a region of 0 pixels is not defined; pass a region that holds at least 1")
-        apart = apart[region]
-    error = float(np.mean(np.square(apart)))
+        differences = differences[region]
+    error = float(np.mean(np.square(differences)))
     return 10 * math.log10(_WHITE**2 / error) if error else math.inf
 
 
@@ -157,8 +157,6 @@ def monotonicity(series: Sequence[float]) -> Monotonicity:
             f"a series of {values.size} values has no trend or holds one that is not finite; "
             "pass at least 2 finite values, the input's first"
         )
-    from scipy.stats import spearmanr
-
     rising = float(np.mean(np.diff(values) > 0))
     constant = bool((values == values[0]).all())
     return Monotonicity(rising, None if constant else float(spearmanr(np.arange(len(values)), values).statistic))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from pie_engine.errors import InputError
 
@@ -47,8 +48,6 @@ def structure_kept(
     Raises:
         InputError: the shapes do not fit, the map is empty inside or nowhere bright, or the input hardly shows it.
     """
-    from scipy.ndimage import gaussian_filter
-
     inside = np.ones(structure.shape, bool) if inside is None else inside
     if frames.ndim != 4 or structure.shape != frames.shape[1:3] or inside.shape != structure.shape:
         raise InputError(

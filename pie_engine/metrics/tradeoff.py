@@ -50,9 +50,9 @@ def unstable(
         ratio: `shrinking` of the increments; None where it is not defined.
     """
     reasons = []
-    for name, own in confidence.items():
-        if _low(own) < limits.confidence:
-            reasons.append(f"confidence ({name}) from {_low(own):.3g} up, below {limits.confidence:g}")
+    for name, estimate in confidence.items():
+        if _low(estimate) < limits.confidence:
+            reasons.append(f"confidence ({name}) from {_low(estimate):.3g} up, below {limits.confidence:g}")
     if _low(similarity) < limits.similarity:
         reasons.append(f"similarity from {_low(similarity):.3g} up, below {limits.similarity:g}")
     if ratio is None:
@@ -87,14 +87,14 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
     Equal points are on the front together, or off it.
     """
 
-    def beats(other: tuple[float, float], own: tuple[float, float]) -> bool:
-        return other[0] >= own[0] and other[1] >= own[1] and other != own
+    def beats(other: tuple[float, float], point: tuple[float, float]) -> bool:
+        return other[0] >= point[0] and other[1] >= point[1] and other != point
 
-    return [not any(beats(other, own) for other in points) for own in points]
+    return [not any(beats(other, point) for other in points) for point in points]
 
 
-def stretches(flags: Sequence[bool]) -> list[tuple[int, int]]:
-    """First and last index of every unbroken stretch of True, in order."""
+def stable_ranges(flags: Sequence[bool]) -> list[tuple[int, int]]:
+    """First and last index of every unbroken range of True, in order."""
     found: list[tuple[int, int]] = []
     for index, flag in enumerate(flags):
         if flag and found and found[-1][1] == index - 1:
@@ -104,5 +104,5 @@ def stretches(flags: Sequence[bool]) -> list[tuple[int, int]]:
     return found
 
 
-def _low(own: Estimate) -> float:
-    return own.mean if own.low is None else own.low
+def _low(estimate: Estimate) -> float:
+    return estimate.mean if estimate.low is None else estimate.low

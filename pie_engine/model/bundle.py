@@ -10,20 +10,39 @@ Nothing in a bundle is loaded before its hash matches the manifest.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from pie_engine import __version__, commands
-from pie_engine.config import COMPONENTS, ENGINE_WEIGHTS, FLAVOURS, PRECISIONS
-from pie_engine.errors import BundleError, argument
+from pie_engine.checkpoint.descriptions import (
+    Description,
+    SchedulerDescription,
+    TextEncoderDescription,
+    UNetDescription,
+    VaeDescription,
+    describe,
+    first_problem,
+    shown,
+)
+from pie_engine.checkpoint.json_files import read_object
+from pie_engine.checkpoint.tokenizer import one_line
+from pie_engine.config import COMPONENTS
+from pie_engine.errors import BundleError, CheckpointError, argument
 from pie_engine.files import sha256_file
+from pie_engine.model.graph_types import graph_precision
 from pie_engine.model.info import ModelInfo
+from pie_engine.model.manifest import Manifest
+from pie_engine.model.tokenizer import load_tokenizer
 
 MANIFEST = "manifest.json"
 # Whose weights each component holds, as `Checkpoint.hashes` names them.
@@ -79,7 +98,7 @@ def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Complete `manifest` with format, version and the files below `folder`, and write it there."""
     complete = {"format": FORMAT, "pie_engine": __version__, **manifest, "files": describe_files(folder)}
-    complete["manifest_sha256"] = _own_hash(complete)
+    complete["manifest_sha256"] = manifest_hash(complete)
     (folder / MANIFEST).write_text(json.dumps(complete, indent=2) + "\n")
 
 
@@ -87,8 +106,8 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
     """Read a bundle and check it against its manifest.
 
     Raises:
-        BundleError: no bundle, of another format or byte order, or a file is missing, changed or foreign. The line
-            says which, and the command that rebuilds the bundle.
+        BundleError: no bundle, of another format or byte order, or a file is missing, changed or foreign, or the
+            manifest contradicts itself or the graphs. The line says which, and the command that rebuilds the bundle.
     """
     path = Path(path)
     if not path.is_dir():
@@ -98,64 +117,90 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
             )
         raise BundleError(f"bundle {path} does not exist; build it: {commands.build(path)}")
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        if not isinstance(manifest, dict):
-            raise ValueError("not an object")
+        manifest = read_object(path / MANIFEST)
     except FileNotFoundError:
         raise BundleError(
             f"{path} is not a bundle (no {MANIFEST}); pass the folder that pie-engine build wrote"
         ) from None
     except (OSError, ValueError) as error:
         raise BundleError(f"bundle {path} has an unreadable {MANIFEST} ({error}); build it again") from None
-    rebuild = f"rebuild it: {manifest.get('build_command', commands.build(path))}"
+    command = _rebuilding(manifest, path)
+    rebuild = f"rebuild it: {command}"
     if manifest.get("format") != FORMAT:
         raise BundleError(
-            f"bundle {path} has format {manifest.get('format')} (pie-engine {__version__} reads {FORMAT}); {rebuild}"
+            f"bundle {path} has format {shown(manifest.get('format'))} (pie-engine {__version__} reads {FORMAT}); "
+            f"{rebuild}"
         )
     # A flipped digit in a scaling factor would give wrong images without a word.
-    if manifest.get("manifest_sha256") != _own_hash(manifest):
+    if manifest.get("manifest_sha256") != manifest_hash(manifest):
         raise BundleError(f"bundle {path} has a {MANIFEST} that was changed (SHA-256); {rebuild}")
     try:
-        info = manifest["model"]
-        missing = [name for name in COMPONENTS if name not in manifest["components"]]
-        if missing:
-            raise KeyError(missing[0])
-        if manifest["precision"] not in PRECISIONS or not isinstance(manifest["sources"], dict):
-            raise ValueError("precision or sources")
-        architecture = manifest.get("architecture", {})  # earlier versions wrote none, or the U-Net's alone
-        if not isinstance(architecture, dict) or not all(isinstance(own, dict) for own in architecture.values()):
-            raise ValueError("architecture")
-        _check_engines(manifest)
+        Manifest.model_validate(manifest)
+    except pydantic.ValidationError as error:
+        problem = first_problem(error, manifest)
+        raise BundleError(f"bundle {path} has an unusable {MANIFEST} ({problem}); {rebuild}") from None
+    _drop_unknown(manifest)
+    manifest["build_command"] = command
+    try:
         if verify:
             _verify(path, manifest["files"], rebuild)
-        model = ModelInfo(**info, hashes=manifest["hashes"], tokenizer=_load_tokenizer(path / "tokenizer"))
-    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
-        raise BundleError(f"bundle {path} has an incomplete {MANIFEST} ({error}); {rebuild}") from None
+        _check_graphs(path, manifest, rebuild)
+        text_encoder = manifest.get("architecture", {}).get("text_encoder", {})
+        tokenizer = load_tokenizer(path / "tokenizer", embeddings=text_encoder.get("vocab_size"))
+    except (CheckpointError, OSError, ValueError) as error:
+        raise BundleError(f"bundle {path} cannot be read ({one_line(error)}); {rebuild}") from None
+    model = ModelInfo(**manifest["model"], hashes=manifest["hashes"], tokenizer=tokenizer)
     return Bundle(path, manifest, model)
 
 
-_ENGINE_FIELDS = {
-    "component": str, "file": str, "flavour": str, "version": str, "capabilities": list, "resolutions": list,
-    "batches": list, "precision": str, "weights": str, "weights_hash": str, "profiles": list, "attention": dict,
-}  # fmt: skip
+def _rebuilding(manifest: dict[str, Any], path: Path) -> str:
+    """The command that a manifest gives to build the bundle again, if it is one command and ours."""
+    command = manifest.get("build_command")
+    with contextlib.suppress(ValueError):
+        # What a stranger wrote is shown for somebody to run: no second command, nothing that a shell would expand.
+        words = shlex.split(command) if isinstance(command, str) and len(command) <= 4096 else []
+        if words[:1] == ["pie-engine"] and shlex.join(words) == command:
+            return str(command)
+    return commands.build(path)
 
 
-def _check_engines(manifest: dict[str, Any]) -> None:
-    """Raises KeyError or ValueError for an entry that what reads it later would trip over."""
-    for entry in manifest.get("engines", []):
-        for name, kind in _ENGINE_FIELDS.items():
-            if not isinstance(entry[name], kind):
-                raise ValueError(f"engine's {name}")
-        known = entry["flavour"] in FLAVOURS and entry["weights"] in ENGINE_WEIGHTS
-        if not known or entry["file"] not in manifest["files"]:
-            raise ValueError("engine's flavour, weights or file")
+def _drop_unknown(manifest: dict[str, Any]) -> None:
+    """Take what no library of ours knows out of the configurations, which come from files in the wild."""
+    facts, source = manifest["model"], "bundle"
+    facts["scheduler_config"] = describe(SchedulerDescription, facts["scheduler_config"], source)
+    kinds: dict[str, type[Description]] = {
+        "unet": UNetDescription, "vae": VaeDescription, "text_encoder": TextEncoderDescription,
+    }  # fmt: skip
+    if "architecture" in manifest:
+        known = manifest["architecture"]
+        manifest["architecture"] = {name: describe(kinds[name], config, source) for name, config in known.items()}
+
+
+def _check_graphs(path: Path, manifest: dict[str, Any], rebuild: str) -> None:
+    """Refuse a manifest that tells another precision than its graphs: the buffers would be read as other numbers."""
+    for name in COMPONENTS:
+        file = f"{name}/model.onnx"
+        if file not in manifest["files"]:
+            raise BundleError(f"bundle {path} lacks {file}; {rebuild}")
+        try:
+            found = graph_precision(path / file)
+        except ValueError as error:
+            raise BundleError(f"{path / file} is no ONNX graph ({error}); {rebuild}") from None
+        told = manifest["components"][name]["precision"]
+        if told != found:
+            raise BundleError(f"bundle {path} has {file} in {found} where its {MANIFEST} says {told}; {rebuild}")
+    told = manifest["components"]["unet"]["precision"]
+    if told != manifest["precision"]:
+        raise BundleError(
+            f"bundle {path} has a U-Net in {told} where its {MANIFEST} says {manifest['precision']}; {rebuild}"
+        )
 
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / MANIFEST)
 
 
-def _own_hash(manifest: dict[str, Any]) -> str:
+def manifest_hash(manifest: dict[str, Any]) -> str:
     """SHA-256 of everything that a manifest says, whatever its layout."""
     facts = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -183,9 +228,3 @@ def _verify(path: Path, files: dict[str, dict[str, Any]], rebuild: str) -> None:
         for (name, entry), found in zip(files.items(), hashes, strict=True):
             if found != entry["sha256"]:
                 raise BundleError(f"{path / name} does not match its manifest (SHA-256 {found[:12]}...); {rebuild}")
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    from transformers import CLIPTokenizer
-
-    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from pie_engine.errors import quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger(__name__)
+# A tokenizer keeps how it cuts and pads from call to call, and engines of one checkpoint share it: two threads at once
+# would read one another's prompts uncut and unpadded.
+_tokenizing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class ModelInfo:
         resolution_multiple: sides must be multiples of this many pixels, 8 * 2**(U-Net levels - 1).
         default_resolution: the side that the U-Net was configured for, in pixels.
         hashes: SHA-256 of each component's weights and settings.
-        tokenizer: a `transformers.CLIPTokenizer`.
+        tokenizer: a `transformers.CLIPTokenizer`, or a `pie_engine.model.tokenizer.Tokenizer`.
     """
 
     scheduler_config: dict[str, Any]
@@ -46,11 +52,14 @@ class ModelInfo:
             cut = self.cut_off(prompt)
             if cut:
                 log.warning(
-                    "prompt is longer than %d tokens and was cut; not read: %r; shorten it", self.max_tokens, cut
+                    "prompt is longer than %d tokens and was cut; not read: %s; shorten it",
+                    self.max_tokens,
+                    quoted(cut),
                 )
-        encoded = self.tokenizer(
-            prompts, padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
-        )
+        with _tokenizing:
+            encoded = self.tokenizer(
+                prompts, padding="max_length", max_length=self.max_tokens, truncation=True, return_tensors="pt"
+            )
         return encoded.input_ids
 
     def cut_off(self, prompt: str) -> str:
@@ -62,8 +71,9 @@ def read_length(tokenizer: Any, text: str, limit: int) -> tuple[int, str]:
     """Tokens that `text` needs, begin and end included, and the end of it that `limit` cuts off: empty if it fits.
 
     Args:
-        tokenizer: a `transformers.CLIPTokenizer`.
+        tokenizer: as in `ModelInfo`.
     """
-    ids = tokenizer(text, truncation=False, verbose=False).input_ids
-    cut = tokenizer.decode(ids[limit - 1 : -1], skip_special_tokens=True).strip() if len(ids) > limit else ""
+    with _tokenizing:
+        ids = tokenizer(text, truncation=False, verbose=False).input_ids
+        cut = tokenizer.decode(ids[limit - 1 : -1], skip_special_tokens=True).strip() if len(ids) > limit else ""
     return len(ids), cut

@@ -137,7 +137,7 @@ def save_series(
 
 
 def _new() -> Any:
-    """A patient and a study that nobody is."""
+    """A patient and a study that do not exist."""
     from pydicom.dataset import Dataset
     from pydicom.uid import generate_uid
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import binary_dilation
 
-from pie_engine.outputs.colours import colourise
-from pie_engine.outputs.frames import png_metadata
+from pie_engine.outputs.colours import AMBER, BACKGROUND, TEXT, colourise
+from pie_engine.outputs.frames import HEADING, png_metadata
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-REFERENCES = {"input": "the input", "previous": "the frame before it"}
+COMPARED_WITH = {"input": "the input", "previous": "the frame before it"}
 # A progression of thousands of rounds is shown by frames at even distances.
 MOST_SHOWN = 60
 
@@ -24,7 +22,7 @@ MOST_SHOWN = 60
 _LIMITS = (5, 10, 15, 20, 30, 40, 50, 60, 80, 100, 120, 150, 200, 255)
 _WITHIN = 0.995
 _GAP, _LINE, _BAR_WIDTH = 8, 22, 320
-_BACKGROUND, _TEXT, _WARNING, _EDGE = (24, 24, 26), (230, 230, 230), (255, 196, 0), (70, 70, 76)
+_EDGE = (70, 70, 76)
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def luminance(frames: np.ndarray) -> np.ndarray:
 
 
 def differences(grey: np.ndarray, against: str) -> np.ndarray:
-    """Frame minus reference for every round: [N + 1, H, W] int16 -> [N, H, W] int16 in -255..255.
+    """Frame minus what it is compared with, for every round: [N + 1, H, W] int16 -> [N, H, W] int16 in -255..255.
 
     Args:
         against: "input" (frame 0) or "previous".
@@ -81,16 +79,13 @@ def save_differences(frames: np.ndarray, mask: np.ndarray | None, path: Path) ->
     difference_sheet(frames, mask).save(path, pnginfo=png_metadata(simulated=True, Content=about))
 
 
-def difference_sheet(frames: np.ndarray, mask: np.ndarray | None = None, *, columns: int = 6) -> Image:
+def difference_sheet(frames: np.ndarray, mask: np.ndarray | None = None, *, columns: int = 6) -> Image.Image:
     """Maps of all rounds against the input, then against the frame before, each under its heading and colour bar.
 
     Args:
         frames: [N + 1, H, W, 3] uint8, frame 0 the input.
         mask: [H, W] bool; outlined just outside of the region, so that no value in it is covered.
     """
-    from PIL import Image as PILImage
-    from PIL import ImageDraw, ImageFont
-
     grey = luminance(frames)
     shown = spaced(len(frames) - 1)
     zoom = max(1, round(192 / grey.shape[2]))  # small models: still legible
@@ -100,28 +95,28 @@ def difference_sheet(frames: np.ndarray, mask: np.ndarray | None = None, *, colu
     block = 2 * _LINE + rows * cell_height + 2 * _GAP
     font = ImageFont.load_default(14)
     parts = []
-    for against, name in REFERENCES.items():
+    for against, name in COMPARED_WITH.items():
         maps = differences(grey, against)
         scale = scale_of(maps)
         parts.append((f"Each round minus {name}, in grey levels", maps, scale, _describe(scale)))
     width = max(columns * cell_width + _GAP, *(_BAR_WIDTH + 4 * _GAP + round(font.getlength(p[3])) for p in parts))
-    sheet = PILImage.new("RGB", (width, _LINE + 2 * _GAP + len(parts) * block), _BACKGROUND)
+    sheet = Image.new("RGB", (width, _LINE + 2 * _GAP + len(parts) * block), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    draw.text((_GAP, _GAP), "SIMULATED - research use only   difference maps", _WARNING, font)
+    draw.text((_GAP, _GAP), f"{HEADING}   difference maps", AMBER, font)
     edge = _outside_edge(mask)
     for index, (heading, maps, scale, note) in enumerate(parts):
         top = _LINE + 2 * _GAP + index * block
-        draw.text((_GAP, top), heading, _TEXT, font)
+        draw.text((_GAP, top), heading, TEXT, font)
         _draw_bar(sheet, (_GAP, top + _LINE), scale.limit)
-        draw.text((_BAR_WIDTH + 3 * _GAP, top + _LINE), note, _TEXT, font)
+        draw.text((_BAR_WIDTH + 3 * _GAP, top + _LINE), note, TEXT, font)
         for place, number in enumerate(shown):
             row, column = divmod(place, columns)
             x, y = _GAP + column * cell_width, top + 2 * _LINE + _GAP + row * cell_height
             colours = colourise(maps[number] / scale.limit)
             if edge is not None:
                 colours[edge] = _EDGE
-            sheet.paste(PILImage.fromarray(colours.repeat(zoom, axis=0).repeat(zoom, axis=1)), (x, y))
-            draw.text((x + 2, y + grey.shape[1] * zoom + 3), f"round {number + 1}", _TEXT, font)
+            sheet.paste(Image.fromarray(colours.repeat(zoom, axis=0).repeat(zoom, axis=1)), (x, y))
+            draw.text((x + 2, y + grey.shape[1] * zoom + 3), f"round {number + 1}", TEXT, font)
     return sheet
 
 
@@ -130,21 +125,16 @@ def _describe(scale: Scale) -> str:
     return f"0: no change. Found: {scale.low} to +{scale.high}{beyond}"
 
 
-def _draw_bar(sheet: Image, corner: tuple[int, int], limit: int) -> None:
-    """The colour bar, between its two ends in figures."""
-    from PIL import Image as PILImage
-    from PIL import ImageDraw, ImageFont
-
+def _draw_bar(sheet: Image.Image, corner: tuple[int, int], limit: int) -> None:
+    """The colour bar between the numbers at its ends."""
     font, draw = ImageFont.load_default(14), ImageDraw.Draw(sheet)
     (x, y), ends = corner, (f"darker -{limit}", f"+{limit} brighter")
     left, right = (round(font.getlength(end)) + _GAP for end in ends)
     ramp = colourise(np.linspace(-1, 1, _BAR_WIDTH - left - right)[None].repeat(_LINE - 8, axis=0))
-    draw.text((x, y), ends[0], _TEXT, font)
-    sheet.paste(PILImage.fromarray(ramp), (x + left, y + 2))
-    draw.text((x + _BAR_WIDTH - right + _GAP, y), ends[1], _TEXT, font)
+    draw.text((x, y), ends[0], TEXT, font)
+    sheet.paste(Image.fromarray(ramp), (x + left, y + 2))
+    draw.text((x + _BAR_WIDTH - right + _GAP, y), ends[1], TEXT, font)
 
 
 def _outside_edge(mask: np.ndarray | None) -> np.ndarray | None:
-    from scipy.ndimage import binary_dilation
-
     return None if mask is None else binary_dilation(mask) & ~mask

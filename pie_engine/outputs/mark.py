@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 TEXT = "SIMULATED"
 # White on a plate that darkens what is below to 30 %: at least 8:1 on white, and the anatomy below stays visible.
@@ -54,8 +55,6 @@ def describe_mark(height: int, width: int) -> dict[str, Any]:
 
 def _layout(height: int, width: int) -> tuple[np.ndarray, tuple[int, int, int, int]]:
     """The letters' coverage in [0, 1], [h, w], and the box in which they lie, cut to the picture."""
-    from PIL import Image, ImageDraw, ImageFont
-
     unit = ImageFont.load_default(100).getlength(TEXT) / 100
     size = int(min(max(_SHARE * width / unit, _LEAST_SIZE), _LARGEST_SIZE))
     font = ImageFont.load_default(size)

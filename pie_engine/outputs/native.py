@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from pie_engine.equality import ByContent
 from pie_engine.errors import ConfigError, InputError, argument, mention, use
@@ -124,10 +125,10 @@ class NativeFrames:
         wanted = self._grey[where] + change[where] / 255.0
         reached = np.clip(wanted, 0, 1)
         stored, beyond = self._to_stored(reached)
-        own = self.stored.values[where]
+        unchanged = self.stored.values[where]
         values = self.stored.values.copy()
         # What is black already and should become darker stays what it is, not the darkest value of the window.
-        values[where] = np.where(reached == self._grey[where], own, stored)
+        values[where] = np.where(reached == self._grey[where], unchanged, stored)
         clipped = np.zeros(where.shape, bool)
         clipped[where] = beyond | (np.abs(wanted - reached) * 255 >= _LEAST)
         changed = values != self.stored.values
@@ -139,12 +140,12 @@ class NativeFrames:
 
     def _to_stored(self, grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Stored values of the source's type, and where they stopped at the limits of what can be stored."""
-        exact, own = self.stored.mapping.inverse(grey), self.stored.values.dtype
+        exact, dtype = self.stored.mapping.inverse(grey), self.stored.values.dtype
         if self.stored.limits is None:
-            return exact.astype(own), np.zeros(exact.shape, bool)
+            return exact.astype(dtype), np.zeros(exact.shape, bool)
         rounded = np.round(exact)
         limited = np.clip(rounded, *self.stored.limits)
-        return self._beside_padding(limited).astype(own), limited != rounded
+        return self._beside_padding(limited).astype(dtype), limited != rounded
 
     def _beside_padding(self, values: np.ndarray) -> np.ndarray:
         """Anatomy must not take a value that means padding: the nearest other one instead."""
@@ -204,8 +205,6 @@ def _offset(values: np.ndarray) -> int:
 
 
 def _save_png(values: np.ndarray, stored: Stored, path: Path, index: int) -> None:
-    from PIL import Image
-
     offset = _offset(values)
     unsigned = (values.astype(np.int64) + offset).astype(f"u{values.dtype.itemsize}")
     facts = {"Round": str(index), "StoredOffset": str(offset)}

@@ -10,9 +10,11 @@ from pie_engine.outputs.frames import STATEMENT
 from pie_engine.packages import installed
 
 if TYPE_CHECKING:
-    from pie_engine.config import RunConfig
-    from pie_engine.imaging.item import PreparedItem
+    from pie_engine.config import MethodConfig, RunConfig
+    from pie_engine.imaging.item import Item, PreparedItem
     from pie_engine.model.info import ModelInfo
+    from pie_engine.rounds.methods import Chosen
+    from pie_engine.rounds.simulator import Simulator
 
 _RECORDED = (
     "torch", "diffusers", "transformers", "onnxruntime", "openvino", "numpy", "pillow", "safetensors", "pydicom",
@@ -40,6 +42,28 @@ def describe_run(config: RunConfig, what: str) -> dict[str, Any]:
     }
 
 
+def describe_item(
+    item: PreparedItem, asked: Item, config: RunConfig, method: MethodConfig, chosen: Chosen, simulator: Simulator
+) -> dict[str, Any]:
+    """What can be said of an item before it is simulated: what two runs that give the same have in common.
+
+    Args:
+        asked: the item as it was given; a method may have put another prompt into `item`.
+    """
+    instead = {"instead_of": asked.prompt} if method.name == "control" else {}
+    backend = simulator.backend
+    return {
+        **describe_run(config, chosen.what),
+        "item_id": item.item_id,
+        "input": item.facts,
+        "simulated": describe_simulated(item, chosen.config, backend.model),
+        "model": {"hashes": backend.model.hashes},
+        "backend": {"name": backend.name, "precisions": dict(backend.precisions), "device": str(backend.device)},
+        "runtime": {"fused_step": simulator.kernels.name, "compile": simulator.runtime.compile},
+        "method": {**method.to_dict(), **chosen.facts, **instead},
+    }
+
+
 def describe_simulated(item: PreparedItem, config: RunConfig, model: ModelInfo) -> dict[str, Any]:
     """What one item was simulated towards: in which region, with several findings, and in which round of a schedule."""
     prompt = " + ".join(item.prompts)
@@ -50,29 +74,29 @@ def describe_simulated(item: PreparedItem, config: RunConfig, model: ModelInfo) 
         "roi_share": None if item.mask is None else float(item.mask.pixels.mean()),
     }
     if len(item.prompts) > 1:
-        regions, shares = item.facts["roi"]["regions"], item.facts["roi"]["finding_shares"]
+        regions, finding_shares = item.facts["roi"]["regions"], item.facts["roi"]["finding_shares"]
         simulated["findings"] = [
             {
                 "prompt": text,
                 "regions": [number for number, region in enumerate(regions, 1) if region["prompt"] == text],
                 "share": share,
             }
-            for text, share in zip(item.prompts, shares, strict=True)
+            for text, share in zip(item.prompts, finding_shares, strict=True)
         ]
     if config.schedule is None:
         return simulated
-    prompts = [prompt if own.prompt is None else own.prompt for own in config.rounds]
-    cut = {own.prompt: model.cut_off(own.prompt) for own in config.rounds if own.prompt is not None}
+    prompts = [prompt if settings.prompt is None else settings.prompt for settings in config.rounds]
+    cut = {one.prompt: model.cut_off(one.prompt) for one in config.rounds if one.prompt is not None}
     cut.setdefault(prompt, simulated["prompt_cut_off"] or "")
     rounds = [
         {
             "round": number,
             "prompt": text,
             **({"prompt_cut_off": cut[text]} if cut[text] else {}),
-            "strength": own.strength,
-            "guidance_scale": own.guidance_scale,
-            "denoising_steps": own.kind.denoising_steps,
+            "strength": settings.strength,
+            "guidance_scale": settings.guidance_scale,
+            "denoising_steps": settings.kind.denoising_steps,
         }
-        for number, (text, own) in enumerate(zip(prompts, config.rounds, strict=True), start=1)
+        for number, (text, settings) in enumerate(zip(prompts, config.rounds, strict=True), start=1)
     ]
     return simulated | {"rounds": rounds}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from pie_engine.metrics import Change
 if TYPE_CHECKING:
     from pie_engine.config import RunConfig
     from pie_engine.imaging import ImageSource
+
+_LONGEST_PROMPT = 80  # characters that a result's one line shows of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,22 +48,8 @@ class Progression(ByContent):
 
     def __repr__(self) -> str:
         rounds, height, width = len(self.latents), *self.frames.shape[1:3]
-        what, item = self.provenance.get("simulated", {}).get("prompt", ""), self.provenance.get("item_id")
-        return f"{type(self).__name__}({rounds} rounds of {height} x {width} towards {what!r}, item {item!r})"
-
-    def _repr_html_(self) -> str:
-        """The frames in a row, for notebooks."""
-        import base64
-        import io
-        from html import escape
-
-        from PIL import Image
-
-        row = Image.fromarray(np.concatenate(list(self.frames), axis=1))
-        row.thumbnail((1600, 1600))
-        stream = io.BytesIO()
-        row.save(stream, "PNG")
-        picture = base64.b64encode(stream.getvalue()).decode()
-        return (
-            f'<figure><img src="data:image/png;base64,{picture}"><figcaption>{escape(repr(self))}</figcaption></figure>'
+        prompt = shorten(
+            str(self.provenance.get("simulated", {}).get("prompt", "")), _LONGEST_PROMPT, placeholder=" ..."
         )
+        item = self.provenance.get("item_id")
+        return f"{type(self).__name__}({rounds} rounds of {height} x {width} towards {prompt!r}, item {item!r})"

@@ -8,6 +8,7 @@ from typing import Any
 
 from pie_engine.config import OutputConfig
 from pie_engine.files import new_folder
+from pie_engine.outputs.notebook import strip_html
 from pie_engine.outputs.result import Progression
 from pie_engine.outputs.write import PROVENANCE, Confidence, check_confidence, check_outputs, write_result
 
@@ -15,6 +16,10 @@ from pie_engine.outputs.write import PROVENANCE, Confidence, check_confidence, c
 @dataclass(frozen=True, eq=False, repr=False)
 class Result(Progression):
     """One item's simulated progression of N rounds: the data of `Progression`, and a folder of it."""
+
+    def _repr_html_(self) -> str:
+        """A strip of frames, for notebooks."""
+        return strip_html(self)
 
     def save(
         self,

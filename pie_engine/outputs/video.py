@@ -59,7 +59,7 @@ def save_mp4(frames: np.ndarray, path: Path, between: int = 0) -> None:
         stream.width, stream.height, stream.pix_fmt = padded.shape[2], padded.shape[1], "yuv420p"
         context = stream.codec_context
         context.color_primaries = context.color_trc = context.colorspace = _BT709
-        context.color_range = 1  # limited, which is all that some players know
+        context.color_range = 1  # limited, the only one that some players know
         for index, pixels in enumerate(padded):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")

@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
+from safetensors.numpy import save_file
 
 from pie_engine.errors import ConfigError
+from pie_engine.files import sha256_file
 from pie_engine.outputs import video
+from pie_engine.outputs.animation import interleave, save_gif
 from pie_engine.outputs.clinical import write_clinical
 from pie_engine.outputs.differences import save_differences
-from pie_engine.outputs.frames import STATEMENT, contact_sheet, interleave, png_metadata, save_frames, save_gif
+from pie_engine.outputs.frames import STATEMENT, contact_sheet, png_metadata, save_frames
 from pie_engine.outputs.mark import describe_mark, mark_frames
 from pie_engine.outputs.report import REPORT, make_report
 
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from pie_engine.outputs.result import Progression
 
 PROVENANCE = "provenance.json"
+LATENTS = "latents.safetensors"
 
 Confidence = Mapping[str, Sequence[float]] | Sequence[float]
 
@@ -50,9 +55,7 @@ def write_result(
     Returns:
         By name, the path or the list of paths below `folder`; see `Result.save`.
     """
-    from PIL import Image
-
-    # Marks are drawn into what is written alone: arrays, measures and difference maps stay the simulation's own.
+    # Marks are drawn into what is written alone: arrays, measures and difference maps stay without them.
     shown = mark_frames(result.frames) if outputs.mark else result.frames
     labels = captions or ["input", *(f"{_noun(result)} {n}" for n in range(1, len(shown)))]
     written: dict[str, Any] = {"frames": save_frames(shown, folder / "frames")}
@@ -60,7 +63,10 @@ def write_result(
     moving = shown if result.between is None else interleave(result.frames, result.between)
     if outputs.mark and result.between is not None:
         moving = mark_frames(moving)
-    save_gif(moving, _named(written, "gif", folder / "progression.gif"), per_round)
+    save_gif(moving, _named(written, "gif", folder / "progression.gif"), per_round, labels)
+    if "partial" in result.provenance:
+        rounds = result.provenance["partial"]
+        note = f"{note} (interrupted after {rounds['rounds']} of {rounds['of']})".strip()
     if not note and _method(result) != "pie":  # sheets of several methods lie beside one another
         note = f"(method: {_method(result)})"
     contact_sheet(shown, labels, result.mask, note=note).save(
@@ -73,8 +79,9 @@ def write_result(
         Image.fromarray(result.mask.astype(np.uint8) * 255).save(
             _named(written, "mask", folder / "mask.png"), pnginfo=png_metadata(simulated=False)
         )
-    if outputs.latents:
-        _save_latents(result, _named(written, "latents", folder / "latents.safetensors"))
+    partial = result.provenance.get("partial")
+    if outputs.latents or partial is not None:
+        _save_latents(result, _named(written, "latents", folder / LATENTS))
     paths, clinical = write_clinical(result, shown, folder, outputs)
     written |= paths
     provenance = {
@@ -85,6 +92,8 @@ def write_result(
         **({"visible_mark": describe_mark(*shown.shape[1:3])} if outputs.mark else {}),
         **({"confidence": confidence} if confidence else {}),
     }
+    if partial is not None:  # so that a run goes on from nothing else
+        provenance["partial"] = {**partial, "latents_sha256": sha256_file(folder / LATENTS)}
     if outputs.report:
         page = make_report(folder, provenance)
         _named(written, "report", folder / REPORT).write_text(page, encoding="utf-8")
@@ -109,15 +118,16 @@ def check_confidence(confidence: Confidence | None, frames: int) -> dict[str, li
     named = confidence if isinstance(confidence, Mapping) else {"confidence": confidence}
     checked: dict[str, list[float]] = {}
     for name, values in named.items():
-        own = [float(value) for value in values]
-        if len(own) != frames:
+        series = [float(value) for value in values]
+        if len(series) != frames:
             raise ConfigError(
-                f"confidence {name!r} has {len(own)} values for {frames} frames; pass one per frame, the input's first"
+                f"confidence {name!r} has {len(series)} values for {frames} frames; "
+                "pass one per frame, the input's first"
             )
-        for value in own:
+        for value in series:
             if not 0 <= value <= 1:  # also refuses what is not a number
                 raise ConfigError(f"confidence {name!r} holds {value}, outside [0, 1]; pass probabilities")
-        checked[str(name)] = own
+        checked[str(name)] = series
     return checked
 
 
@@ -136,8 +146,6 @@ def _named(written: dict[str, Any], name: str, path: Path) -> Path:
 
 
 def _save_latents(result: Progression, path: Path) -> None:
-    from safetensors.numpy import save_file
-
     arrays = {"latents": result.latents, "original_latent": result.original_latent}
     save_file(
         {name: np.ascontiguousarray(array) for name, array in arrays.items()},

@@ -45,7 +45,7 @@ def make_batch(items: Sequence[PreparedItem]) -> Batch:
         pixels=torch.from_numpy(pictures.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2).contiguous(),
         mask=torch.stack([torch.from_numpy(mask.latent) for mask in masks]) if masks else None,
         prompts=[prompt for finding in zip(*(item.prompts for item in items), strict=True) for prompt in finding],
-        item_ids=[item.item.item_id for item in items],
+        item_ids=[item.item_id for item in items],
         beta_map=torch.stack(beta_map) if beta_map else None,
         finding_weights=torch.stack(finding_weights, dim=1) if finding_weights else None,
     )

@@ -128,10 +128,13 @@ class Noises:
     keeps such memory until the copy has happened.
     """
 
-    def __init__(self, plan: Plan, batch: Batch, config: RunConfig):
+    def __init__(self, plan: Plan, batch: Batch, config: RunConfig, *, skip: int = 0):
+        """skip: rounds that were run before; what the published code drew for them is drawn and let go."""
         self._plan, self._ids, self._config = plan, batch.item_ids, config
         self._generators = [official_generator(config.seed) for _ in self._ids] if plan.official else []
         self._filled: int | None = None
+        for _ in range(skip if plan.official else 0):
+            self._draw_round()
 
     def fill(self, index: int) -> None:
         """Make the buffers hold round `index`'s noises; once more for a round that is run again."""
@@ -149,13 +152,18 @@ class Noises:
         self._copy([(self._plan.buffers.eps, torch.stack(noises))])
 
     def _draw_official(self) -> None:
-        b, shape = self._plan.buffers, self._plan.shape.latent
-        # Six draws per round and item, in the published order; see reference.progress_official.
-        draws = [[torch.randn(shape, generator=g) for _ in range(6)] for g in self._generators]
+        b, draws = self._plan.buffers, self._draw_round()
         first, eps, second, _, third, eps_background = (torch.stack(draw) for draw in zip(*draws, strict=True))
         assert b.draws is not None
         posteriors = torch.stack([first, second, third])
         self._copy([(b.draws, posteriors), (b.eps, eps), (b.eps_background, eps_background)])
+
+    def _draw_round(self) -> list[list[Tensor]]:
+        """Six draws per round and item, in the published order; see reference.progress_official."""
+        import torch
+
+        shape = self._plan.shape.latent
+        return [[torch.randn(shape, generator=g) for _ in range(6)] for g in self._generators]
 
     def _copy(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
         """Copy each (target, source)."""

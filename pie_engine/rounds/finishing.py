@@ -63,6 +63,11 @@ class Frames:
         return composite(decoded, self._input, self.item.mask, self.item.content_box)
 
     @property
+    def rounds(self) -> int:
+        """How many there are so far."""
+        return len(self._latents)
+
+    @property
     def frames(self) -> np.ndarray:
         """[N + 1, H, W, 3] uint8, the input first."""
         return np.stack(self._frames)

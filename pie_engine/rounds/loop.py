@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from pie_engine.rounds.equations import (
     run_round,
     step,
 )
-from pie_engine.rounds.pace import blend_constantly, blend_evenly, displacements, pilot_rounds, targets
+from pie_engine.rounds.pace import blend_evenly
 from pie_engine.rounds.plan import Batch, Plan
 from pie_engine.rounds.timeline import CudaTimeline, Timeline
 
@@ -131,14 +130,16 @@ class Loop:
                 decode_frames(self.plan)
             return b.frames.to("cpu", copy=True)  # the next round overwrites the buffer
 
-    def compute(self, number: int, steps: Callable[[], None]) -> Round:
+    def compute(self, number: int, steps: Callable[[], None], *, decoded: bool = True) -> Round:
         """Run `steps`, which leaves a latent in the plan's x, and decode it: neither captured nor overlapped.
 
-        For what is no round of PIE (`Method`). While values are not finite all of it runs again in higher precision, so
-        `steps` must start from what it does not overwrite, and take `plan.sampler` anew.
+        For what is no round of PIE (`Method`), or one whose frame nobody looks at. While values are not finite all of
+        it runs again in higher precision, so `steps` must start from what it does not overwrite, and take
+        `plan.sampler` anew.
 
         Args:
             number: of the frame, for messages; 0 is the preparation.
+            decoded: whether the frame is wanted; without, it is none that means anything.
 
         Raises:
             BackendError: values are not finite in the highest precision either.
@@ -149,7 +150,10 @@ class Loop:
                 steps()
                 b.decoding.copy_(b.x)
                 b.decoding_flags[:DECODE].copy_(b.flags[:DECODE])
-                decode_frames(self.plan)
+                if decoded:
+                    decode_frames(self.plan)
+                else:
+                    b.decoding_flags[DECODE].zero_()
             self._timeline.synchronize()
             flags = b.decoding_flags.cpu()
             if not flags.any():
@@ -158,48 +162,12 @@ class Loop:
             with self._timeline.main():
                 self._raise_precision(number, STAGE_COMPONENT[stage], flags[stage])
 
-    def pilot(self, on_step: OnStep = lambda: None) -> np.ndarray:
-        """Make the loaded batch's rounds pace evenly: run rounds with beta2, undecoded, until their end is known.
-
-        Args:
-            on_step: called after each U-Net evaluation.
-
-        Returns:
-            The displacements that the rounds are to reach, [N, R, B].
-
-        Raises:
-            InputError: a pilot does not move, or does not converge. BackendError: values are not finite.
-        """
-        assert self._batch is not None and self.plan.buffers.pace is not None
-        b, pace, noises = self.plan.buffers, self.plan.buffers.pace, Noises(self.plan, self._batch, self._config)
-        measured: list[np.ndarray] = []
-        last = self.plan.original_latent.clone()
-        while len(measured) < pilot_rounds(self._config):
-            with self._timeline.main():
-                self.plan.enter(len(measured))
-                noises.fill(len(measured))
-                run_round(self.plan, self._run, on_step)
-                blend_constantly(self.plan)
-                moved, flags = displacements(pace.parts, b.x, b.z0).cpu(), b.flags.cpu()
-                if flags[:DECODE].any():
-                    stage = int(flags.any(1).nonzero()[0])
-                    self._raise_precision(0, STAGE_COMPONENT[stage], flags[stage])
-                    b.x.copy_(last)
-                    continue
-                last = b.x.clone()
-            measured.append(moved.double().numpy())
-        whole = pace.parts * pace.parts.sum(0)
-        size = (whole.double().square().sum((2, 3, 4)) * b.x.shape[1]).sqrt().cpu().numpy()
-        found = targets(np.array(measured).reshape(-1, *size.shape), self._config, size, self._batch.item_ids)
-        self.plan.pace(found)
-        b.x.copy_(self.plan.original_latent)
-        return found
-
-    def rounds(self, on_step: OnStep = lambda: None) -> Iterator[Round]:
-        """Yield the N rounds of the loaded batch.
+    def rounds(self, on_step: OnStep = lambda: None, *, done: int = 0, last: Round | None = None) -> Iterator[Round]:
+        """Yield the N rounds of the loaded batch, or those after the first `done`.
 
         Args:
             on_step: called after each U-Net evaluation; on a GPU as often, but when a round has been computed.
+            last: round `done`, where there is one.
 
         Raises:
             BackendError: values are not finite in the highest precision either.
@@ -207,17 +175,23 @@ class Loop:
         assert self._batch is not None, "load a batch first"
         self._on_step = (lambda: None) if self._timeline.asynchronous else on_step
         try:
-            yield from self._rounds(on_step)
+            yield from self._rounds(on_step, done, last)
         finally:
             # Whoever stops in the middle leaves rounds under way, which the next run must not meet.
             self._timeline.synchronize()
             self._on_step = lambda: None
 
-    def _rounds(self, on_step: OnStep) -> Iterator[Round]:
+    def _rounds(self, on_step: OnStep, done: int, start: Round | None) -> Iterator[Round]:
         assert self._batch is not None
-        noises = Noises(self.plan, self._batch, self._config)
+        noises = Noises(self.plan, self._batch, self._config, skip=done)
         waiting: deque[int] = deque()
-        begun, last = 0, None
+        begun, last = done, None
+        if start is not None:
+            last = start.latents
+            with self._timeline.main():
+                self.plan.buffers.x.copy_(last)
+                self.plan.buffers.frames.copy_(start.frames)  # where a round of the published code starts from
+            self._entered = done - 1
         while begun < self._config.steps or waiting:
             if begun < self._config.steps and len(waiting) <= self._lag:
                 with self._timeline.main():
@@ -274,12 +248,12 @@ class Loop:
             else:
                 if index != self._entered:  # a round that is run again still has its own
                     b.previous_frames.copy_(b.frames)
-                self._run(encode_frames)
+                self.run(encode_frames)
         self._entered = index
         slot = self._slots[index % len(self._slots)]
-        run_round(self.plan, self._run, self._on_step)
+        run_round(self.plan, self.run, self._on_step)
         if b.pace is not None:
-            self._run(blend_evenly)
+            self.run(blend_evenly)
 
         def hand_over() -> None:
             b.decoding.copy_(b.x)
@@ -289,7 +263,7 @@ class Loop:
 
         self._timeline.hand_over(hand_over)
         with self._timeline.decoding():
-            self._run(decode_frames)
+            self.run(decode_frames)
             slot.latents.copy_(b.decoding, non_blocking=True)
             slot.frames.copy_(b.frames, non_blocking=True)
             slot.flags.copy_(b.decoding_flags, non_blocking=True)
@@ -297,7 +271,7 @@ class Loop:
                 slot.blends.copy_(b.pace.blends, non_blocking=True)
             slot.wait = self._timeline.mark()
 
-    def _run(self, part: Part) -> None:
+    def run(self, part: Part) -> None:
         """Run a part of the round that the plan has entered, capture it, or replay what was captured of it."""
         name = STAGES[part]
         if part in (enter, enter_official, step) and not self.plan.kind.guided:

@@ -11,6 +11,7 @@ pilot of rounds with beta2 ends. Blend and norm are computed on the device, as a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,10 +19,13 @@ import torch
 from torch import Tensor
 
 from pie_engine.errors import InputError, argument, mention, use
+from pie_engine.rounds.equations import Noises, run_round
 
 if TYPE_CHECKING:
     from pie_engine.config import RunConfig
-    from pie_engine.rounds.plan import Plan
+    from pie_engine.rounds.equations import OnStep
+    from pie_engine.rounds.loop import Loop
+    from pie_engine.rounds.plan import Batch, Plan
 
 # Rounds of a pilot. The last three displacements say where increments that shrink geometrically end; on the demo's
 # chests rounds 1 to 3 put that end 1.3 to 2.5 % too near, for the first increments shrink faster than later ones.
@@ -59,6 +63,42 @@ def blend_constantly(plan: Plan) -> None:
     b = plan.buffers
     assert b.pace is not None
     torch.addcmul(b.z0, b.pace.constant, b.x - b.z0, out=b.x)
+
+
+def run_pilot(loop: Loop, batch: Batch, config: RunConfig, on_step: OnStep) -> np.ndarray:
+    """Make the loaded batch's rounds pace evenly: run rounds with beta2, undecoded, until their end is known.
+
+    Args:
+        on_step: called after each U-Net evaluation.
+
+    Returns:
+        The displacements that the rounds are to reach, [N, R, B] float64.
+
+    Raises:
+        InputError: a pilot does not move, or does not converge. BackendError: values are not finite.
+    """
+    plan, b = loop.plan, loop.plan.buffers
+    assert b.pace is not None
+    pace, noises, z = b.pace, Noises(plan, batch, config), plan.original_latent.clone()
+
+    def pilot(index: int) -> None:
+        plan.enter(index)
+        noises.fill(index)
+        b.x.copy_(z)
+        run_round(plan, loop.run, on_step)
+        blend_constantly(plan)
+
+    measured = []
+    for index in range(pilot_rounds(config)):
+        loop.compute(0, partial(pilot, index), decoded=False)
+        z.copy_(b.x)
+        measured.append(displacements(pace.parts, b.x, b.z0).double().cpu().numpy())
+    part = pace.parts * pace.parts.sum(0)
+    size = (part.double().square().sum((2, 3, 4)) * b.x.shape[1]).sqrt().cpu().numpy()
+    found = targets(np.array(measured).reshape(-1, *size.shape), config, size, batch.item_ids)
+    plan.pace(found)
+    b.x.copy_(plan.original_latent)
+    return found
 
 
 def pilot_rounds(config: RunConfig) -> int:

@@ -24,6 +24,7 @@ import torch
 
 from pie_engine.equality import ByContent
 from pie_engine.errors import ConfigError, mention, use
+from pie_engine.rounds.kept_schedules import kept
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -123,6 +124,7 @@ def prepare_scheduler(scheduler: Any, num_inference_steps: int, denoising_steps:
     return scheduler.timesteps[start:]
 
 
+@kept(Schedule, __file__)
 def build_schedule(
     config: Mapping[str, Any],
     *,
@@ -187,6 +189,7 @@ def make_inversion_scheduler(config: Mapping[str, Any], start: float, num_infere
     return scheduler
 
 
+@kept(Schedule, __file__)
 def build_inversion(config: Mapping[str, Any], start: float, num_inference_steps: int, steps: int) -> Schedule:
     """The table of DDIM inversion from a clean latent up to timestep `start`, in `steps` steps.
 

@@ -24,8 +24,9 @@ from pie_engine.rounds.interpolation import decode_between
 from pie_engine.rounds.loop import Loop
 from pie_engine.rounds.memory import explain, release
 from pie_engine.rounds.methods import Previous
-from pie_engine.rounds.pace import pilot_rounds
+from pie_engine.rounds.pace import pilot_rounds, run_pilot
 from pie_engine.rounds.plan import Batch, Plan
+from pie_engine.rounds.resuming import Finished, Interrupted, restore
 from pie_engine.rounds.turns import Turns
 
 if TYPE_CHECKING:
@@ -78,22 +79,35 @@ class Simulator:
         self._turns = Turns()
 
     def simulate(
-        self, items: Sequence[PreparedItem], chosen: Chosen, report: OnProgress, between: int
+        self,
+        items: Sequence[PreparedItem],
+        chosen: Chosen,
+        report: OnProgress,
+        between: int,
+        finished: Finished | None = None,
     ) -> list[Simulated]:
         """The rounds of one batch (`group_items`). Batches of several threads take turns.
 
         Args:
             chosen: the method, and its settings with the resolution filled in.
             between: K pictures between two frames.
+            finished: rounds of the one item that were run before; of PIE.
 
         Raises:
             BackendError: the model gave values that are not finite, or memory ran out; or see `Turns.turn`.
+            ConfigError: see `restore`.
+            Interrupted: a KeyboardInterrupt came when rounds were finished, which it holds.
         """
         with self._turns.turn(), torch.inference_mode(), self._explaining_memory(len(items), chosen.config):
-            return self._simulate(items, chosen, report, between)
+            return self._simulate(items, chosen, report, between, finished)
 
     def _simulate(
-        self, items: Sequence[PreparedItem], chosen: Chosen, report: OnProgress, between: int
+        self,
+        items: Sequence[PreparedItem],
+        chosen: Chosen,
+        report: OnProgress,
+        between: int,
+        finished: Finished | None,
     ) -> list[Simulated]:
         start = time.monotonic()
         batch, config, method = make_batch(items), chosen.config, chosen.frames
@@ -104,9 +118,9 @@ class Simulator:
         decoded_original = [None] * len(items) if batch.mask is None else loop.decode_original().numpy()
         seconds: dict[str, Any] = {"prepare": round(time.monotonic() - start, 4), "rounds": []}
         total = loop.plan.total_evaluations if method is None else method.evaluations(loop.plan, config)
-        step, paced = 0, method is None and config.even
-        if paced:
-            total += sum(loop.plan.evaluations_of(index) for index in range(pilot_rounds(config)))
+        done, paced = 0 if finished is None else finished.rounds, method is None and config.even
+        step = sum(map(loop.plan.evaluations_of, range(done)))
+        total += sum(map(loop.plan.evaluations_of, range(pilot_rounds(config)))) if paced else 0
 
         def on_step() -> None:
             nonlocal step
@@ -117,29 +131,45 @@ class Simulator:
             Frames(item, bool(config.composite), latent, before, untouched=isinstance(method, Previous))
             for item, latent, before in zip(items, original, decoded_original, strict=True)
         ]
-        blends: list[np.ndarray] = []
-        aims = loop.pilot(on_step) if paced else None
-        seconds |= {"pilot": round(time.monotonic() - start - seconds["prepare"], 4)} if paced else {}
-        last = time.monotonic()
-        with finishing(frames) as host:
-            for result in loop.rounds(on_step) if method is None else method.rounds(loop, batch, config, on_step):
-                host.add(result)
-                if result.blends is not None:
-                    blends.append(result.blends.numpy())
-                seconds["rounds"].append(round(time.monotonic() - last, 4))
-                last = time.monotonic()
         pictures: list[np.ndarray] = []
-        if between:
-            latents = [original, *np.stack([one.latents for one in frames], axis=1)]  # N + 1 of [B, 4, h, w]
-            pictures = decode_between(loop, latents, between)
-        self._keep_loop(loop, config)
+        blends = [] if finished is None else list(finished.blends)
+        aims = run_pilot(loop, batch, config, on_step) if paced else None
+        interrupt: KeyboardInterrupt | None = None
+        try:
+            with finishing(frames) as host:
+                before = None
+                for before in () if finished is None else restore(loop, finished):
+                    host.add(before)
+                seconds["rounds"] += () if finished is None else finished.seconds
+                last = time.monotonic()
+                rounds = (
+                    loop.rounds(on_step, done=done, last=before)
+                    if method is None
+                    else method.rounds(loop, batch, config, on_step)
+                )
+                for result in rounds:
+                    host.add(result)
+                    blends += [] if result.blends is None else [result.blends.numpy()]
+                    seconds["rounds"].append(round(time.monotonic() - last, 4))
+                    last = time.monotonic()
+            if between:
+                latents = [original, *np.stack([one.latents for one in frames], axis=1)]  # N + 1 of [B, 4, h, w]
+                pictures = decode_between(loop, latents, between)
+            self._keep_loop(loop, config)
+        except KeyboardInterrupt as raised:
+            if not frames[0].rounds:
+                raise
+            interrupt, pictures = raised, []
         computed = describe_computation(loop, self.runtime, evaluations=total, rounds=method is None)
         computed["seconds"] = seconds
-        paces = [None] * len(frames) if aims is None else describe_pace(aims, np.array(blends), config, batch.item_ids)
-        return [
-            Simulated(one, original[i], _between(one, [stack[i] for stack in pictures], between), computed, pace)
-            for i, (one, pace) in enumerate(zip(frames, paces, strict=True))
+        paces = [None] * len(items) if aims is None else describe_pace(aims, np.array(blends), config, batch.item_ids)
+        simulated = [
+            Simulated(one, original[i], _between(one, [stack[i] for stack in pictures]), computed, paces[i])
+            for i, one in enumerate(frames)
         ]
+        if interrupt is not None:
+            raise Interrupted(simulated, *interrupt.args) from None
+        return simulated
 
     def _take_loop(self, batch: Batch, config: RunConfig) -> Loop:
         """The loop for this kind of run, with its buffers and captured steps, if it is kept; else a new one."""
@@ -191,9 +221,9 @@ class Simulator:
             raise BackendError(message) from error
 
 
-def _between(frames: Frames, pictures: list[np.ndarray], count: int) -> np.ndarray | None:
-    """[N, K, H, W, 3] as they are written, of N K decoded ones in order; None for K = 0."""
-    if not count:
+def _between(frames: Frames, pictures: list[np.ndarray]) -> np.ndarray | None:
+    """[N, K, H, W, 3] as they are written, of N K decoded ones in order; None without any."""
+    if not pictures:
         return None
     finished = frames.finish(np.stack(pictures))
-    return finished.reshape(-1, count, *finished.shape[1:])
+    return finished.reshape(frames.rounds, -1, *finished.shape[1:])

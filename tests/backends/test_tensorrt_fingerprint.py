@@ -164,10 +164,10 @@ def test_a_damaged_plan_is_refused(here: None, untouched: None, holding: Any) ->
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"capabilities": "8.6"}, "engine's capabilities"),
-        ({"weights": "stripped"}, "engine's flavour, weights or file"),
-        ({"file": "engines/other.plan"}, "engine's flavour, weights or file"),
-        *(({field: None}, f"'{field}'") for field in ("file", "capabilities", "profiles")),
+        ({"capabilities": "8.6"}, "engines.0.capabilities is '8.6', should be a valid list"),
+        ({"weights": "stripped"}, "engines.0.weights is 'stripped', should be 'fixed' or 'refittable'"),
+        ({"file": "engines/other.plan"}, "engine's file 'engines/other.plan' is not among files"),
+        *(({field: None}, f"engines.0.{field} is missing") for field in ("file", "capabilities", "profiles")),
     ],
 )
 def test_a_fingerprint_that_is_incomplete(holding: Any, changes: dict[str, Any], line: str) -> None:
@@ -176,7 +176,7 @@ def test_a_fingerprint_that_is_incomplete(holding: Any, changes: dict[str, Any],
         key: value for key, value in {**broken.engines()[0], **changes}.items() if key == "gpu" or value is not None
     }
     write_manifest(broken.path, broken.manifest | {"engines": [first]})
-    with pytest.raises(BundleError, match=rf"incomplete manifest.json \({line}\)"):
+    with pytest.raises(BundleError, match=rf"unusable manifest.json \({line}\)"):
         load(broken)
 
 
@@ -275,7 +275,7 @@ def test_auto_for_a_checkpoint_without_onnxruntime(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_a_checkpoint_is_not_read_for_a_backend_that_cannot_run(monkeypatch: pytest.MonkeyPatch, flavour: str) -> None:
-    monkeypatch.setattr(loading, "load_checkpoint", lambda *args, **settings: pytest.fail("read"))
+    monkeypatch.setattr(loading.checkpoints, "load_checkpoint", lambda *args, **settings: pytest.fail("read"))
     pretend(monkeypatch)
     pretend_installed(monkeypatch, flavour, "99.0.0.1")
     with pytest.raises(BackendError, match=rf"backend '{flavour}' runs on an NVIDIA GPU and this machine shows none"):

@@ -1,4 +1,4 @@
-"""The GPU check's own logic: that its figures are kept whatever happens to what measures them."""
+"""The GPU check's own logic: that its results are kept whatever happens to what measures them."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def run_script(script: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "gpu-check.json").read_text())
-    return found
+    report: dict[str, Any] = json.loads((folder / "gpu-check.json").read_text())
+    return report
 
 
 def test_outcomes_are_counted_line_by_line(check: ModuleType) -> None:
@@ -111,32 +111,32 @@ def test_a_section_that_dies_or_hangs_costs_itself_only(broken: Path, tmp_path: 
     done = run_script(broken, "--seconds", "20", "--results", str(tmp_path / "out"), "--sections", *sections)
     assert time.monotonic() - began < 20
     assert done.returncode == 1, done.stderr
-    found = read(tmp_path / "out")
-    assert {name: own["outcome"] for name, own in found["sections"].items()} == {
+    report = read(tmp_path / "out")
+    assert {name: entry["outcome"] for name, entry in report["sections"].items()} == {
         "full_size": "failed with exit code -9",
         "parity": "cut short after 4 s",
         "kernels": "ok",
         "batch": "failed: see results that are not ok",
         "eager_fp32": "failed with exit code 1",
     }
-    assert all(own["results"][0]["ms_per_guided_step"] == 6.5 for own in found["sections"].values())
-    assert [result["rung"] for result in found["sections"]["kernels"]["results"]] == ["first", "third"]
-    assert found["environment"]["versions"]["torch"] == "2.13.0+cu130"
-    assert "broken" in found["sections"]["eager_fp32"]["log"]
+    assert all(entry["results"][0]["ms_per_guided_step"] == 6.5 for entry in report["sections"].values())
+    assert [result["rung"] for result in report["sections"]["kernels"]["results"]] == ["first", "third"]
+    assert report["environment"]["versions"]["torch"] == "2.13.0+cu130"
+    assert "broken" in report["sections"]["eager_fp32"]["log"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
         [*(f"{name}.log" for name in sections), "gpu-check.json"]
     )
-    # The first section's figures end the output.
+    # The first section's results end the output.
     assert done.stdout.rindex("== full_size") > done.stdout.rindex("== parity") > done.stdout.rindex("== batch")
 
 
 def test_a_rung_that_crashes_leaves_those_after_it(broken: Path, tmp_path: Path) -> None:
     done = run_script(broken, "--seconds", "60", "--results", str(tmp_path / "out"), "--sections", "compiled")
     assert done.returncode == 1, done.stderr
-    own = read(tmp_path / "out")["sections"]["compiled"]
-    assert own["outcome"] == "failed: see results that are not ok"
-    assert [result["rung"] for result in own["results"]] == ["first", "crashes", "first"]
-    assert own["results"][1]["error"] == "crashed by signal 11"
+    entry = read(tmp_path / "out")["sections"]["compiled"]
+    assert entry["outcome"] == "failed: see results that are not ok"
+    assert [result["rung"] for result in entry["results"]] == ["first", "crashes", "first"]
+    assert entry["results"][1]["error"] == "crashed by signal 11"
 
 
 def test_what_was_measured_is_there_when_the_check_is_stopped(broken: Path, tmp_path: Path) -> None:
@@ -257,28 +257,28 @@ def test_every_section_runs_on_a_processor(tmp_path: Path) -> None:
     """The slow one: the whole check at small sizes, so that on a GPU it is not the script that fails."""
     done = run_script(SCRIPT, "--device", "cpu", "--seconds", "600", "--results", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
-    found = read(tmp_path)
-    assert found["environment"]["versions"]["torch"] == torch.__version__
-    assert tuple(found["sections"]) == SECTIONS
-    rungs = {name: [result.get("rung") for result in own["results"]] for name, own in found["sections"].items()}
+    report = read(tmp_path)
+    assert report["environment"]["versions"]["torch"] == torch.__version__
+    assert tuple(report["sections"]) == SECTIONS
+    rungs = {name: [result.get("rung") for result in entry["results"]] for name, entry in report["sections"].items()}
     assert rungs["full_size"] == [
         "eager", "step graph only", "+ channels last, fused projections", "+ cudnn.benchmark", "+ fused blocks",
         "+ cuDNN attention", "everything on", "whole progression, first run", "whole progression, second run",
         "kernels of step", "kernels of decoding",
     ]  # fmt: skip
-    assert all("ms_per_guided_step" in result for result in found["sections"]["full_size"]["results"][:7])
-    assert all(own["results"] for own in found["sections"].values())
+    assert all("ms_per_guided_step" in result for result in report["sections"]["full_size"]["results"][:7])
+    assert all(entry["results"] for entry in report["sections"].values())
     assert len(list(tmp_path.iterdir())) == 8  # as many files as a lent machine gives back
 
 
 def test_the_results_are_those_of_the_carried_check() -> None:
-    found = json.loads((BENCHMARKS / "results" / "gpu-check-nvidia-h200.json").read_text())
-    made = tables(found)
+    report = json.loads((BENCHMARKS / "results" / "gpu-check-nvidia-h200.json").read_text())
+    made = tables(report)
     assert {name: len(rows) for name, rows in made.items()} == {
         "gpu_step": 7, "gpu_kernels": 15, "gpu_progression": 2, "gpu_errors": 9,
     }  # fmt: skip
     for name, rows in made.items():
-        carried = [row for row in results.read(results.FOLDER / f"{name}.csv") if row["date"] == found["date"]]
+        carried = [row for row in results.read(results.FOLDER / f"{name}.csv") if row["date"] == report["date"]]
         for row, expected in zip(carried, rows, strict=True):
             for key, value in expected.items():
                 if isinstance(value, float):
@@ -290,5 +290,5 @@ def test_the_results_are_those_of_the_carried_check() -> None:
 def test_what_failed_leaves_no_row() -> None:
     rung = {"rung": "eager", "ms_per_guided_step": 1.0, "ok": False}
     environment = {"device": "toy", "python": "3", "cudnn": None, "versions": dict.fromkeys(VERSIONS)}
-    found = {"date": "", "revision": "", "environment": environment, "sections": {"full_size": {"results": [rung]}}}
-    assert not any(tables(found).values())
+    report = {"date": "", "revision": "", "environment": environment, "sections": {"full_size": {"results": [rung]}}}
+    assert not any(tables(report).values())

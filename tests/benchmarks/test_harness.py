@@ -66,15 +66,16 @@ def test_a_planted_slowdown_is_seen_on_a_machine_that_drifts() -> None:
     assert summarise(samples["fast"], samples["slow"])["speedup"] == pytest.approx(2 / drift)
     machine = Machine(drift)
     blocks = {work: [machine.variant(work)().seconds for _ in range(9)] for work in (2.0, 1.0)}
-    apart = summarise(Samples(seconds=blocks[1.0]), Samples(seconds=blocks[2.0]))["speedup"]
-    assert apart == pytest.approx(2 / drift**9) and apart < 1.3  # one after the other: the slowdown is all but gone
+    # One after the other: the slowdown is all but gone.
+    in_blocks = summarise(Samples(seconds=blocks[1.0]), Samples(seconds=blocks[2.0]))["speedup"]
+    assert in_blocks == pytest.approx(2 / drift**9) and in_blocks < 1.3
 
 
 def test_ratios_are_taken_repeat_by_repeat() -> None:
-    base, own = Samples(seconds=[2.0, 200.0, 4.0]), Samples(seconds=[1.0, 100.0, 2.0])
-    assert summarise(own, base)["speedup"] == 2
+    base, calls = Samples(seconds=[2.0, 200.0, 4.0]), Samples(seconds=[1.0, 100.0, 2.0])
+    assert summarise(calls, base)["speedup"] == 2
     with pytest.raises(ValueError):
-        summarise(own, Samples(seconds=[1.0]))
+        summarise(calls, Samples(seconds=[1.0]))
 
 
 def test_the_warm_up_is_kept_apart() -> None:
@@ -110,7 +111,7 @@ def test_the_clock_takes_the_time_of_the_call_alone() -> None:
 def test_a_planted_slowdown_goes_through_processes() -> None:
     drift = [9.0, 1.0, 2.0, 4.0]  # the warm-up, and a machine that gets slower
     specs = {
-        "slow": planted("Planted", seconds=[2 * own for own in drift], facts={"is": "slow"}),
+        "slow": planted("Planted", seconds=[2 * time for time in drift], facts={"is": "slow"}),
         "fast": planted("Noisy", seconds=drift),
     }
     said: list[str] = []

@@ -1,17 +1,26 @@
-"""The figures of the documents: from the results alone, and told when they are not in line with them."""
+"""The studies of the documents: what is kept of them, and their tables."""
 
 from __future__ import annotations
 
 import json
-import shutil
+import re
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pie_engine.benchmarks import simulation
 from pie_engine.benchmarks.report_rows import ReportError
-from pie_engine.benchmarks.simulation_studies import STUDIES
-from pie_engine.benchmarks.simulation_tables import TABLES, matched_table, rounds_table, settings_table, sweep_table
+from pie_engine.benchmarks.simulation_tables import (
+    TABLES,
+    matched_table,
+    rounds_table,
+    settings_table,
+    study,
+    sweep_table,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,48 +29,62 @@ def estimate(mean: float, n: int = 3) -> dict[str, float | int | None]:
     return {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "n": n}
 
 
-def test_the_document_is_in_line_with_the_results(capsys: pytest.CaptureFixture[str]) -> None:
-    assert simulation.main(["--check"]) == 0, capsys.readouterr().err
-    results = json.loads((ROOT / "benchmarks/results/simulation.json").read_text())
-    assert set(results["studies"]) == set(STUDIES) == {study for study, _ in TABLES.values()}
-    assert not [name for name, own in results["studies"].items() if "dirty" in own["revision"]]
+def test_every_study_is_shown_and_was_measured_with_committed_code() -> None:
+    text = "".join((ROOT / f"docs/{name}.md").read_text() for name in ("evaluation", "demo-domains"))
+    shown = re.findall(r'study\("([^"]+)", "([^"]+)"\)', text)
+    studies = json.loads(simulation.RESULTS.read_text())["studies"]
+    assert {name for name, _ in shown} == set(studies)
+    assert {table for _, table in shown} == set(TABLES)
+    assert len(shown) == len(set(shown))
+    assert not [name for name, values in studies.items() if "dirty" in values["revision"]]
 
 
-def test_every_table_stands_in_the_document() -> None:
-    text = "".join((ROOT / document).read_text() for document in simulation.DOCUMENTS)
-    assert [name for name in TABLES if text.count(f"<!-- table: {name} -->") != 1] == []
+def test_a_table_says_what_is_missing_or_unknown(tmp_path: Path) -> None:
+    file = tmp_path / "simulation.json"
+    file.write_text('{"studies": {}}')
+    assert study("mask", "sweep", file) == "*Not measured yet; run `python benchmarks/simulation.py mask`.*"
+    with pytest.raises(ReportError, match="table 'speed' is unknown; pass one of methods"):
+        study("mask", "speed", file)
 
 
-def test_a_changed_figure_is_found_and_put_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in (*simulation.DOCUMENTS, simulation.RESULTS):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, tmp_path / name)
-    document = tmp_path / simulation.DOCUMENTS[0]
-    results = json.loads((tmp_path / simulation.RESULTS).read_text())
-    results["studies"]["align"]["test"]["p"] = 0.76
-    (tmp_path / simulation.RESULTS).write_text(json.dumps(results))
-    before = document.read_text()
-    assert simulation.main(["--check", "--root", str(tmp_path)]) == 1
-    assert "table: align is stale; run python benchmarks/simulation.py --fill" in capsys.readouterr().err
-    assert document.read_text() == before
-    assert simulation.main(["--fill", "--root", str(tmp_path)]) == 0
-    assert "p = 0.76" in document.read_text() != before
-    assert simulation.main(["--check", "--root", str(tmp_path)]) == 0
+def test_studies_are_the_commands_of_their_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A study's own commands run again, and what they write is reduced to what was kept before."""
+    studies = json.loads(simulation.RESULTS.read_text())["studies"]
+    file = tmp_path / "simulation.json"
+    file.write_text(json.dumps({"studies": {name: studies[name] for name in ("mask", "align")}}))
+    calls: list[list[str]] = []
 
+    def call(words: list[str], *, cwd: Path, check: bool) -> Any:
+        calls.append(words[1:])
+        if "--recipe" in words:
+            summary = dict(
+                studies["mask"], extra=1, cells=[dict(cell, by_round=[]) for cell in studies["mask"]["cells"]]
+            )
+            folder = tmp_path / words[words.index("--output") + 1]
+            folder.mkdir(parents=True)
+            (folder / "summary.json").write_text(json.dumps(summary))
+        return SimpleNamespace(returncode=0)
 
-def test_a_block_without_results_says_so_and_an_unknown_one_is_refused() -> None:
-    text = "<!-- table: mask -->\nold\n<!-- end -->\n"
-    assert "*Not measured yet; run `python benchmarks/simulation.py --only mask`.*" in simulation.filled(
-        text, {"studies": {}}
-    )
-    with pytest.raises(ReportError, match="table: speed is unknown"):
-        simulation.filled("<!-- table: speed -->\n<!-- end -->", {"studies": {}})
+    monkeypatch.setattr(simulation, "RESULTS", file)
+    monkeypatch.setattr(simulation, "ROOT", tmp_path)
+    monkeypatch.setattr(simulation, "revision", lambda: "1234abcd")
+    monkeypatch.setattr(subprocess, "run", call)
+    assert simulation.main(["mask"]) == 0
+    assert [words[:3] for words in calls] == [["-m", "pie_engine", "demo"], ["-m", "pie_engine", "sweep"]]
+    measured = json.loads(file.read_text())["studies"]
+    assert measured["align"] == studies["align"]
+    assert measured["mask"] == {**studies["mask"], "revision": "1234abcd"}
+    with pytest.raises(SystemExit):
+        simulation.main(["speed"])
+    assert "no study is called speed; pass some of mask, align" in capsys.readouterr().err
 
 
 def test_tables_show_means_intervals_and_counts() -> None:
     rounds = [{"round": n, **estimate(0.25 * n)} for n in range(11)]
-    own = {"rounds": {"confidence: enlarged heart": rounds, "ssim_inside": rounds, "change_inside": rounds}}
-    lines = rounds_table({"methods": {"pie": own}}).splitlines()
+    pie = {"rounds": {"confidence: enlarged heart": rounds, "ssim_inside": rounds, "change_inside": rounds}}
+    lines = rounds_table({"methods": {"pie": pie}}).splitlines()
     assert lines[2] == "| input | 0 [-0.1, 0.1] | 0 [-0.1, 0.1] | 0 [-0.1, 0.1] |"
     assert lines[-1].startswith("| 10 | 2.5 [2.4, 2.6] |")
     row = {
@@ -73,9 +96,9 @@ def test_tables_show_means_intervals_and_counts() -> None:
         matched_table({"matched": [row]}).splitlines()[2]
         == "| walk | own structure | 0.5 [0.4, 0.6] |  | 2 of 3 |  | 0 of 3 |"
     )
-    own = dict.fromkeys(("confidence: enlarged heart", "structure_kept"), estimate(0.5))
+    final = dict.fromkeys(("confidence: enlarged heart", "structure_kept"), estimate(0.5))
     text = settings_table(
-        {"matched": [{"pie": "pie", **row}], "methods": {name: {"final": own} for name in ("pie", "walk")}}
+        {"matched": [{"pie": "pie", **row}], "methods": {name: {"final": final} for name in ("pie", "walk")}}
     )
     assert text.splitlines()[0] == "| settings | confidence | own structure | PIE's less walk's |"
     assert text.splitlines()[2:] == [

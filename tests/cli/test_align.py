@@ -30,9 +30,14 @@ def test_the_table_and_the_folder(pie: Any, runs: Path, tmp_path: Path) -> None:
     names = [line.split("  ")[0] for line in lines[1:7]]
     assert names == ["text", "own prompt", "other runs' prompts", '"Normal lungs"', "own, negated", "empty text"]
     assert "(all 2 exchanges, within one patient); so few runs give no p below 0.5" in lines[7]
-    assert lines[8] == "every prompt was read whole, by CLIP and by the model"
-    assert lines[9] == f"{tmp_path / 'out'}: align.csv, align.png, summary.json"
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"align.csv", "align.png", "summary.json"}
+    assert lines[8] == "every prompt was read in full, by CLIP and by the model"
+    assert lines[9] == f"{tmp_path / 'out'}: align.csv, means.csv, align.png, summary.json"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "align.csv",
+        "means.csv",
+        "align.png",
+        "summary.json",
+    }
 
 
 def test_json(pie: Any, runs: Path, tmp_path: Path) -> None:

@@ -67,8 +67,8 @@ def test_native_frames_and_a_series(simulate: Any, tmp_path: Path, greys: np.nda
     pydicom = pytest.importorskip("pydicom")
     stored = greys.astype(np.uint16) * 16
     path = make_dicom(tmp_path / "a.dcm", stored)
-    window = ("--window-center", "2040", "--window-width", "4081")
-    outcome = simulate("--image", path, "--mask-box", "60,80,200,180", *window, "--native-size", "--dicom", "--json")
+    words = ("--window-center", "2040", "--window-width", "4081", "--feather", "0", "--mask-box", "60,80,200,180")
+    outcome = simulate("--image", path, *words, "--native-size", "--dicom", "--json")
     assert (outcome.code, outcome.err) == (0, "")
     written = json.loads(outcome.out)
     assert [Path(p).name for p in written["native"]] == ["000.png", "001.png"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+from pie_engine.imaging import limits
 
 
 def cut(name: str, image: Image.Image) -> bytes:
@@ -22,12 +25,14 @@ def cut(name: str, image: Image.Image) -> bytes:
 UNREADABLE: dict[str, tuple[Callable[[Path, Image.Image], Any], str]] = {
     "missing.png": (lambda path, image: None, "does not exist"),
     "folder.png": (lambda path, image: path.mkdir(), "is a folder"),
+    "pipe.png": (lambda path, image: os.mkfifo(path), "is a pipe; pass the path of a PNG"),
+    "program.png": (lambda path, image: path.write_text("%!PS-Adobe-3.0\n{} loop\n"), "not an image in a known format"),
     "empty.png": (lambda path, image: path.write_bytes(b""), "not an image in a known format"),
     "text.png": (lambda path, image: path.write_text("hello"), "not an image in a known format"),
     "cut.png": (lambda path, image: path.write_bytes(cut(path.name, image)), "cannot be decoded (image file is trunc"),
     "cut.jpg": (lambda path, image: path.write_bytes(cut(path.name, image)), "cannot be decoded (image file is trunc"),
     "float.tiff": (lambda path, image: image.convert("F").save(path), "not 8- or 16-bit; convert it"),
-    "long.png": (lambda path, image: image.resize((9_000_000, 1)).save(path), "pixels); crop it"),
+    "long.png": (lambda path, image: image.resize((9_000_000, 1)).save(path), "at least 8 on each side needed"),
     "line\nbreak.png": (lambda path, image: None, "line\\nbreak.png does not exist"),
 }
 
@@ -48,10 +53,10 @@ def test_no_path_and_no_permission(refuse: Any, image: Path, monkeypatch: pytest
     assert f"{kind} '' is no path" in refuse(f"--{kind}", "")
     real = Image.open
 
-    def denied(path: Path, *rest: Any) -> Image.Image:
+    def denied(path: Path, *rest: Any, **named: Any) -> Image.Image:
         if Path(path).name == "mask.png" or kind == "image":
             raise PermissionError(errno.EACCES, "Permission denied")
-        return real(path, *rest)
+        return real(path, *rest, **named)
 
     monkeypatch.setattr(Image, "open", denied)  # tests may run as root, who may read everything
     assert f"{kind} " in (line := refuse("--mask", image.with_name("mask.png")))
@@ -61,6 +66,9 @@ def test_no_path_and_no_permission(refuse: Any, image: Path, monkeypatch: pytest
 def test_decompression_bomb(refuse: Any, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     assert "pixels; crop or shrink it" in refuse("--image", image)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # another library may have lifted Pillow's limit
+    monkeypatch.setattr(limits, "MAX_PIXELS", 1000)
+    assert "has 300 x 260, more than 1000 pixels; crop or shrink it" in refuse("--image", image)
 
 
 FORMS: dict[str, tuple[str, Callable[[Image.Image], Image.Image]]] = {
@@ -70,11 +78,13 @@ FORMS: dict[str, tuple[str, Callable[[Image.Image], Image.Image]]] = {
     "colour-alpha": ("png", lambda image: image.convert("RGBA")),
     "1-bit": ("png", lambda image: image.convert("1")),
     "16-bit": ("png", lambda image: Image.fromarray(np.asarray(image).astype(np.uint16) * 257)),
-    "one-pixel": ("png", lambda image: image.resize((1, 1))),
+    "bitmap": ("bmp", lambda image: image),
+    "webp": ("webp", lambda image: image.convert("RGB")),
+    "gif": ("gif", lambda image: image),
 }
 
 
-@pytest.mark.parametrize("form", ["cmyk", "palette", "grey-alpha", "colour-alpha", "1-bit", "16-bit", "one-pixel"])
+@pytest.mark.parametrize("form", list(FORMS))
 def test_other_forms_work(simulate: Any, tmp_path: Path, greys: np.ndarray, form: str) -> None:
     suffix, convert = FORMS[form]
     path = tmp_path / f"image.{suffix}"
@@ -86,11 +96,28 @@ def test_other_forms_work(simulate: Any, tmp_path: Path, greys: np.ndarray, form
     assert abs(first.mean() - expected) < 6  # the centre square has about the whole image's brightness
 
 
-def test_animation_gives_its_first_picture(simulate: Any, tmp_path: Path, greys: np.ndarray) -> None:
+def test_an_animation_needs_a_frame(refuse: Any, simulate: Any, tmp_path: Path, greys: np.ndarray) -> None:
     white = Image.new("L", (300, 260), 255)
-    Image.fromarray(greys).save(tmp_path / "moving.gif", save_all=True, append_images=[white, white])
-    assert simulate("--image", tmp_path / "moving.gif").code == 0
+    white.save(tmp_path / "moving.gif", save_all=True, append_images=[Image.fromarray(greys), white])
+    line = "has 3 frames; pass --frame 1 to 3, or save one frame alone"
+    assert line in refuse("--image", tmp_path / "moving.gif")
+    assert simulate("--image", tmp_path / "moving.gif", "--frame", "2").code == 0
     assert np.asarray(Image.open(tmp_path / "result" / "frames" / "000.png")).mean() < 200
+
+
+def test_images_that_show_nothing(refuse: Any, simulate: Any, tmp_path: Path, greys: np.ndarray) -> None:
+    Image.new("L", (300, 260), 7).save(tmp_path / "grey.png")
+    assert "grey.png is one grey (7 of 255) all over; pass the image itself" in refuse("--image", tmp_path / "grey.png")
+    Image.fromarray(greys.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    line = refuse("--image", tmp_path / "deep.png", "--window-center", "1e6", "--window-width", "9")
+    assert "as it is windowed; pass --window-center and --window-width that show something" in line
+    assert "prompt ' ' is blank" in refuse("--prompt", " ")
+    Image.fromarray(greys[:30, :30]).save(tmp_path / "small.png")
+    outcome = simulate("--image", tmp_path / "small.png", "--prompt", "")
+    assert outcome.code == 0
+    empty, small = outcome.err.splitlines()  # each once, though the image is read twice
+    assert "warning: prompt is empty: the progression moves towards no finding" in empty
+    assert "has 30 x 30 pixels and is enlarged 1.07 times to resolution 32" in small
 
 
 def test_12_bits_stored_as_16_are_said_once(simulate: Any, tmp_path: Path, greys: np.ndarray) -> None:
@@ -118,7 +145,7 @@ def test_masks_of_other_forms(simulate: Any, tmp_path: Path, form: str) -> None:
     white[:, :15] = 255
     suffix, convert = FORMS[form]
     convert(Image.fromarray(white)).save(tmp_path / f"mask.{suffix}")
-    outcome = simulate("--mask", tmp_path / f"mask.{suffix}")
+    outcome = simulate("--mask", tmp_path / f"mask.{suffix}", "--feather", "0")
     assert outcome.code == 0
     # 36 x 32 of 300 x 260, of which two columns go: 17 of the mask's 150.
     assert "--fit crop cuts off 11 % of the mask (4420 of 39000 pixels)" in outcome.err

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pie_engine.backends import openvino_session
-from pie_engine.model.bundle import MANIFEST, _own_hash, describe_files
+from pie_engine.model.bundle import MANIFEST, describe_files, manifest_hash
 
 
 def flip(path: Path) -> None:
@@ -27,7 +27,7 @@ def edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         manifest = json.loads((folder / MANIFEST).read_text())
         change(manifest)
-        manifest["manifest_sha256"] = _own_hash(manifest)
+        manifest["manifest_sha256"] = manifest_hash(manifest)
         (folder / MANIFEST).write_text(json.dumps(manifest))
 
     return apply
@@ -64,19 +64,19 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "foreign JSON": (lambda b: (b / MANIFEST).write_text('{"manifest_version": 3}'), "has format None"),
     "other format": (edit(lambda m: m.update(format=2)), "has format 2 (pie-engine"),
     **{
-        f"no {key}": (edit(lambda m, key=key: m.pop(key)), f"incomplete {MANIFEST}")
+        f"no {key}": (edit(lambda m, key=key: m.pop(key)), f"unusable {MANIFEST}")
         for key in ("precision", "model", "hashes", "sources", "components")
     },
-    "no files": (edit(lambda m: m.update(files=None)), f"incomplete {MANIFEST}"),
-    "no component": (edit(lambda m: m["components"].pop("unet")), f"incomplete {MANIFEST} ('unet')"),
-    "null sources": (edit(lambda m: m.update(sources=None)), f"incomplete {MANIFEST}"),
-    "other precision": (edit(lambda m: m.update(precision="int4")), f"incomplete {MANIFEST}"),
-    "unknown fact": (edit(lambda m: m["model"].update(colour="red")), f"incomplete {MANIFEST}"),
+    "no files": (edit(lambda m: m.update(files=None)), f"unusable {MANIFEST}"),
+    "no component": (edit(lambda m: m["components"].pop("unet")), f"unusable {MANIFEST} (components.unet is missing)"),
+    "null sources": (edit(lambda m: m.update(sources=None)), f"unusable {MANIFEST}"),
+    "other precision": (edit(lambda m: m.update(precision="int4")), f"unusable {MANIFEST}"),
+    "unknown fact": (edit(lambda m: m["model"].update(colour="red")), f"unusable {MANIFEST}"),
     "parent": (entry("../../secret"), "names a file outside itself (../../secret)"),
     "absolute": (entry("/etc/hostname"), "names a file outside itself (/etc/hostname)"),
-    "null byte": (entry("a\0b"), f"incomplete {MANIFEST}"),
+    "null byte": (entry("a\0b"), "cannot be read (embedded null byte)"),
     "terminal codes": (entry("\x1b[31m\nred"), "lacks \\x1b[31m\\nred"),
-    "garbage graph": (garbage, "rebuild the bundle"),
+    "garbage graph": (garbage, "unet/model.onnx is no ONNX graph (field 12 is of an unknown kind); rebuild it"),
 }
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pie_engine.cli.main import main
+from pie_engine.cli.main import _parser, main
+from pie_engine.cli.parsing import canonical, commands_of
 
 RANGES = [
     (["--strength", "0"], "strength 0.0 is outside (0, 1]; pass --strength 0.5"),
@@ -31,7 +32,7 @@ RANGES = [
     (["--beta1", "2"], "beta1 2.0 is outside [0, 1]"),
     (["--beta2", "-0.5"], "beta2 -0.5 is outside [0, 1]"),
     (["--seed", "-1"], "seed -1 is outside [0, 9223372036854775807]"),
-    (["--threads", "0"], "threads 0 is outside [1, 4096]; pass --threads 1"),
+    (["--threads", "0"], "threads 0 is outside [1, 1000000]; pass --threads 1"),
     (["--resolution", "0"], "resolution 0 is outside [8, 2048]"),
     (["--resolution", "-64"], "resolution -64 is outside [8, 2048]"),
     (["--resolution", "8"], "resolution 8 does not fit this U-Net (multiple of 16 expected); pass --resolution 16"),
@@ -55,7 +56,7 @@ RANGES = [
     (["--semantics", "paper"], "--semantics: invalid choice: 'paper'"),
     (["--device", "tpu"], "device 'tpu' is unknown (cpu, cuda or cuda:N); pass --device cpu"),
     (["--device", ""], "device '' is unknown"),
-    (["--stren", "0.5"], "unrecognized arguments: --stren 0.5; did you mean --strength? see pie-engine run --help"),
+    (["--stren", "0.5"], "there is no option --stren 0.5; did you mean --strength? see pie-engine run --help"),
     (["--strength"], "--strength: expected one argument (one that begins with a hyphen is written --strength=VALUE)"),
     (["--prompt", "a\udcff"], "prompt 'a\\udcff' is not UTF-8"),
     (["--negative-prompt", "\udcff"], "negative-prompt '\\udcff' is not UTF-8"),
@@ -102,7 +103,10 @@ def test_contradictions(refuse: Any, checkpoint: Path, words: list[str], line: s
 def test_nothing_to_run(pie: Any, image: Path) -> None:
     for words, line in (
         ((), "the following arguments are required: COMMAND; see pie-engine --help"),
-        (("runn",), "invalid choice: 'runn' (choose from 'build', 'refit'"),
+        (("runn",), "there is no command 'runn'; did you mean run? see pie-engine --help"),
+        (("zz",), "there is no command 'zz'; it is one of build, refit, inspect, run, mask"),
+        (("--steps", "3", "run"), "--steps stands before any command; write it after run; see pie-engine --help"),
+        (("--steps", "3"), "--steps stands before any command; write a command first"),
         (("run",), "the following arguments are required: --image; see pie-engine run --help"),
         (("run", "--image", "x"), "the following arguments are required: --prompt; see pie-engine run --help"),
         (("run", "--image", image, "--prompt", "x"), "is needed (neither given); pass --engine or --checkpoint"),
@@ -155,7 +159,8 @@ def test_odd_characters(simulate: Any, tmp_path: Path) -> None:
 
 HELP = """
 import contextlib, io, sys
-from pie_engine.cli.main import main
+from pie_engine.cli.main import _parser, main
+from pie_engine.cli.parsing import canonical, commands_of
 shown = io.StringIO()
 with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
     main(sys.argv[1:])
@@ -202,8 +207,17 @@ def test_every_optimisation_switches_off(simulate: Any, checkpoint: Path, tmp_pa
             ("run", "--image", "a.png", "--prompt", "x", "--stepps", "3"),
             "did you mean --steps? see pie-engine run --help",
         ),
-        (("build", "--checkpoint", "a", "--base", "b"), "--checkpoint is given twice (--base is another name of it)"),
-        (("view", "x", "--zzz"), "unrecognized arguments: --zzz; see pie-engine view --help"),
+        # Before what is required and lacks: the option that is misspelled may be just that.
+        (("run", "--imagee", "a.png"), "there is no option --imagee a.png; did you mean --image? see pie-engine run"),
+        (("view", "x", "--zzz"), "there is no option --zzz; see pie-engine view --help"),
+        (("inspect", "a", "b"), "unrecognized arguments: b; see pie-engine inspect --help"),
+        (
+            ("build", "--checkpoint", "a", "--base", "b"),
+            "--checkpoint and --base are two names of one option; pass one",
+        ),
+        (("build", "a", "--base=b"), "a and --checkpoint b both name the checkpoint; pass one of them"),
+        (("run", "--image", "a", "--steps", "3", "--rounds=3"), "--steps and --rounds are two names of one option"),
+        (("bench", "--rounds", "3", "--steps", "3"), "--rounds and --steps are two names of one option"),
     ],
 )
 def test_slips_of_the_hand(pie: Any, words: tuple[str, ...], message: str) -> None:
@@ -211,6 +225,36 @@ def test_slips_of_the_hand(pie: Any, words: tuple[str, ...], message: str) -> No
     assert outcome.code == 2
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
+
+
+def test_the_last_of_one_name_holds(simulate: Any, tmp_path: Path) -> None:
+    assert "\nsteps: 3\n" in simulate("--steps", "2", "--steps", "3", "--print-config").out
+
+
+@pytest.mark.parametrize("words", [("--steps", "2"), ("--rounds", "2"), ("--step", "2")])
+def test_rounds_are_steps(pie: Any, image: Path, words: tuple[str, ...]) -> None:
+    outcome = pie("run", "--image", image, "--prompt", "x", "--print-config", *words)
+    assert "\nsteps: 2\n" in outcome.out
+
+
+def test_every_output_has_a_short_name() -> None:
+    parsers = commands_of(_parser())
+    named = [name for name, parser in parsers.items() if "--output" in parser._option_string_actions]
+    assert {"run", "build", "sweep"} <= {*named}
+    for name in named:
+        assert canonical([name, "-o", "there"]) == [name, "--output", "there"]
+
+
+def test_a_bundle_is_no_checkpoint(refuse: Any, bundle: Any) -> None:
+    for words in (("--checkpoint", bundle.path), ("build", bundle.path), ("refit", bundle.path, "--base", bundle.path)):
+        line = refuse(*words)
+        assert f"is a bundle that pie-engine build wrote, not a checkpoint; --engine {bundle.path} runs it" in line
+
+
+def test_coordinates_are_pixels(refuse: Any) -> None:
+    for option in ("--mask-box", "--keep-box", "--mask-ellipse"):
+        line = refuse("--mask-box", "5,5,20,20", option, "0.3,0.3,0.8,0.8")
+        assert "lies within one pixel; coordinates are pixels of the image, not shares of it: multiply them" in line
 
 
 def test_help_in_other_words(capsys: pytest.CaptureFixture[str]) -> None:

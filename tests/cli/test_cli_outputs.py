@@ -70,7 +70,7 @@ def test_not_writable(refuse: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def no_work(*_: Any, **__: Any) -> None:
         raise AssertionError("it was found after the model was loaded")
 
-    monkeypatch.setattr(files.tempfile, "mkdtemp", read_only)
+    monkeypatch.setattr("pie_engine.files.temporary.take", read_only)
     monkeypatch.setattr(PieEngine, "load", no_work)
     line = refuse("--output", tmp_path / "deep" / "new")
     assert "permission denied); choose a folder that you may write to" in line
@@ -122,16 +122,9 @@ def test_failure_while_replacing_keeps_the_earlier_result(
 ) -> None:
     assert simulate().code == 0
     before = (tmp_path / "result" / "provenance.json").read_bytes()
-    real = Path.rename
     for failure, code in ((disk_full, 2), (interrupt, 130)):
-
-        def rename(path: Path, target: Path, failure: Any = failure) -> Path:
-            if ".partial-" in path.name:
-                failure()
-            return real(path, target)
-
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "rename", rename)
+            patch.setattr("pie_engine.files.folders.exchange", failure)
             assert simulate().code == code
         assert [path.name for path in tmp_path.iterdir()] == ["result"]
         assert (tmp_path / "result" / "provenance.json").read_bytes() == before
@@ -169,7 +162,11 @@ def test_signals_reach_a_running_process(bundle: Any, image: Path, tmp_path: Pat
         "--prompt",
         "x",
         "--steps",
-        "10000",
+        "10",
+        "--strength",
+        "1",
+        "--num-inference-steps",
+        "50",
         "--resolution",
         "32",
         "--backend",
@@ -181,13 +178,16 @@ def test_signals_reach_a_running_process(bundle: Any, image: Path, tmp_path: Pat
     )  # fmt: skip
     assert process.stderr is not None
     assert process.stderr.readline().startswith("backend: onnxruntime")
-    assert process.stderr.readline().startswith("round 1/10000, evaluation 1/")
+    assert process.stderr.readline().startswith("round 1/10, evaluation 1/")
+    assert any(line.startswith("round 2/10, ") for line in process.stderr)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert err.splitlines()[-1] == "pie-engine: error: interrupted; nothing was written"
+    assert err.splitlines()[-1].startswith("pie-engine: error: interrupted after round ")
     assert not out
-    assert not list(tmp_path.iterdir())
+    provenance = json.loads((tmp_path / "result" / "provenance.json").read_text())
+    assert provenance["partial"]["rounds"] == len(list((tmp_path / "result" / "frames").iterdir())) - 1 >= 1
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]
 
 
 def test_interrupt_that_a_library_turns_into_another_error(simulate: Any, monkeypatch: pytest.MonkeyPatch) -> None:

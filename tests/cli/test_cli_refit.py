@@ -76,8 +76,11 @@ def test_a_lora(pie: Any, bundle: Bundle, checkpoint: Path, tmp_path: Path) -> N
 
 def test_refusals(refuse: Any, bundle: Bundle, checkpoint: Path, tuned: Path) -> None:
     for words, line in (
-        (("refit", bundle.path), "nothing to refit with; pass --unet CKPT, --checkpoint DIR or --lora FILE"),
-        (("refit", bundle.path, "--lora", "x"), "a LoRA is fused into the weights that it was trained on; pass --unet"),
+        (("refit", bundle.path), "nothing to refit with; pass --unet CKPT or --checkpoint DIR, with or without"),
+        (
+            ("refit", bundle.path, "--lora", "x"),
+            "a LoRA is fused into the weights that it was trained on, which a bundle may hold rounded",
+        ),
         (("refit", bundle.path, "--checkpoint", checkpoint), "holds these weights already; run it as it is"),
         (("refit", checkpoint, "--unet", tuned), "is not a bundle (no manifest.json)"),
         (("refit", bundle.path, "--unet", "nowhere"), "nowhere"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import shutil
@@ -16,7 +15,9 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from pie_engine import Item, OutputConfig, PieEngine, RunConfig
-from pie_engine.evaluation.semilog import Curve, draw_semilog, log_ticks
+from pie_engine.evaluation.converge import check_run, check_runs
+from pie_engine.evaluation.converge_plot import draw_increments
+from pie_engine.outputs.figure import NOTE, new_figure
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -110,64 +111,89 @@ def test_json(pie: Any, tmp_path: Path) -> None:
     assert said["rounds"]["increments"][0] == pytest.approx(0.3)
 
 
-def test_svg_shows_measured_fitted_and_predicted(pie: Any, tmp_path: Path) -> None:
-    plot = tmp_path / "plot.svg"
-    outcome = pie("converge", planted(tmp_path / "run", 0.5, inversion="ddim"), "--output", plot)
+def texts_of(svg: Path) -> set[str]:
+    return {"".join(element.itertext()).strip() for element in ElementTree.parse(svg).getroot().iter(f"{SVG}text")}
+
+
+def test_svg_says_what_was_measured_fitted_and_predicted(pie: Any, tmp_path: Path) -> None:
+    run, plot = planted(tmp_path / "run", 0.5, inversion="ddim"), tmp_path / "plot.svg"
+    outcome = pie("converge", run, "--output", plot)
     assert outcome.out.endswith(f"look at {plot}\n")
-    root = ElementTree.parse(plot).getroot()
-    words = [element.text for element in root.iter(f"{SVG}text")]
-    assert words[0] == "Change per round inside the region of interest, inversion"
-    assert {"measured", "fitted: r = 0.500 (0.500 to 0.500)", "constant edit: beta2^n, beta2 = 0.75"} <= set(words)
-    assert len(root.findall(f"{SVG}circle")) == 8 + 1  # a round each, and the legend's
-    coloured = [line for line in root.iter(f"{SVG}polyline") if line.get("stroke-width") == "2"]
-    lines = {line.get("stroke"): points(line) for line in coloured if len(points(line)) == 8}
-    assert len(lines) == 3
-    # On a logarithmic axis a decay is a straight line; measured and fitted are one, the prediction falls less steeply.
+    texts = texts_of(plot)
+    assert {"measured", "fitted: r = 0.500 (0.500 to 0.500)", "constant edit: beta2^n, beta2 = 0.75"} <= texts
+    assert "Change per round inside the region of interest, inversion" in texts
+    content = plot.read_bytes()
+    assert b"not for diagnosis" in content and len(content) < 20_000
+    pie("converge", run, "--output", plot)
+    assert plot.read_bytes() == content
+
+
+def lines_of(*folders: Path) -> tuple[dict[str, np.ndarray], Any]:
+    """The plot's lines by their names, [points, 2], and its axes."""
+    with new_figure() as figure:
+        axes = figure.subplots()
+        draw_increments(axes, check_runs(folders))
+    return {str(line.get_label()): np.array(line.get_xydata()) for line in axes.lines}, axes
+
+
+def test_a_decay_is_a_straight_line(tmp_path: Path) -> None:
+    lines, axes = lines_of(planted(tmp_path / "run", 0.5))
+    assert axes.get_yscale() == "log"
     measured, fitted, predicted = lines.values()
-    assert np.allclose(measured, fitted, atol=0.02)
-    falls = [np.diff(line[:, 1]) for line in (measured, predicted)]
-    assert np.allclose(falls[0], falls[0][0], atol=0.02)
-    assert falls[1].mean() / falls[0].mean() == pytest.approx(math.log(0.75) / math.log(0.5), rel=1e-3)
+    assert next(iter(lines)) == "measured"
+    assert measured == pytest.approx(np.array([(n, 0.4 * 0.5**n) for n in range(1, 9)]))
+    assert fitted == pytest.approx(measured)
+    assert predicted == pytest.approx(np.array([(n, 0.2 * 0.75 ** (n - 1)) for n in range(1, 9)]))
 
 
-def points(line: ElementTree.Element) -> np.ndarray:
-    return np.array([[float(number) for number in pair.split(",")] for pair in (line.get("points") or "").split()])
+def test_what_no_logarithm_shows_is_left_out(tmp_path: Path) -> None:
+    """An increment of zero, and a prediction that falls far below what was measured."""
+    folder = planted(tmp_path / "run", 0.75, beta2=0.001)
+    change = json.loads((folder / "provenance.json").read_text())["change"]
+    increments = [0.5, 0.0, *[0.25] * 6]
+    edit(folder, change=change | {"increment_inside": increments})
+    lines, axes = lines_of(folder)
+    assert lines["measured"].tolist() == [[n, value] for n, value in enumerate(increments, 1) if value]
+    low, high = axes.get_ylim()
+    assert 0.02 < low < 0.25 and 0.5 < high < 1
+    assert [f"{tick:g}" for tick in axes.get_yticks() if low <= tick <= high] == ["0.05", "0.1", "0.2", "0.5"]
 
 
-def test_png_has_the_same_lines(pie: Any, tmp_path: Path) -> None:
+def test_png_has_three_lines(pie: Any, tmp_path: Path) -> None:
     plot = tmp_path / "plot.png"
     assert pie("converge", planted(tmp_path / "run", 0.6), "--output", plot).code == 0
     with Image.open(plot) as opened:
-        assert opened.size == (1280, 800)
-        assert "not for diagnosis" in opened.text["Description"]
-        pixels = np.asarray(opened).astype(int)
-    for colour, least in (((0, 114, 178), 1500), ((213, 94, 0), 1500), ((0, 122, 90), 300)):
-        assert (np.abs(pixels - colour).max(-1) < 12).sum() > least
+        assert opened.text["Comment"] == NOTE
+        pixels = np.asarray(opened.convert("RGB")).astype(int)
+    for colour in ((0, 114, 178), (213, 94, 0), (0, 122, 90)):
+        assert (np.abs(pixels - colour).max(-1) < 12).sum() > 300
 
 
-def test_points_beyond_the_axis_are_left_out() -> None:
-    """A prediction that falls far below what was measured, and an increment of zero."""
-    measured = Curve("a <measured> & b", [(1, 0.5), (2, 0.0), (3, 0.25)], marked=True)
-    svg = draw_semilog("t", "u", [measured, Curve("low", [(1, 0.5), (2, 1e-3), (3, 1e-6)])], 3, ".svg")
-    root = ElementTree.parse(io.BytesIO(svg)).getroot()
-    assert len(root.findall(f"{SVG}circle")) == 2 + 1
-    assert "a <measured> & b" in [element.text for element in root.iter(f"{SVG}text")]
-    lines = [line for line in root.iter(f"{SVG}polyline") if line.get("stroke-width") == "2"]
-    assert [len(points(line)) for line in lines] == [2, 2, 2]  # the measured one, and two of the legend
-    heights = [float(element.get("cy") or 0) for element in root.iter(f"{SVG}circle")]
-    assert all(0 < height < 400 for height in heights)
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0.15, 0.6, [0.2, 0.5]),
-        (1e-4, 1, [1e-4, 1e-3, 1e-2, 1e-1, 1]),
-        (2e-20, 1, [1e-18, 1e-15, 1e-12, 1e-9, 1e-6, 1e-3, 1]),
-    ],
-)
-def test_ticks(low: float, high: float, expected: list[float]) -> None:
-    assert log_ticks(low, high) == expected
+def test_folders_of_runs(pie: Any, tmp_path: Path) -> None:
+    """A row for each run, wherever it lies; a line for each in the plot."""
+    for name, rate in (("a", 0.5), ("b", 0.75), ("c", 1.0)):
+        (tmp_path / "runs" / "cell").mkdir(parents=True, exist_ok=True)
+        planted(tmp_path / "runs" / "cell" / name, rate)
+    plot = tmp_path / "plot.svg"
+    outcome = pie("converge", tmp_path / "runs", "--output", plot)
+    assert (outcome.code, outcome.err) == (0, "")
+    rows = outcome.out.splitlines()
+    assert rows[0].split()[:3] == ["run", "rounds", "verdict"]
+    names = [str(tmp_path / "runs" / "cell" / name) for name in "abc"]
+    assert [row.split()[0] for row in rows[1:4]] == names
+    assert "0.500 [0.500, 0.500]" in rows[1] and rows[2].split()[-2:] == ["yes", "yes"]
+    assert rows[-2:] == ["3 runs; converges: 2, does not converge: 1", f"look at {plot}"]
+    assert set(names) <= texts_of(plot)
+    said = json.loads(pie("converge", tmp_path / "runs", "--json").out)
+    assert [run["run"] for run in said["runs"]] == names
+    alone = json.loads(pie("converge", names[0], "--json").out)
+    assert {**alone, "plot": 0} == {**said["runs"][0], "plot": 0}
+    assert check_run(Path(names[0])).found == check_runs([tmp_path / "runs"])[0].found
+    planted(tmp_path / "runs" / "cell" / "short", 0.5, rounds=2)
+    outcome = pie("converge", tmp_path / "runs")
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+    assert "cell/short: 2 rounds cannot show convergence" in outcome.err
+    assert "cell/a is named twice" in pie("converge", tmp_path / "runs", names[0]).err
 
 
 def test_a_real_run(pie: Any, checkpoint: Path, image: Path, mask: Path, tmp_path: Path) -> None:
@@ -218,9 +244,9 @@ def test_refusals(pie: Any, tmp_path: Path) -> None:
     edit(fp8, backend={"precision": "fp8"})
     again = "does not hold what a run writes"
     for words, line in (
-        (["missing"], "does not exist; pass the folder that pie-engine run wrote"),
-        (["file"], "is a file; pass the folder"),
-        (["empty"], "holds no provenance.json of a run"),
+        (["missing"], "is no folder; pass a folder that pie-engine run wrote, or one that holds such folders"),
+        (["file"], "is a file; pass a folder"),
+        (["empty"], "holds no provenance.json, nor does a folder in it"),
         (["text"], f"{again} (JSONDecodeError in its files); run pie-engine run again"),
         *(
             ([name], again)
@@ -230,7 +256,7 @@ def test_refusals(pie: Any, tmp_path: Path) -> None:
         (["nan"], "a change that is negative or not finite is none"),
         ([planted(tmp_path / "one", 0.75, rounds=1)], "1 round cannot show convergence (at least 3 needed)"),
         ([planted(tmp_path / "two", 0.75, rounds=2)], "2 rounds cannot show convergence"),
-        ([good, "--output", tmp_path / "plot.pdf"], "does not end in .svg or .png"),
+        ([good, "--output", tmp_path / "plot.jpg"], "does not end in .png, .svg or .pdf; pass another name"),
         ([good, "--output", tmp_path / "nowhere" / "plot.svg"], "there is no folder"),
         ([planted(tmp_path / "still", 0.0), "--output", tmp_path / "plot.svg"], "no change to plot in any round"),
     ):

@@ -23,7 +23,7 @@ def run(simulate: Any, mask: Path, tmp_path: Path) -> Path:
 
 def test_a_run_is_read_as_it_was_written(pie: Any, run: Path, tmp_path: Path) -> None:
     """What `pie-engine run` measured on its arrays, measured again on its files."""
-    outcome = pie("eval", run, "--output", tmp_path / "out")
+    outcome = pie("eval", run, "--output", tmp_path / "out", "--figures", "svg")
     assert (outcome.code, outcome.err) == (0, f"{run}\n")
     change = json.loads((run / "provenance.json").read_text())["change"]
     with (tmp_path / "out" / "metrics.csv").open(encoding="utf-8") as file:
@@ -40,7 +40,10 @@ def test_a_run_is_read_as_it_was_written(pie: Any, run: Path, tmp_path: Path) ->
     lines = outcome.out.splitlines()
     assert lines[0] == "1 run of 1 patient; mean, no interval with one patient"
     assert [line.split()[0] for line in lines[1:5]] == ["round", "input", "1", "2"]
-    assert lines[-1] == f"{tmp_path / 'out'}: metrics.csv, rounds.png, summary.json"
+    assert lines[-1] == f"{tmp_path / 'out'}: metrics.csv, means.csv, rounds.png, rounds.svg, summary.json"
+    latex = pie("eval", run, "--output", tmp_path / "out", "--format", "latex", "--quiet")
+    assert (latex.code, latex.err) == (0, "")
+    assert latex.out.splitlines()[1] == r"\begin{table}" and r"round & ssim\_inside & change\_inside" in latex.out
 
 
 def test_json_and_classifiers(pie: Any, simulate: Any, tmp_path: Path) -> None:
@@ -86,7 +89,8 @@ def test_distances(pie: Any, run: Path, tmp_path: Path) -> None:
     torch.jit.trace(Apart(), (torch.zeros(1, 3, 128, 128), torch.ones(1, 3, 128, 128))).save(str(tmp_path / "m.pt"))
     spec = {"file": "m.pt", "size": 128, "channels": 3, "range": [0, 255], "mean": 0, "std": 1, "name": "grey levels"}
     (tmp_path / "apart.json").write_text(json.dumps(spec))
-    words = ("eval", run, "--distance", tmp_path / "apart.json", "--output", tmp_path / "out", "--json", "--quiet")
+    declared = tmp_path / "apart.json"
+    words = ("eval", run, "--distance", declared, "--trust", "--output", tmp_path / "out", "--json", "--quiet")
     rounds = json.loads(pie(*words).out)["rounds"]
     inside, outside, whole = (
         [entry["mean"] for entry in rounds[name]] for name in ("change_inside", "leakage_mean", "distance: grey levels")

@@ -36,7 +36,7 @@ def test_outputs(pie: Any, bundle: Any, image: Path, tmp_path: Path) -> None:
     outcome = pie(
         "run", "--engine", bundle.path, "--image", image, "--finding", "heart <i>", "--mask-box", "20,20,150,200",
         "--finding", "lung", "--mask-box", "150,20,280,200:0.9", "--mask-box", "20,210,100,250", "--steps", "1",
-        "--num-inference-steps", "2", "--resolution", "32", "--output", tmp_path / "out", "--quiet",
+        "--num-inference-steps", "2", "--resolution", "32", "--feather", "0", "--output", tmp_path / "out", "--quiet",
     )  # fmt: skip
     assert (outcome.code, outcome.err) == (0, "")
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())

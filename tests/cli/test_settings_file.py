@@ -44,7 +44,7 @@ def test_the_command_line_holds(pie: Any, tmp_path: Path) -> None:
         (None, "cannot be read"),
         ("- 1\n", "holds no mapping of options; write one with --print-config"),
         ("steps: [1\n", "cannot be read"),
-        ("stepps: 3\n", "unrecognized arguments: --stepps=3"),
+        ("stepps: 3\n", "there is no option --stepps 3; did you mean --steps?"),
         ("steps: 0\nimage: a.png\nprompt: x\n", "steps 0 is outside [1, 10000]; pass --steps 10"),
     ],
 )

@@ -24,7 +24,7 @@ def words(checkpoint: Path, classifier: Path, tmp_path: Path) -> list[object]:
     """The smallest sweep but for its patients and its grid."""
     return [
         "sweep", "--checkpoint", checkpoint, "--backend", "torch", "--steps", "2", "--num-inference-steps", "4",
-        "--resolution", "64", "--classifier", classifier, "--output", tmp_path / "out",
+        "--resolution", "64", "--classifier", classifier, "--trust", "--output", tmp_path / "out",
     ]  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def test_one_patient(pie: Any, words: list[object], alone: list[object], tmp_pat
     assert lines[0].split() == ["cell", "confidence:", "bright", "ssim_inside", "leakage", "ratio"]
     assert [line.split()[0] for line in lines[1:3]] == ["mask=on", "mask=off"]
     assert lines[4].startswith("Asked: does the region of interest keep the rest of the anatomy?")
-    assert lines[5] == f"{tmp_path / 'out'}: sweep.csv, summary.json, pareto.png, rounds.png"
+    assert lines[5] == f"{tmp_path / 'out'}: sweep.csv, means.csv, pareto.png, rounds.png, summary.json"
     again = pie(*words, *alone, "--grid", "mask=on,off", "--seeds", "0,1", "--recipe", "mask")
     assert again.out == outcome.out
     assert "4 of 4 runs are there already; 0 U-Net evaluations are left" in again.err
@@ -88,10 +88,10 @@ def test_a_file_of_patients_and_clip(pie: Any, words: list[object], image: Path,
     (tmp_path / "clip").mkdir()
     save_clip(tmp_path / "clip")
     table = tmp_path / "patients.csv"
-    table.write_text(f"id,image,prompt,mask\nx,{image},heart,{mask}\ny,{image},lung,{mask}\n")
+    table.write_text(f"item_id,image,prompt,mask\nx,{image},heart,{mask}\ny,{image},lung,{mask}\n")
     outcome = pie(
         *words, "--patients", table, "--grid", "strength=0.25,0.5", "--clip", tmp_path / "clip", "--batch", "2",
-        "--min-similarity", "-1", "--min-confidence", "0", "--shift", "-3,0", "--json", "--quiet",
+        "--min-similarity", "-1", "--min-confidence", "0", "--shift", "-3,0", "--feather", "0", "--json", "--quiet",
     )  # fmt: skip
     said = "pie-engine: the runs differ in prompt (2 prompts): a cell's means mix them\n"
     assert (outcome.code, outcome.err) == (0, said)
@@ -102,9 +102,14 @@ def test_a_file_of_patients_and_clip(pie: Any, words: list[object], image: Path,
     assert list(found["models"]["clip"]) == ["model.safetensors"]
     with (tmp_path / "out" / "sweep.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["cell"], row["strength"], row["id"]) for row in rows[::3]] == [
+    assert [(row["cell"], row["strength"], row["item_id"]) for row in rows[::3]] == [
         (f"strength={s}", s, name) for s in ("0.25", "0.5") for name in "xy"
     ]
+    with (tmp_path / "out" / "means.csv").open(encoding="utf-8") as file:
+        means = {(row["strength"], row["measure"]): row for row in csv.DictReader(file)}
+    last = [float(row["clip_i"]) for row in rows if (row["strength"], row["round"]) == ("0.5", "2")]
+    assert float(means["0.5", "clip_i"]["mean"]) == pytest.approx(sum(last) / 2)
+    assert {measure for _, measure in means} <= set(rows[0])
     assert float(rows[0]["clip_i"]) == pytest.approx(1, abs=1e-5) and float(rows[-1]["clip_i"]) < 0.99999
     provenance = json.loads((tmp_path / "out/runs/strength=0.5/y_seed=0/provenance.json").read_text())
     assert provenance["input"]["roi"]["shift"] == [-3, 0]
@@ -119,7 +124,7 @@ def test_methods_that_take_no_evaluation(pie: Any, words: list[object], alone: l
 
 def test_refusals(pie: Any, words: list[object], alone: list[object], image: Path, tmp_path: Path) -> None:
     table = tmp_path / "patients.csv"
-    table.write_text(f"id,image,prompt\nx,{image},heart\n")
+    table.write_text(f"item_id,image,prompt\nx,{image},heart\n")
     grid, cohort = ["--grid", "strength=0.25,0.5"], ["--patients", table]
     cases: list[tuple[list[object], str]] = [
         (alone, "nothing is varied; pass --grid strength=0.1,0.3,0.5, --seeds or --recipe"),

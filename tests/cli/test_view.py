@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import webbrowser
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def test_view_writes_a_report_that_is_missing(
     outcome = pie("view", tmp_path / "result")
     assert (outcome.code, outcome.out) == (0, f"{(tmp_path / 'result' / 'report.html').resolve()}\n")
     assert outcome.err.splitlines() == [
-        "the report was missing and has been written",
+        f"the report of {tmp_path / 'result'} was missing and has been written",
         "no browser could be started here; open this file in one",
     ]
     assert (tmp_path / "result" / "report.html").is_file()
@@ -56,12 +57,29 @@ def test_view_writes_a_report_that_is_missing(
     assert not (tmp_path / "result" / "report.html").exists()
 
 
+def test_view_takes_folders_of_runs(simulate: Any, pie: Any, tmp_path: Path, opened: list[str]) -> None:
+    assert simulate().code == 0
+    reports = []
+    for number in range(10):
+        folder = Path(shutil.copytree(tmp_path / "result", tmp_path / "runs" / "cell" / str(number)))
+        reports.append((folder / "report.html").resolve())
+    outcome = pie("view", tmp_path / "runs")
+    assert (outcome.code, outcome.out.splitlines()) == (0, [str(report) for report in reports])
+    assert outcome.err == "the first 8 of 10 reports are opened\n"
+    assert opened == [report.as_uri() for report in reports[:8]]
+    (tmp_path / "alone").mkdir()
+    shutil.copy(reports[0], tmp_path / "alone" / "report.html")  # sent to somebody, without the run
+    outcome = pie("view", tmp_path / "alone", reports[1].parent, "--no-browser")
+    assert outcome.out.splitlines() == [str((tmp_path / "alone" / "report.html").resolve()), str(reports[1])]
+    assert len(opened) == 8
+
+
 def test_view_refuses(pie: Any, tmp_path: Path, opened: list[str]) -> None:
     (tmp_path / "file").write_text("x")
     for name, line in (
-        ("missing", "does not exist; pass the folder that pie-engine run wrote"),
-        ("file", "is a file; pass the folder"),
-        (".", "holds no report.html, and no provenance.json"),
+        ("missing", "is no folder; pass a folder that pie-engine run wrote, or one that holds such folders"),
+        ("file", "is a file; pass a folder"),
+        (".", "holds no provenance.json, nor does a folder in it"),
     ):
         outcome = pie("view", tmp_path / name)
         assert (outcome.code, outcome.out) == (2, "")

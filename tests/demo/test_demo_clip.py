@@ -92,12 +92,12 @@ def test_zero_shot_on_held_out_phantoms() -> None:
     than the 1 - 1e-6 quantile of Binomial(n, q) once in a million samples.
     """
     patients = cohort("test", 60, effusion_rate=0.5)
-    found = measure_zero_shot(ClipEncoder(CLIP), render_all(patients), patients)
+    measured = measure_zero_shot(ClipEncoder(CLIP), render_all(patients), patients)
     n = len(patients)
     sides = Counter(None if not p.effusion else p.effusion_left for p in patients)
     grades = Counter(grade for p in patients for grade in reports.heart_grades(p.ctr) if grade in GRADES)
     for name, counts in (("side_accuracy", sides), ("heart_accuracy", grades)):
         blind = stats.binom.isf(1e-6, n, counts.most_common(1)[0][1] / n) / n
-        assert found[name] > blind, name
+        assert measured[name] > blind, name
     # Ranks of unrelated numbers: rho is about normal with standard deviation 1 / sqrt(n - 1).
-    assert found["heart_rho"] > stats.norm.isf(1e-6) / np.sqrt(n - 1)
+    assert measured["heart_rho"] > stats.norm.isf(1e-6) / np.sqrt(n - 1)

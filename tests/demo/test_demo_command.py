@@ -30,7 +30,7 @@ def onnx_engine() -> PieEngine:
 def test_ten_rounds_on_onnxruntime_are_the_reference(
     onnx_engine: PieEngine, inversion: str, num_inference_steps: int
 ) -> None:
-    """The figure that the project promises: final latents within 1e-4 in fp32."""
+    """The limit that the project promises: final latents within 1e-4 in fp32."""
     defaults = load_defaults()
     config = replace(defaults.run_config(), inversion=inversion, num_inference_steps=num_inference_steps)
     patient = healthy_cohort("validation", 1)[0]

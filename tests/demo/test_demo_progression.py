@@ -7,9 +7,9 @@ pytest.importorskip("onnxruntime")
 
 from pie_engine import PieEngine, RunConfig
 from pie_engine.demo import evaluate
-from pie_engine.demo.assets import CHECKPOINT, load_defaults
-from pie_engine.demo.classifier import SeverityClassifier
+from pie_engine.demo.assets import CHECKPOINT, SEVERITY_JSON, load_defaults
 from pie_engine.demo.data import healthy_cohort
+from pie_engine.metrics.classifier import Classifier
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def test_the_heart_grows_and_nothing_else_changes(engine):
     defaults = load_defaults()
     config = RunConfig(steps=5, guidance_scale=defaults.guidance_scale, resolution=defaults.resolution)
     progression, results = evaluate.run_progression(
-        engine, healthy_cohort("test", 3), defaults.prompt, config, SeverityClassifier()
+        engine, healthy_cohort("test", 3), defaults.prompt, config, Classifier(SEVERITY_JSON)
     )
     assert progression.confidence[0] < 0.2 and progression.confidence[-1] > 0.6
     assert progression.ctr[-1] - progression.ctr[0] > 0.06

@@ -23,7 +23,7 @@ NEW = ("fundus", "skin")
 
 @pytest.mark.parametrize("name", NEW)
 def test_files_hold_phantoms_regions_and_structures(tmp_path: Path, name: str) -> None:
-    folder, own = tmp_path / "cohort", load_domain(name)
+    folder, domain = tmp_path / "cohort", load_domain(name)
     assert main(["demo", "--phantoms", "2", "--domain", name, "--diseased", "--output", str(folder), "--quiet"]) == 0
     with (folder / "patients.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -32,29 +32,29 @@ def test_files_hold_phantoms_regions_and_structures(tmp_path: Path, name: str) -
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert set(facts["files"]) == files and len(files) == 2 + 3 * 2
     for index, (row, truth) in enumerate(zip(rows, facts["phantoms"], strict=True)):
-        phantom = own.phantom(index, diseased=True)
-        assert row["id"] == truth["id"] == f"{own.names[1]}-{index}"
-        assert row["prompt"] == own.defaults.healthy_prompt
+        phantom = domain.phantom(index, diseased=True)
+        assert row["item_id"] == truth["item_id"] == f"{domain.names[1]}-{index}"
+        assert row["prompt"] == domain.defaults.healthy_prompt
         assert truth["seed"] == split_seed("test", index) and 0.72 <= truth["severity"] <= 1
         with Image.open(folder / row["image"]) as image:
             assert image.mode == "RGB" and image.text["Synthetic"] == "true"
-            assert np.array_equal(np.asarray(image), own.render(phantom))
-        assert own.structure is not None
-        with Image.open(folder / "structures" / f"{row['id']}.png") as image:
-            np.testing.assert_allclose(np.asarray(image) / 255, own.structure(phantom), atol=0.5 / 255)
+            assert np.array_equal(np.asarray(image), domain.render(phantom))
+        assert domain.structure is not None
+        with Image.open(folder / "structures" / f"{row['item_id']}.png") as image:
+            np.testing.assert_allclose(np.asarray(image) / 255, domain.structure(phantom), atol=0.5 / 255)
 
 
 @pytest.mark.parametrize("name", DOMAINS)
 def test_healthy_and_diseased_phantoms_of_a_number_are_one_patient(name: str) -> None:
-    own = load_domain(name)
-    healthy, diseased = own.phantom(3), own.phantom(3, diseased=True)
-    outside = own.roi_mask(healthy) == 0
-    a, b = own.render(healthy), own.render(diseased)
+    domain = load_domain(name)
+    healthy, diseased = domain.phantom(3), domain.phantom(3, diseased=True)
+    outside = domain.roi_mask(healthy) == 0
+    a, b = domain.render(healthy), domain.render(diseased)
     # A chest's soft edges fade over the region's; the others end within it.
     assert outside.any() and np.abs(a.astype(int) - b)[outside].max() <= (2 if name == "chest" else 0)
     assert np.abs(a.astype(int) - b).max() > 20
-    mask = own.roi_mask(healthy)
-    assert own.measure(b, mask) > own.measure(a, mask) + 0.05
+    mask = domain.roi_mask(healthy)
+    assert domain.measure(b, mask) > domain.measure(a, mask) + 0.05
 
 
 @pytest.mark.parametrize("name", DOMAINS)
@@ -63,17 +63,18 @@ def test_the_shipped_files_fit_together(name: str) -> None:
     from pie_engine.demo.training.classifier import auc
     from pie_engine.metrics.classifier import Classifier
 
-    own = load_domain(name)
-    config = json.loads((own.checkpoint / "unet" / "config.json").read_text())
-    assert config["sample_size"] * 8 == own.defaults.resolution
+    domain = load_domain(name)
+    config = json.loads((domain.checkpoint / "unet" / "config.json").read_text())
+    assert config["sample_size"] * 8 == domain.defaults.resolution
     pictures = {
-        ill: np.stack([own.render(own.phantom(index, diseased=ill)) for index in range(30)]) for ill in (False, True)
+        diseased: np.stack([domain.render(domain.phantom(index, diseased=diseased)) for index in range(30)])
+        for diseased in (False, True)
     }
-    classifier = Classifier(own.classifier)
-    healthy, diseased = (classifier.confidence(pictures[ill]) for ill in (False, True))
+    classifier = Classifier(domain.classifier)
+    healthy, diseased = (classifier.confidence(pictures[one]) for one in (False, True))
     assert auc(np.concatenate([healthy, diseased]), np.repeat([False, True], 30)) > 0.98
     assert healthy.mean() < 0.1 and diseased.mean() > 0.9
-    assert sum(path.stat().st_size for path in own.checkpoint.rglob("*") if path.is_file()) < 12e6
+    assert sum(path.stat().st_size for path in domain.checkpoint.rglob("*") if path.is_file()) < 12e6
 
 
 @pytest.mark.parametrize("name", NEW)
@@ -83,9 +84,9 @@ def test_the_second_autoencoder_shows_both_domains(name: str) -> None:
 
     from pie_engine.demo.training.vae import psnr, reconstruct
 
-    own = load_domain(name)
-    vae = AutoencoderKL.from_pretrained(own.checkpoint / "vae", torch_dtype=torch.float32).eval()
-    pictures = np.stack([own.render(own.phantom(index, diseased=index % 2 == 1)) for index in range(8)])
+    domain = load_domain(name)
+    vae = AutoencoderKL.from_pretrained(domain.checkpoint / "vae", torch_dtype=torch.float32).eval()
+    pictures = np.stack([domain.render(domain.phantom(index, diseased=index % 2 == 1)) for index in range(8)])
     decoded = reconstruct(vae, pictures)
     assert decoded.shape == pictures.shape and decoded.dtype == np.uint8
     assert psnr(pictures, decoded) > 26
@@ -96,10 +97,12 @@ def test_the_demo_goes_towards_the_disease(tmp_path: Path, capsys: pytest.Captur
     arguments = ["demo", "--domain", name, "--steps", "2", "--backend", "torch", "--output", str(tmp_path / "demo")]
     assert main([*arguments, "--json"]) == 0
     printed: dict[str, Any] = json.loads(capsys.readouterr().out)
-    own = load_domain(name)
-    assert json.loads(Path(printed["provenance"]).read_text())["confidence"] == {own.condition: printed["confidence"]}
+    domain = load_domain(name)
+    assert json.loads(Path(printed["provenance"]).read_text())["confidence"] == {
+        domain.condition: printed["confidence"]
+    }
     assert printed["confidence"][-1] > printed["confidence"][0] + 0.1
-    measured = printed[own.measured.replace(" ", "_")]
+    measured = printed[domain.measured.replace(" ", "_")]
     assert len(measured) == 3 and measured[-1] > measured[0]
 
 

@@ -138,9 +138,9 @@ def drawn_fundus() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def test_measure_on_known_spots():
     picture, dark, bright = drawn_fundus()
     blood, exudate = find_lesions(picture)
-    for found, true in ((blood, dark), (exudate, bright)):
-        assert found[true].mean() > 0.8
-        assert not found[~binary_dilation(true, iterations=2)].any()
+    for measured, true in ((blood, dark), (exudate, bright)):
+        assert measured[true].mean() > 0.8
+        assert not measured[~binary_dilation(true, iterations=2)].any()
     mask = np.zeros((SIZE, SIZE), np.uint8)
     mask[32:96, 32:96] = 255
     assert measure_lesions(picture, mask) == pytest.approx((dark | bright).sum() / 64**2, rel=0.25)

@@ -44,8 +44,8 @@ def test_effusion_whitens_its_own_side():
     clear = render(patient).astype(int)[..., 0]
     fluid = render(replace(patient, effusion=0.35)).astype(int)[..., 0]
     left, right = np.s_[:, SIZE // 2 + 8 :], np.s_[:, : SIZE // 2 - 8]
-    own, other = (left, right) if patient.effusion_left else (right, left)
-    assert (fluid - clear)[own].mean() > 3
+    same_side, other = (left, right) if patient.effusion_left else (right, left)
+    assert (fluid - clear)[same_side].mean() > 3
     assert abs((fluid - clear)[other].mean()) < 0.5
 
 
@@ -68,10 +68,10 @@ def drawn_chest(heart: int, thorax: int, middle: int = 64) -> np.ndarray:
 
 @pytest.mark.parametrize(("heart", "thorax", "middle"), [(40, 90, 64), (60, 96, 64), (36, 80, 60)])
 def test_measure_on_known_shapes(heart, thorax, middle):
-    found = measure_ctr(drawn_chest(heart, thorax, middle))
-    assert found.thorax == pytest.approx(thorax, abs=1.5)
-    assert found.heart == pytest.approx(heart, abs=1.5)
-    assert found.ratio == pytest.approx(heart / thorax, abs=0.03)
+    measured = measure_ctr(drawn_chest(heart, thorax, middle))
+    assert measured.thorax == pytest.approx(thorax, abs=1.5)
+    assert measured.heart == pytest.approx(heart, abs=1.5)
+    assert measured.ratio == pytest.approx(heart / thorax, abs=0.03)
 
 
 @pytest.mark.parametrize("picture", [np.zeros((128, 128), np.uint8), np.full((128, 128, 3), 255, np.uint8)])

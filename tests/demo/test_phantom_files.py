@@ -29,14 +29,14 @@ def test_files_hold_the_held_out_phantoms(tmp_path: Path, capsys: pytest.Capture
     assert main(["demo", "--phantoms", "3", "--output", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["patients"] == str(folder / "patients.csv")
     rows, truth = _table(folder), json.loads((folder / "phantoms.json").read_text())["phantoms"]
-    assert [row["id"] for row in rows] == ["phantom-0", "phantom-1", "phantom-2"]
+    assert [row["item_id"] for row in rows] == ["phantom-0", "phantom-1", "phantom-2"]
     for row, one, patient in zip(rows, truth, healthy_cohort("test", 3), strict=True):
         assert row["prompt"] == load_defaults().prompt
         with Image.open(folder / row["image"]) as image, Image.open(folder / row["mask"]) as mask:
             assert image.text["Synthetic"] == mask.text["Synthetic"] == "true"
             assert np.array_equal(np.asarray(image.convert("RGB")), render(patient))
             assert np.array_equal(np.asarray(mask), roi_mask(patient))
-        assert one == {"id": row["id"], "seed": patient.seed, "cardiothoracic_ratio": round(patient.ctr, 6)}
+        assert one == {"item_id": row["item_id"], "seed": patient.seed, "cardiothoracic_ratio": round(patient.ctr, 6)}
 
 
 def test_enlarged_twins_differ_in_the_heart_alone(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_enlarged_twins_differ_in_the_heart_alone(tmp_path: Path) -> None:
     rows = _table(tmp_path / "cohort")
     truth = json.loads((tmp_path / "cohort" / "phantoms.json").read_text())["phantoms"]
     for index, (row, one) in enumerate(zip(rows, truth, strict=True)):
-        assert (row["id"], row["prompt"]) == (f"enlarged-{index}", load_defaults().healthy_prompt)
+        assert (row["item_id"], row["prompt"]) == (f"enlarged-{index}", load_defaults().healthy_prompt)
         twin = held_out(index, enlarged=True)
         assert replace(twin, ctr=0.44) == replace(held_out(index), ctr=0.44)
         assert 0.56 <= one["cardiothoracic_ratio"] <= 0.68
@@ -55,7 +55,7 @@ def test_enlarged_twins_differ_in_the_heart_alone(tmp_path: Path) -> None:
 def test_lines_of_findings_differ_in_the_prompt_alone(tmp_path: Path) -> None:
     assert main(["demo", "--phantoms", "2", "--findings", "--output", str(tmp_path / "cohort"), "--quiet"]) == 0
     rows = _table(tmp_path / "cohort")
-    assert len({row["id"] for row in rows}) == 8 and len({row["prompt"] for row in rows}) == 4
+    assert len({row["item_id"] for row in rows}) == 8 and len({row["prompt"] for row in rows}) == 4
     assert {row["image"] for row in rows[:4]} == {"images/phantom-0.png"}
     with (
         Image.open(tmp_path / "cohort" / rows[0]["mask"]) as first,

@@ -11,9 +11,9 @@ NAMES = ("none", "mild", "moderate", "severe")
 
 def test_grades_overlap_only_around_their_limits():
     for severity in np.linspace(0, 1, 101):
-        found = grades(float(severity), NAMES)
-        assert NAMES[int(np.searchsorted(LIMITS, severity, side="right"))] in found and len(found) <= 2
-        assert len(found) == 1 or min(abs(severity - limit) for limit in LIMITS) < 0.04
+        names = grades(float(severity), NAMES)
+        assert NAMES[int(np.searchsorted(LIMITS, severity, side="right"))] in names and len(names) <= 2
+        assert len(names) == 1 or min(abs(severity - limit) for limit in LIMITS) < 0.04
     assert [grades(severity, NAMES) for severity in (0.0, 0.3, 0.5, 1.0)] == [(name,) for name in NAMES]
     assert grades(0.14, NAMES) == NAMES[:2]
     assert grades(0.69, NAMES) == NAMES[2:]
@@ -22,7 +22,7 @@ def test_grades_overlap_only_around_their_limits():
 
 @pytest.mark.parametrize("name", ["fundus", "skin"])
 def test_held_out_phantoms_keep_to_the_limits_of_the_training(name):
-    own = load_domain(name)
+    domain = load_domain(name)
     for index in range(20):
-        assert own.truth(own.phantom(index))["severity"] <= HEALTHY_UP_TO
-        assert SEVERE_FROM <= own.truth(own.phantom(index, diseased=True))["severity"] <= 1
+        assert domain.truth(domain.phantom(index))["severity"] <= HEALTHY_UP_TO
+        assert SEVERE_FROM <= domain.truth(domain.phantom(index, diseased=True))["severity"] <= 1

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from pie_engine.demo.assets import CHECKPOINT, SEVERITY_JSON, SEVERITY_ONNX, TRAINING_JSON, domain_file, load_defaults
 from pie_engine.demo.data import cohort, render_all
 from pie_engine.demo.phantom import CTR_ENLARGED, CTR_HEALTHY
-from pie_engine.errors import BackendError, CheckpointError, InputError
+from pie_engine.errors import CheckpointError
 
 MEGABYTE = 1_000_000
 
@@ -59,37 +58,19 @@ def test_the_pipeline_loads_and_its_parts_agree():
 
 def test_the_classifier_tells_true_phantoms_apart():
     pytest.importorskip("onnxruntime")
-    from pie_engine.demo.classifier import SeverityClassifier
     from pie_engine.demo.training.classifier import auc
+    from pie_engine.metrics.classifier import Classifier
 
     patients = [p for p in cohort("test", 250) if not CTR_HEALTHY[1] <= p.ctr <= CTR_ENLARGED[0]]
     enlarged = np.array([p.ctr > CTR_ENLARGED[0] for p in patients])
-    classifier = SeverityClassifier()
-    grey = render_all(patients)
-    scores = classifier.confidence(grey)
-    assert scores.dtype == np.float32 and scores.shape == (len(patients),)
+    scores = Classifier(SEVERITY_JSON).confidence(np.repeat(render_all(patients)[..., None], 3, axis=3))
     assert auc(scores, enlarged) > 0.95
     assert scores[enlarged].mean() > 0.9 and scores[~enlarged].mean() < 0.1
-    colour = np.repeat(grey[:4, ..., None], 3, axis=3)
-    np.testing.assert_allclose(classifier.confidence(colour), scores[:4], atol=1e-5)
-    with pytest.raises(InputError, match="resize"):
-        classifier.confidence(np.zeros((1, 64, 64), np.uint8))
 
 
 @pytest.mark.parametrize("file", [SEVERITY_ONNX, domain_file("fundus.onnx"), domain_file("skin.onnx")])
 def test_classifiers_do_not_name_the_machine_that_exported_them(file):
     assert b"stack_trace" not in file.read_bytes() and b"/site-packages/" not in file.read_bytes()
-
-
-def test_the_classifier_says_what_is_missing(tmp_path, monkeypatch):
-    pytest.importorskip("onnxruntime")
-    from pie_engine.demo.classifier import SeverityClassifier
-
-    with pytest.raises(CheckpointError, match=r"pie_engine\.demo\.train"):
-        SeverityClassifier(tmp_path / "severity.onnx")
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(BackendError, match="pip install"):
-        SeverityClassifier()
 
 
 def test_damaged_defaults_are_refused(tmp_path):

@@ -62,15 +62,15 @@ def test_a_lesion_only_grows_and_without_jumps(seed):
 
 @pytest.mark.parametrize("severity", [0.0, 1.0])
 def test_structure_is_what_looks_like_hair(severity):
-    found, drawn, inside = [], [], []
+    thin, drawn, inside = [], [], []
     for seed in range(12):
         patient = sample(seed, severity)
         grey = render(replace(patient, noise=0.0)).astype(int).mean(axis=2)
-        found.append(grey_closing(grey, (7, 7)) - grey > 20)  # thin and darker than around it
+        thin.append(grey_closing(grey, (7, 7)) - grey > 20)  # thin and darker than around it
         drawn.append(structure(patient))
         inside.append(roi_mask(patient) > 0)
         assert np.array_equal(drawn[-1], structure(sample(seed)))
-    dark, hair, region = np.stack(found), np.stack(drawn), np.stack(inside)
+    dark, hair, region = np.stack(thin), np.stack(drawn), np.stack(inside)
     assert hair.dtype == np.float32 and hair.min() == 0 and 0.9 < hair.max() <= 1
     assert dark[hair > 0.8].mean() > 0.9
     assert (hair[dark] > 0).mean() > 0.9

@@ -21,7 +21,7 @@ from tiny_clip import TOKENS, save_clip, tokens_by_hand
 from pie_engine.errors import CheckpointError, InputError, OutputError
 from pie_engine.evaluation import Run, align, read_prompts
 from pie_engine.evaluation.align_plot import draw_alignment
-from pie_engine.evaluation.align_summary import summarise, to_csv, to_line, to_table
+from pie_engine.evaluation.align_summary import similarities_csv, summarise, to_line, to_table
 from pie_engine.evaluation.align_texts import Aligned, Line
 from pie_engine.metrics.controls import negate, shuffle_words
 
@@ -173,7 +173,7 @@ def test_when_there_is_nothing_to_exchange(clip: Any, tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", 1, SEVERE)
     summary = align([one], tmp_path / "out", clip=clip[0])
     assert summary["test"] == {"undefined": "all runs have one prompt; add runs towards another prompt"}
-    table = to_table(summary)
+    table = str(to_table(summary))
     assert "not tested, as all runs have one prompt; add runs towards another prompt" in table
     assert table.startswith("1 run of 1 patient towards 1 prompt; ") and "no interval with one patient" in table
     assert "other runs' prompts" not in table
@@ -204,7 +204,7 @@ def test_what_was_not_read(clip: Any, tmp_path: Path) -> None:
             "cut_off_by_model": "effusion .",
         }
     ]
-    table = to_table(summary)
+    table = str(to_table(summary))
     assert "(17 tokens, CLIP reads 12): CLIP did not read ', a large effusion .'" in table
     assert "the model did not read 'effusion .'" in table
 
@@ -224,7 +224,7 @@ def test_a_picture_of_many_prompts_and_rounds_is_bounded() -> None:
     """Eight prompts and sixty rounds: a matrix each for six, ten rounds, and what was left out is said."""
     texts = [{"role": "own", "text": "word " * 60, "similarity": [0.1 + 0.001 * n for n in range(61)]}]
     rounds = [{"prompt": f"prompt {index} " * 20, "texts": texts} for index in range(8)]
-    with Image.open(io.BytesIO(draw_alignment({"rounds": rounds}))) as picture:
+    with Image.open(io.BytesIO(draw_alignment({"rounds": rounds})["align.png"])) as picture:
         assert picture.width < 2000 and picture.height < 1500
         assert "simulated" in picture.info["Comment"]
 
@@ -268,7 +268,7 @@ def test_refusals_leave_nothing(clip: Any, cohort: Path, tmp_path: Path) -> None
 
 
 def test_the_table_of_every_similarity() -> None:
-    rows = list(csv.reader(to_csv([aligned(3, "a", {"a": 0.2, "b, c": 0.1})]).splitlines()))
+    rows = list(csv.reader(similarities_csv([aligned(3, "a", {"a": 0.2, "b, c": 0.1})]).splitlines()))
     assert rows[0] == ["run", "item_id", "patient", "prompt", "role", "text", "round", "similarity"]
     assert rows[2] == ["3-a", "p3", "0" * 12, "a", "own", "a", "1", "0.30000000000000004"]
     assert rows[4][4:7] == ["other", "b, c", "0"]

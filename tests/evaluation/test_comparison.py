@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 import json
 import logging
@@ -17,11 +18,13 @@ from PIL import Image
 from progressions import SIDE
 from tiny_clip import save_clip
 
-from pie_engine import Result, RunConfig
+from pie_engine import Result, RunConfig, evaluation
 from pie_engine.cli.main import main
 from pie_engine.errors import ConfigError, InputError, OutputError
-from pie_engine.evaluation import compare
 from pie_engine.metrics import measure_change
+
+# The classifiers made here are TorchScript.
+compare = functools.partial(evaluation.compare, trust=True)
 
 CONFIDENCE = "confidence: bright"
 Save = Callable[..., Path]
@@ -106,7 +109,7 @@ def test_by_hand(save: Save, classifier: Path, tmp_path: Path, caplog: pytest.Lo
 
     def curve(method: str, patient: str) -> np.ndarray:
         own = [r for r in rows if r["method"] == method and r["patient"] == patient * 12 and r["round"] != "0"]
-        return np.array([[float(r["ssim_inside"]), float(r[CONFIDENCE])] for r in own])
+        return np.array([[float(r["ssim_inside"]), float(r["confidence_bright"])] for r in own])
 
     expected = []
     for patient in "01":
@@ -137,7 +140,28 @@ def test_by_hand(save: Save, classifier: Path, tmp_path: Path, caplog: pytest.Lo
     with Image.open(tmp_path / "out" / "compare.png") as picture:
         assert picture.size[0] > 1000
         assert "research use only" in picture.text["Comment"]
-    compare([tmp_path / "runs"], tmp_path / "out", classifiers=[classifier])  # replaces itself
+    with (tmp_path / "out" / "means.csv").open(encoding="utf-8") as file:
+        means = {(row["method"], row["round"], row["measure"]): row for row in csv.DictReader(file)}
+    last = means["walk", "3", "confidence_bright"]
+    assert (float(last["mean"]), last["n"]) == (pytest.approx(157 / 255), "2")
+    compare([tmp_path / "runs"], tmp_path / "out", classifiers=[classifier], figures="pdf")  # replaces itself
+    assert (tmp_path / "out" / "compare.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_latex(save: Save, classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save("a", "0", None, 51, 102)
+    save("b", "0", WALK, 26, 51)
+    words = ["compare", str(tmp_path / "runs"), "--classifier", str(classifier), "--output", str(tmp_path / "out")]
+    assert main([*words, "--format", "latex"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("% \\usepackage{booktabs}\n\\begin{table}\n")
+    assert captured.out.count("\\begin{table}") == captured.out.count("\\end{table}") == 3
+    assert "ssim\\_inside" in captured.out and "PIE minus & confidence at equal similarity" in captured.out
+    assert captured.err.splitlines()[-1].startswith(f"{tmp_path / 'out'}: compare.csv, means.csv, compare.png")
+    assert main([*words, "--format", "latex", "--json"]) == 2
+    assert "not allowed with" in capsys.readouterr().err
+    assert main([*words, "--format", "word"]) == 2
+    assert main([*words, "--figures", "gif"]) == 2
 
 
 def test_equal_frames_are_equally_good(save: Save, classifier: Path, tmp_path: Path) -> None:
@@ -221,7 +245,7 @@ def test_settings_tell_runs_of_one_method_apart(
     pair = [tmp_path / "runs" / name for name in "ad"]
     (alone,) = compare(pair, tmp_path / "alone", classifiers=[classifier])["matched"]
     assert summary["matched"][0]["by_patient"] == alone["by_patient"]
-    words = ["--classifier", str(classifier), "--output", str(tmp_path / "out"), "--quiet"]
+    words = ["--classifier", str(classifier), "--trust", "--output", str(tmp_path / "out"), "--quiet"]
     assert main(["compare", str(tmp_path / "runs"), *words, "--by", "beta2", "--by", "guidance-scale"]) == 0
     assert "pie, beta2 0.75 minus walk" in capsys.readouterr().out
     assert main(["compare", str(tmp_path / "runs"), *words, "--by", "gamma"]) == 2

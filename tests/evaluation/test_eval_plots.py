@@ -11,7 +11,8 @@ from PIL import Image
 
 from pie_engine.errors import OutputError
 from pie_engine.evaluation import rounds_plot
-from pie_engine.evaluation.rounds_plot import check_plots, draw_rounds
+from pie_engine.evaluation.results import check_plots
+from pie_engine.evaluation.rounds_plot import draw_rounds
 
 
 def _entries(*means: float, spread: float | None = 0.1, first: int = 0, n: int = 4) -> list[dict[str, Any]]:
@@ -35,7 +36,7 @@ def _summary(rounds: dict[str, Any], patients: int = 4) -> dict[str, Any]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that are encoded."""
     figures: list[Any] = []
-    monkeypatch.setattr(rounds_plot, "encode_figure", lambda figure, suffix: figures.append(figure) or b"")
+    monkeypatch.setattr(rounds_plot, "encode_figures", lambda figure, *rest: figures.append(figure) or {})
     return figures
 
 
@@ -75,11 +76,11 @@ def test_one_patient(drawn: list[Any]) -> None:
 
 def test_the_picture_is_marked_and_repeats() -> None:
     summary = _summary({"change_inside": _entries(0, 3), "ssim_inside": _entries(1, 0.9)})
-    picture = draw_rounds(summary)
+    (picture,) = draw_rounds(summary).values()
     with Image.open(io.BytesIO(picture)) as image:
         assert "simulated" in image.text["Comment"]
         assert np.asarray(image.convert("L")).std() > 5
-    assert picture == draw_rounds(summary)
+    assert draw_rounds(summary) == {"rounds.png": picture}
 
 
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,7 +162,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "pdf": ({"pixels": None, "SOPClassUID": "1.2.840.10008.5.1.4.1.1.104.1"}, "Encapsulated PDF Storage"),
     "contours": ({"pixels": None, "SOPClassUID": "1.2.840.10008.5.1.4.1.1.481.3"}, "RT Structure Set Storage"),
     "width": ({"pixels": RAMP, "WindowCenter": 5, "WindowWidth": 0}, "window of width 0"),
-    "bomb": ({"pixels": RAMP, "Rows": 60000, "Columns": 60000}, "more than 178956970 pixels"),
+    "bomb": ({"pixels": RAMP, "Rows": 60000, "Columns": 60000}, "more than 67108864 pixels"),
     "size": ({"pixels": RAMP, "Rows": 60}, "cannot be decoded"),
 }
 

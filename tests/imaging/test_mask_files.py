@@ -318,13 +318,13 @@ def bomb(width: int, height: int) -> bytes:
 
 
 def test_bombs_and_odd_names(tmp_path: Path) -> None:
-    image = np.zeros((50, 50), np.uint8)
+    image = np.arange(50 * 50, dtype=np.uint16).reshape(50, 50)
     (tmp_path / "bomb.png").write_bytes(bomb(60_000, 60_000))
-    assert "has more than 178956970 pixels; crop or shrink it" in refused(image, tmp_path / "bomb.png")
+    assert "has more than 67108864 pixels; crop or shrink it" in refused(image, tmp_path / "bomb.png")
     write_image(tmp_path / "bomb.dcm", image, Rows=60_000, Columns=60_000)
-    assert "more than 178956970 pixels" in refused(image, tmp_path / "bomb.dcm")
+    assert "more than 67108864 pixels" in refused(image, tmp_path / "bomb.dcm")
     write_segmentation(tmp_path / "seg.dcm", [Frame(random_mask())], Rows=60_000, Columns=60_000)
-    assert "more than 178956970 pixels" in refused(image, tmp_path / "seg.dcm")
+    assert "more than 67108864 pixels" in refused(image, tmp_path / "seg.dcm")
     for name in ("../" * 30 + "etc/passwd", "/etc/passwd", "a\0b.png", "~/roi.png", "x" * 5000 + ".png"):
         assert "mask " in refused(image, name)
     # A path in an item's id names nothing but itself.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -262,7 +263,7 @@ def test_dilation_takes_the_nearest_beta() -> None:
 
 
 def test_items_and_official_semantics() -> None:
-    image = np.zeros((50, 60), np.uint8)
+    image = np.arange(50 * 60, dtype=np.uint16).reshape(50, 60)
     run, official = RunConfig(resolution=32), RunConfig(resolution=32, semantics="official")
     assert prepare_item(Item(image, "x"), run, 8).mask is None
     assert prepare_item(Item(image, "x", []), run, 8).mask is None
@@ -297,3 +298,16 @@ def test_items_and_official_semantics() -> None:
     for wrong in (-1, 257, 1.5):
         with pytest.raises(ConfigError, match="feather"):
             RunConfig(feather=wrong)
+
+
+def test_a_feather_that_leaves_less_than_half_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (128, 128), np.uint8)
+    item = Item(image, "x", Box(44, 44, 84, 84))  # 40 pixels across, of which the feather of 8 leaves 24
+    prepare_item(item, RunConfig(resolution=128), 8)
+    line = "feather 8 leaves 36 % of the mask at full weight (576 of 1600 pixels at 128 x 128, at least half expected)"
+    assert f"{line}; pass feather=2" in caplog.text
+    caplog.clear()
+    for config in (RunConfig(resolution=128, feather=2), RunConfig(resolution=128, composite=False)):
+        prepare_item(item, config, 8)
+    prepare_item(replace(item, mask=Box(20, 20, 108, 108)), RunConfig(resolution=128), 8)
+    assert not caplog.text

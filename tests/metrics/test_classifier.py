@@ -13,6 +13,7 @@ import torch
 
 from pie_engine.errors import BackendError, CheckpointError, ConfigError, InputError, PieError
 from pie_engine.metrics.classifier import Classifier, read_classifiers
+from pie_engine.metrics.perceptual import read_distances
 
 SPEC: dict[str, Any] = {"file": "m.pt", "size": 4, "channels": 3, "range": [0, 1], "mean": 0, "std": 1}
 
@@ -38,7 +39,7 @@ def make(tmp_path: Path) -> Any:
     def write(module: torch.nn.Module, stem: str = "spec", /, **values: Any) -> Classifier:
         torch.jit.script(module).save(str(tmp_path / "m.pt"))
         (tmp_path / f"{stem}.json").write_text(json.dumps({**SPEC, **values}))
-        return Classifier(tmp_path / f"{stem}.json")
+        return Classifier(tmp_path / f"{stem}.json", trust=True)
 
     return write
 
@@ -78,9 +79,8 @@ def test_layout_greys_and_size_by_hand(make: Any) -> None:
 
 
 def test_the_demos_classifier_is_declared_by_its_json() -> None:
-    pytest.importorskip("onnxruntime")
-    from pie_engine.demo.assets import SEVERITY_JSON
-    from pie_engine.demo.classifier import SeverityClassifier
+    ort = pytest.importorskip("onnxruntime")
+    from pie_engine.demo.assets import SEVERITY_JSON, SEVERITY_ONNX
     from pie_engine.demo.data import cohort, render_all
 
     grey = render_all(cohort("test", 21))  # more than one batch, the last one not full
@@ -89,7 +89,9 @@ def test_the_demos_classifier_is_declared_by_its_json() -> None:
     one = Classifier(SEVERITY_JSON)
     assert one.name == "enlarged heart"
     found = one.confidence(images)
-    assert found == pytest.approx(SeverityClassifier().confidence(images), abs=1e-5)
+    pictures = ((images.mean(axis=3) / 255 - 0.45) / 0.27).astype(np.float32)[:, None]
+    session = ort.InferenceSession(str(SEVERITY_ONNX), providers=["CPUExecutionProvider"])
+    assert found == pytest.approx(session.run(["confidence"], {"image": pictures})[0], abs=1e-5)
     assert found.max() - found.min() > 0.5
 
 
@@ -108,7 +110,7 @@ def test_an_onnx_model_of_one_batch_size_and_two_outputs(tmp_path: Path) -> None
     def confidence(**values: Any) -> np.ndarray:
         own = {**SPEC, "file": "m.onnx", "activation": "none", **values}
         (tmp_path / "a.json").write_text(json.dumps(own))
-        return Classifier(tmp_path / "a.json").confidence(colours())
+        return Classifier(tmp_path / "a.json", trust=True).confidence(colours())
 
     assert confidence() == pytest.approx([0, 0.2, 0.4], abs=1e-6)
     assert confidence(tensor="half", output=2) == pytest.approx([0.4] * 3, abs=1e-6)
@@ -123,10 +125,13 @@ def test_an_onnx_model_of_one_batch_size_and_two_outputs(tmp_path: Path) -> None
 def test_names_have_to_differ(make: Any, tmp_path: Path) -> None:
     make(_Channels(), "one", activation="none")
     make(_Channels(), "two", activation="none", name="second")
-    assert [one.name for one in read_classifiers([tmp_path / "one.json", tmp_path / "two.json"])] == ["one", "second"]
+    assert [one.name for one in read_classifiers([tmp_path / "one.json", tmp_path / "two.json"], trust=True)] == [
+        "one",
+        "second",
+    ]
     make(_Channels(), "three", activation="none", name="second")
     with pytest.raises(ConfigError, match="two classifiers are named 'second'"):
-        read_classifiers([tmp_path / f"{name}.json" for name in ("one", "two", "three")])
+        read_classifiers([tmp_path / f"{name}.json" for name in ("one", "two", "three")], trust=True)
 
 
 def test_refusals(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +165,7 @@ def test_refusals(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for text, line in (("[]", "no JSON object"), ("{", "is no JSON"), ("{}", "'size' is missing")):
         (tmp_path / "spec.json").write_text(text)
         with pytest.raises(ConfigError, match=line):
-            Classifier(tmp_path / "spec.json")
+            Classifier(tmp_path / "spec.json", trust=True)
     with pytest.raises(ConfigError, match="No such file"):
         Classifier(tmp_path / "nowhere.json")
     for values, line, kind in (
@@ -178,3 +183,21 @@ def test_refusals(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BackendError, match=r"pip install 'pie-engine\[cpu\]'"):
         make(_Channels(), **{**good, "file": "bad.onnx"})
+
+
+class _Program(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ts", ".torchscript"])
+def test_a_program_is_not_loaded_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    torch.jit.script(_Program()).save(str(tmp_path / f"m{suffix}"))
+    (tmp_path / "a.json").write_text(json.dumps({**SPEC, "file": f"m{suffix}", "activation": "none"}))
+    (tmp_path / "b.json").write_text(json.dumps({**SPEC, "file": f"m{suffix}"}))
+    assert Classifier(tmp_path / "a.json", trust=True).file.name == f"m{suffix}"
+    monkeypatch.setattr(torch.jit, "load", lambda *args, **kwargs: pytest.fail("it was loaded"))
+    line = rf"m{suffix} is TorchScript, a program that could do anything .* export it to ONNX, or pass trust=True"
+    for read in (read_classifiers, read_distances):
+        with pytest.raises(ConfigError, match=line):
+            read([tmp_path / ("a.json" if read is read_classifiers else "b.json")])

@@ -10,7 +10,7 @@ import pytest
 
 from pie_engine.errors import ConfigError, InputError
 from pie_engine.metrics.bootstrap import Estimate
-from pie_engine.metrics.tradeoff import Stable, pareto_front, shrinking, stretches, unstable
+from pie_engine.metrics.tradeoff import Stable, pareto_front, shrinking, stable_ranges, unstable
 
 SURE = Estimate(0.9, 0.8, 0.95, 10)
 
@@ -88,6 +88,6 @@ def test_thresholds_are_checked() -> None:
         Stable(confidence=math.nan)
 
 
-def test_stretches() -> None:
-    assert stretches([]) == stretches([False, False]) == []
-    assert stretches([True, True, False, True, False, False, True, True, True]) == [(0, 1), (3, 3), (6, 8)]
+def test_stable_ranges() -> None:
+    assert stable_ranges([]) == stable_ranges([False, False]) == []
+    assert stable_ranges([True, True, False, True, False, False, True, True, True]) == [(0, 1), (3, 3), (6, 8)]

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 from safetensors.numpy import load_file
 
 from pie_engine import OutputConfig, Result, RunConfig
 from pie_engine.config import COMPONENTS
 from pie_engine.errors import OutputError
 from pie_engine.metrics import measure_change
+from pie_engine.outputs.animation import LINE, enlargement, save_gif
+from pie_engine.outputs.colours import AMBER, BACKGROUND
 from pie_engine.outputs.frames import contact_sheet
+from pie_engine.outputs.notebook import strip_html
 
 
 def test_everything_is_written_and_marked(result: Result, tmp_path: Path) -> None:
@@ -107,6 +114,51 @@ def test_contact_sheet_shows_every_frame() -> None:
     sheet = np.asarray(contact_sheet(frames, [str(i) for i in range(8)], columns=3))
     for i in range(1, 9):
         assert (sheet == 20 * i).all(axis=2).sum() > 0.9 * (64 * 3) ** 2
+
+
+def test_animation_says_what_each_picture_is(tmp_path: Path) -> None:
+    """Enlarged pixel by pixel, under the warning and above a caption that differs from round to round."""
+    grey = np.add.outer(np.arange(96), np.arange(64)).astype(np.uint8)
+    frames = np.stack([grey[..., None].repeat(3, 2)] * 3)
+    save_gif(frames, tmp_path / "a.gif", labels=["input", "round 1", "round 2"])
+    with Image.open(tmp_path / "a.gif") as gif:
+        pictures = [np.asarray(one.convert("RGB")).astype(int) for one in ImageSequence.Iterator(gif)]
+    assert [one.shape for one in pictures] == [(96 * 4 + 2 * LINE, 64 * 4, 3)] * 3  # equal frames are not merged
+    for picture in pictures:
+        enlarged = picture[LINE:-LINE].reshape(96, 4, 64, 4, 3)
+        assert (enlarged == enlarged[:, :1, :, :1]).all()
+        assert np.abs(enlarged[:, 0, :, 0] - frames[0]).max() <= 4  # 256 colours
+        assert (np.abs(picture[:LINE] - AMBER).max(-1) < 40).sum() > 100
+    assert np.abs(pictures[0][:LINE] - pictures[1][:LINE]).mean() < 2
+    captions = [one[-LINE:] for one in pictures]
+    assert all((np.abs(one - BACKGROUND).max(-1) > 40).sum() > 50 for one in captions)
+    assert (captions[0] != captions[1]).any() and (captions[1] != captions[2]).any()
+
+
+@pytest.mark.parametrize(("size", "factor"), [((64, 64), 4), ((100, 100), 3), ((256, 256), 1), ((512, 300), 1)])
+def test_enlargement(size: tuple[int, int], factor: int) -> None:
+    assert enlargement(*size) == factor
+
+
+def test_a_result_is_short_in_a_console_and_a_strip_in_a_notebook(result: Result) -> None:
+    assert repr(result) == "Result(2 rounds of 128 x 128 towards 'the heart lung', item 'patient 7')"
+    long = {**result.provenance, "simulated": {"prompt": "an <enlarged> heart, " * 40}, "item_id": "<b>"}
+    frames = np.stack([np.full((512, 400, 3), 20 * i, np.uint8) for i in range(10)])
+    other = replace(result, frames=frames, latents=np.zeros((9, 4, 2, 2), np.float32), provenance=long)
+    assert len(repr(other)) < 160
+    assert repr(other).startswith("Result(9 rounds of 512 x 400 towards 'an <enlarged> heart, an")
+    html = strip_html(other)
+    assert html == other._repr_html_()
+    assert "<enlarged>" not in html and "<b>" not in html and "&lt;enlarged&gt;" in html
+    assert "not for diagnosis" in html
+    picture = re.fullmatch(r'<figure><img src="data:image/png;base64,([^"]+)" alt="SIMULATED.*', html)
+    assert picture is not None
+    with Image.open(io.BytesIO(base64.b64decode(picture[1]))) as opened:
+        assert opened.text["Synthetic"] == "true"
+        pixels = np.asarray(opened)
+    assert (pixels == AMBER).all(-1).sum() > 100
+    for number in (0, 2, 4, 5, 7, 9):  # the first and the last among six of ten frames
+        assert (pixels == 20 * number).all(-1).sum() > 100 * 128 - 2500
 
 
 def test_change_by_hand() -> None:

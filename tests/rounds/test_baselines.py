@@ -271,7 +271,10 @@ def test_pie_and_control_are_pie(engine: PieEngine) -> None:
 def test_batches_and_backends_agree(engine: PieEngine, bundle: Bundle, name: str) -> None:
     """An item of a batch is what it would be alone, also after another kind of run, and on ONNX Runtime."""
     config = replace(SHORT, steps=2, num_inference_steps=4)
-    items = [Item(IMAGE, PROMPT, ROI, "a"), Item(IMAGE, "lung", Box(100, 60, 200, 200), "b"), Item(IMAGE, PROMPT)]
+    items = [
+        Item(IMAGE, PROMPT, ROI, "a"), Item(IMAGE, "lung", Box(100, 60, 200, 200), "b"),
+        Item(IMAGE, PROMPT, item_id="c"),
+    ]  # fmt: skip
     said: list[tuple[int, int]] = []
     together = engine.run(items, config, method=name, on_progress=lambda done, total: said.append((done, total)))
     engine.run(items[0], config)

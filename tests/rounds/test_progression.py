@@ -110,7 +110,7 @@ def test_regions_with_betas_of_their_own(torch_engine: PieEngine, pndm_checkpoin
     rounds = progress_engine(pndm_checkpoint, image, block_means(beta > 0), PROMPT, config, beta_map=block_means(beta))
     expected = np.concatenate([z.numpy() for z, _ in rounds])
     masks = [Region(shape, None if value == config.beta2 else value) for shape, value in regions]
-    items = [Item(image, PROMPT, masks), Item(image, PROMPT, [shape for shape, _ in regions])]
+    items = [Item(image, PROMPT, masks, "0"), Item(image, PROMPT, [shape for shape, _ in regions], "0")]
     alone = [torch_engine.run(item, config).latents for item in items]
     assert distance(alone[0], expected) < TOLERANCE
     assert distance(alone[0], alone[1]) > 100 * TOLERANCE

@@ -220,7 +220,7 @@ def _disease(p: Eye, vessels: Array) -> tuple[NDArray[np.float32], NDArray[np.fl
     order = np.concatenate(
         [one_in_each_part(rng, HAEMORRHAGES, 0.10, 0.84), one_in_each_part(rng, EXUDATES, 0.22, 0.84)]
     )
-    place, found = _places(p, rng, vessels, full * stretch, bright)
+    place, placed = _places(p, rng, vessels, full * stretch, bright)
     size = np.sqrt(np.clip((p.severity - order) / _GROWTH, 0, 1))
     radius = full * size
     offset, at = _windows(place, _LESION_REACH)
@@ -228,7 +228,7 @@ def _disease(p: Eye, vessels: Array) -> tuple[NDArray[np.float32], NDArray[np.fl
     long, short = offset[0] * cos + offset[1] * sin, offset[1] * cos - offset[0] * sin
     distance = np.hypot(long / stretch[:, None], short)
     cover = np.clip(0.5 + (radius[:, None] - distance) / 1.2, 0, 1) * np.minimum(2 * size, 1)[:, None]
-    cover *= (found & (size > 0))[:, None]
+    cover *= (placed & (size > 0))[:, None]
     blood, exudate = (0.94 * _paint(cover[kind], at[kind]) for kind in (~bright, bright))
     return blood, exudate
 
@@ -249,7 +249,7 @@ def _places(
     vessel, border = to_vessel[rows[pick], columns[pick]], to_border[rows[pick], columns[pick]]
     spots = np.stack([left + columns[pick], top + rows[pick]], axis=1) + rng.uniform(-0.5, 0.5, (len(pick), 2))
     clusters = spots[rng.choice(np.flatnonzero(vessel < 10), 3)]
-    place, found = np.zeros((len(radius), 2)), np.zeros(len(radius), bool)
+    place, placed = np.zeros((len(radius), 2)), np.zeros(len(radius), bool)
     room = np.full(len(spots), np.inf)  # pixels to the nearest lesion's border
     for i in rng.permutation(len(radius)):
         cost = 0.8 * np.abs(vessel - radius[i] - 2.5) + rng.uniform(0, 6, len(spots))
@@ -258,6 +258,6 @@ def _places(
         free = (vessel > radius[i] + 1.5) & (border > radius[i] + 1) & (room > radius[i] + 1.5)
         if free.any():
             best = np.argmin(np.where(free, cost, np.inf))
-            place[i], found[i] = spots[best], True
+            place[i], placed[i] = spots[best], True
             room = np.minimum(room, np.hypot(*(spots - spots[best]).T) - radius[i])
-    return place, found
+    return place, placed

@@ -67,11 +67,11 @@ def _bare_skin(smooth: NDArray[np.float64], outside: NDArray[np.bool_]) -> NDArr
     return np.maximum(terms @ weights, 1.0)
 
 
-def _largest(found: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _largest(lesion: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The largest connected part of `found` without spurs as thin as a hair, its holes filled."""
     half = HAIR // 2
     y, x = np.mgrid[-half : half + 1, -half : half + 1]
-    parts, count = label(binary_opening(found, x * x + y * y <= half * half + half))
+    parts, count = label(binary_opening(lesion, x * x + y * y <= half * half + half))
     if not count:
-        return np.zeros_like(found)
+        return np.zeros_like(lesion)
     return binary_fill_holes(parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]))

@@ -11,7 +11,6 @@ import torch
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from pie_engine.demo import reports
-from pie_engine.demo.classifier import SeverityClassifier
 from pie_engine.demo.data import cohort, render_all
 from pie_engine.demo.phantom import CTR_ENLARGED, CTR_HEALTHY
 from pie_engine.demo.training.classifier import (
@@ -29,6 +28,7 @@ from pie_engine.demo.training.tokenizer import save_tokenizer
 from pie_engine.demo.training.unet import UnetTraining, train_unet
 from pie_engine.demo.training.vae import VaeTraining, encode_mean, psnr, reconstruct, train_vae
 from pie_engine.demo.zero_shot import measure_zero_shot
+from pie_engine.metrics.classifier import Classifier
 from pie_engine.metrics.clip import ClipEncoder
 
 SEED_OF_REPORTS = 11
@@ -82,7 +82,8 @@ def _classifier(output: Path, config: Training) -> dict:
     held_out = cohort("validation", config.validation_patients)
     enlarged = np.array([patient.ctr > CTR_ENLARGED[0] for patient in held_out])
     clear = enlarged | np.array([patient.ctr < CTR_HEALTHY[1] for patient in held_out])
-    scores = SeverityClassifier(*files).confidence(render_all(held_out))
+    pictures = np.repeat(render_all(held_out)[..., None], 3, axis=3)
+    scores = Classifier(files[1]).confidence(pictures)
     measured["validation_auc"] = round(auc(scores[clear], enlarged[clear]), 4)
     return measured
 

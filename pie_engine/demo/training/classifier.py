@@ -64,7 +64,7 @@ class SeverityNet(nn.Module):
 def soft_label(
     values: NDArray[np.float64], boundary: float = BOUNDARY, softness: float = SOFTNESS
 ) -> NDArray[np.float64]:
-    """How ill values [N] count as: 0 well below the boundary, 1 well above, a slope between."""
+    """Labels for values [N]: 0 well below the boundary, 1 well above, a slope between."""
     return 1 / (1 + np.exp(-(values - boundary) / softness))
 
 

@@ -122,7 +122,7 @@ def contrastive_loss(logits: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
     """
     target = true.float()
     both = [(logits, target / target.sum(1, keepdim=True)), (logits.T, (target / target.sum(0, keepdim=True)).T)]
-    divergences = [F.kl_div(own.log_softmax(1), wanted, reduction="batchmean") for own, wanted in both]
+    divergences = [F.kl_div(rows.log_softmax(1), wanted, reduction="batchmean") for rows, wanted in both]
     return (divergences[0] + divergences[1]) / 2
 
 

@@ -37,7 +37,7 @@ PHANTOMS: dict[str, ModuleType] = {"fundus": fundus, "skin": skin}
 REPORTS: dict[str, ModuleType] = {"fundus": fundus_reports, "skin": skin_reports}
 FINDINGS = {"fundus": "diabetic retinopathy", "skin": "melanoma"}
 P_HEALTHY, P_SEVERE = 0.40, 0.40  # the rest lies between
-BOUNDARY, SOFTNESS = 0.42, 0.05  # of what the classifiers call ill, in units of the severity
+BOUNDARY, SOFTNESS = 0.42, 0.05  # of the classifiers' labels, in units of the severity
 FIRST_UNET = "first-unet"  # folder of what is refined: refining may be stopped at any time and begun again
 
 
@@ -116,7 +116,7 @@ def _refinement(output: Path, config: DomainTraining) -> dict:
 
 
 def _train_unet(
-    output: Path, config: DomainTraining, own: UnetTraining, tokenizer: CLIPTokenizer, start_from: Denoiser | None
+    output: Path, config: DomainTraining, unet: UnetTraining, tokenizer: CLIPTokenizer, start_from: Denoiser | None
 ) -> tuple[Denoiser, dict]:
     vae = load_vae(output)
     rng = np.random.default_rng(SEED_OF_REPORTS)
@@ -126,7 +126,7 @@ def _train_unet(
         latents.append(encode_mean(vae, _render(name, phantoms)))
         texts += [[REPORTS[name].report(phantom, rng) for _ in range(config.wordings)] for phantom in phantoms]
         findings += [(float(number), phantom.severity) for phantom in phantoms]
-    return train_unet(torch.cat(latents), texts, torch.tensor(findings), tokenizer, own, start_from=start_from)
+    return train_unet(torch.cat(latents), texts, torch.tensor(findings), tokenizer, unet, start_from=start_from)
 
 
 def _fundus(output: Path, config: DomainTraining) -> dict:

@@ -1,4 +1,4 @@
-"""The figures of each cell of a sweep over its patients, and what they say: on the front or not, stable or not."""
+"""Each cell of a sweep over its patients: its means, whether it is stable, and what cells say together."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pie_engine.evaluation.measures import CONFIDENCE, Measured
 from pie_engine.evaluation.summary import over_patients
 from pie_engine.evaluation.sweep.grid import AXES, MASK, OFF, Cell, Grid, Value, show
 from pie_engine.metrics.bootstrap import Estimate
-from pie_engine.metrics.tradeoff import Stable, pareto_front, shrinking, stretches, unstable
+from pie_engine.metrics.tradeoff import Stable, pareto_front, shrinking, stable_ranges, unstable
 
 LEAKAGE = "decoded_leakage"
 Pick = Callable[[Measured], float | None]
 
 
 @dataclass(frozen=True)
-class Figures:
+class CellSummary:
     """One cell's means over patients, with intervals.
 
     Attributes:
@@ -61,10 +61,6 @@ class Figures:
 
     def to_dict(self) -> dict[str, Any]:
         """For summary.json."""
-
-        def told(own: Estimate | None) -> dict[str, Any] | None:
-            return None if own is None else own.to_dict()
-
         return {
             "cell": self.cell.name,
             "values": {name: show(value) for name, value in self.cell.values.items()},
@@ -72,19 +68,23 @@ class Figures:
             "rounds": self.rounds,
             "stable": self.stable,
             "not_stable": self.reasons,
-            "final": {name: told(own) for name, own in self.final.items()},
-            "rise": {name: told(own) for name, own in self.rise.items()},
-            "increment_ratio": told(self.ratio),
+            "final": {name: _as_dict(estimate) for name, estimate in self.final.items()},
+            "rise": {name: _as_dict(estimate) for name, estimate in self.rise.items()},
+            "increment_ratio": _as_dict(self.ratio),
             "by_round": {
-                **{CONFIDENCE + name: [told(own) for own in series] for name, series in self.confidence.items()},
-                "similarity": [told(own) for own in self.similarity],
-                LEAKAGE: [told(own) for own in self.leakage],
+                **{CONFIDENCE + name: list(map(_as_dict, series)) for name, series in self.confidence.items()},
+                "similarity": list(map(_as_dict, self.similarity)),
+                LEAKAGE: list(map(_as_dict, self.leakage)),
             },
         }
 
 
-def figures(cell: Cell, measured: Sequence[Measured], similarity: str, limits: Stable, seed: int) -> Figures:
-    """The figures of one cell, whose runs all have as many rounds.
+def _as_dict(estimate: Estimate | None) -> dict[str, Any] | None:
+    return None if estimate is None else estimate.to_dict()
+
+
+def summarise_cell(cell: Cell, measured: Sequence[Measured], similarity: str, limits: Stable, seed: int) -> CellSummary:
+    """The means of one cell, whose runs all have as many rounds.
 
     Args:
         similarity: the measure of it: "clip_i" or "ssim_inside".
@@ -92,59 +92,59 @@ def figures(cell: Cell, measured: Sequence[Measured], similarity: str, limits: S
         seed: of the bootstrap.
     """
 
-    def over(pick: Pick) -> Estimate | None:
+    def estimate(pick: Pick) -> Estimate | None:
         return over_patients(((one.run.patient, pick(one)) for one in measured), seed)
 
-    def sure(pick: Pick) -> Estimate:
-        found = over(pick)
+    def defined(pick: Pick) -> Estimate:
+        found = estimate(pick)
         assert found is not None, "a measure of every round"
         return found
 
     def at(name: str, index: int) -> Pick:
         return lambda one: one.series[name][index]
 
-    def risen(name: str) -> Pick:
+    def rise(name: str) -> Pick:
         return lambda one: one.confidence[name][-1] - one.confidence[name][0]
 
-    rounds, judges = measured[0].run.rounds, list(measured[0].confidence)
-    confidence = {name: [sure(at(CONFIDENCE + name, index)) for index in range(rounds + 1)] for name in judges}
-    similar = [sure(at(similarity, index)) for index in range(rounds + 1)]
-    ratio = over(_ratio)
-    last = {name: own[-1] for name, own in confidence.items()}
-    return Figures(
+    rounds, classifiers = measured[0].run.rounds, list(measured[0].confidence)
+    confidence = {name: [defined(at(CONFIDENCE + name, index)) for index in range(rounds + 1)] for name in classifiers}
+    similarities = [defined(at(similarity, index)) for index in range(rounds + 1)]
+    ratio = estimate(_ratio)
+    last = {name: series[-1] for name, series in confidence.items()}
+    return CellSummary(
         cell=cell,
         measured=measured,
         rounds=rounds,
         confidence=confidence,
-        similarity=similar,
-        leakage=[over(at(LEAKAGE, index)) for index in range(rounds + 1)],
-        final={name: over(at(name, -1)) for name in measured[0].series},
-        rise={name: sure(risen(name)) for name in judges},
+        similarity=similarities,
+        leakage=[estimate(at(LEAKAGE, index)) for index in range(rounds + 1)],
+        final={name: estimate(at(name, -1)) for name in measured[0].series},
+        rise={name: defined(rise(name)) for name in classifiers},
         ratio=ratio,
-        reasons=unstable(last, similar[-1], ratio, limits),
+        reasons=unstable(last, similarities[-1], ratio, limits),
     )
 
 
-def front(cells: Sequence[Figures]) -> list[bool]:
+def front(cells: Sequence[CellSummary]) -> list[bool]:
     """Which cells no other one beats in both similarity and confidence, by their means."""
-    return pareto_front([own.point for own in cells])
+    return pareto_front([summary.point for summary in cells])
 
 
-def stable_stretches(grid: Grid, cells: Sequence[Figures]) -> list[dict[str, Any]]:
-    """Along each axis whose values lie on a line, the unbroken stretches of stable cells, the others held fixed.
+def ranges_by_axis(grid: Grid, cells: Sequence[CellSummary]) -> list[dict[str, Any]]:
+    """Along each axis whose values lie on a line, the unbroken ranges of stable cells, the other axes held fixed.
 
     Returns:
         "axis", "from" and "to" (its values), "cells" (how many), and "at" (the other axes' values).
     """
     found = []
     for axis in ordered_axes(grid):
-        lines: dict[tuple[tuple[str, Value], ...], list[Figures]] = {}
-        for own in cells:
-            others = tuple((name, value) for name, value in own.cell.values.items() if name != axis)
-            lines.setdefault(others, []).append(own)
+        lines: dict[tuple[tuple[str, Value], ...], list[CellSummary]] = {}
+        for summary in cells:
+            others = tuple((name, value) for name, value in summary.cell.values.items() if name != axis)
+            lines.setdefault(others, []).append(summary)
         for others, line in lines.items():
-            line = sorted(line, key=lambda own: own.place(axis))
-            for first, last in stretches([own.stable for own in line]):
+            line = sorted(line, key=lambda summary: summary.place(axis))
+            for first, last in stable_ranges([summary.stable for summary in line]):
                 ends = {"from": line[first].cell.values[axis], "to": line[last].cell.values[axis]}
                 at = {name: show(value) for name, value in others}
                 found.append({"axis": axis, **ends, "cells": last - first + 1, "at": at})
@@ -156,7 +156,7 @@ def ordered_axes(grid: Grid) -> list[str]:
     return [name for name in AXES if AXES[name].ordered and len(grid.get(name, ())) > 1]
 
 
-def mask_effects(cells: Sequence[Figures], seed: int) -> list[tuple[Figures, Figures, Estimate]]:
+def mask_effects(cells: Sequence[CellSummary], seed: int) -> list[tuple[CellSummary, CellSummary, Estimate]]:
     """Cells with the region and without it that are otherwise alike, and how much less leaks with it.
 
     The difference is patient by patient, of grey levels after the last round before compositing. Pairs in which it is
@@ -169,20 +169,20 @@ def mask_effects(cells: Sequence[Figures], seed: int) -> list[tuple[Figures, Fig
         alike = {**off.cell.values, MASK: "on"}
         for on in cells:
             if on.cell.values == alike:
-                values = [_by_patient(own) for own in (on, off)]
-                both = [
-                    (patient, values[1][patient] - values[0][patient]) for patient in values[0] if patient in values[1]
+                with_region, without = _by_patient(on), _by_patient(off)
+                differences = [
+                    (patient, without[patient] - with_region[patient]) for patient in with_region if patient in without
                 ]
-                apart = over_patients(both, seed)
-                if apart is not None:
-                    found.append((on, off, apart))
+                difference = over_patients(differences, seed)
+                if difference is not None:
+                    found.append((on, off, difference))
     return found
 
 
-def _by_patient(own: Figures) -> Mapping[str, float]:
+def _by_patient(summary: CellSummary) -> Mapping[str, float]:
     """Each patient's leakage after the last round, averaged over the seeds."""
     known: dict[str, list[float]] = {}
-    for one in own.measured:
+    for one in summary.measured:
         value = one.series[LEAKAGE][-1]
         if value is not None:
             known.setdefault(one.run.patient, []).append(value)

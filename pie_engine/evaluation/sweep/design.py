@@ -12,6 +12,7 @@ from pie_engine.errors import ConfigError, InputError, argument, mention, use
 from pie_engine.evaluation.sweep.grid import Cell, Grid, make_cells
 from pie_engine.evaluation.sweep.patients import check_id
 from pie_engine.imaging.item import Item, check_item
+from pie_engine.imaging.item_ids import check_item_ids
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class PlannedRun:
 
         Of a baseline that has no rounds it is not: its frames depend on how many there are.
         """
-        apart = not self.method.is_pie
-        values = tuple((name, value) for name, value in self.cell.values.items() if apart or name != STEPS)
+        baseline = not self.method.is_pie
+        values = tuple((name, value) for name, value in self.cell.values.items() if baseline or name != STEPS)
         return (values, self.item.item_id, self.config.seed)
 
 
@@ -78,9 +79,10 @@ class Design:
     def __post_init__(self) -> None:
         if not self.patients:
             raise InputError("no patient is given; pass at least one")
-        seen: set[str] = set()
+        object.__setattr__(self, "patients", check_item_ids(self.patients))
+        seen: set[str | None] = set()
         for patient in self.patients:
-            check_id(patient.item_id)
+            check_id(str(patient.item_id))
             if patient.item_id in seen:
                 raise InputError(f"two patients have the id {patient.item_id!r}; give each its own")
             seen.add(patient.item_id)
@@ -98,7 +100,7 @@ class Design:
             owners = METHOD_OPTIONS[option]
             if not set(owners) & set(self.grid.get(METHOD, ())):
                 raise ConfigError(
-                    f"{mention(option)} belongs to method {' and '.join(owners)}, which the grid has not; "
+                    f"{mention(option)} belongs to method {' and '.join(owners)}, which is not in the grid; "
                     f"add it to {use('grid', f'method=pie,{owners[0]}')}, or leave the option out",
                     field=option,
                     value=self.options[option],
@@ -127,10 +129,10 @@ class Design:
 
     def _runs(self) -> Iterator[PlannedRun]:
         for cell in self.cells:
-            own, method = cell.config(self.base), cell.method(self.options)
-            method.check(own)
+            settings, method = cell.config(self.base), cell.method(self.options)
+            method.check(settings)
             for seed in self.seeds:
-                config = replace(own, seed=seed)
+                config = replace(settings, seed=seed)
                 for patient in self.patients:
                     yield PlannedRun(cell, cell.item(patient), patient, config, method)
 

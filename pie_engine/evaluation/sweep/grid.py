@@ -79,10 +79,10 @@ class Cell:
 
     def config(self, base: RunConfig) -> RunConfig:
         """The settings of its runs. Raises ConfigError: a value is out of range, or contradicts another."""
-        own: dict[str, Any] = {
+        settings: dict[str, Any] = {
             AXES[name].field: value for name, value in self.values.items() if not AXES[name].region and name != METHOD
         }
-        return replace(base, **own)
+        return replace(base, **settings)
 
     def method(self, options: Mapping[str, Any]) -> MethodConfig:
         """What gives its frames, with those of the options that belong to it. Raises ConfigError: it lacks one."""
@@ -91,12 +91,12 @@ class Cell:
 
     def item(self, item: Item) -> Item:
         """What it simulates of a patient."""
-        own: dict[str, Any] = {
+        region: dict[str, Any] = {
             AXES[name].field: value for name, value in self.values.items() if AXES[name].region and name != MASK
         }
         if self.values.get(MASK) == OFF:
-            own = {"mask": None, "keep": None, "dilate": 0, "shift": (0, 0), "components": None}
-        return replace(item, **own)
+            region = {"mask": None, "keep": None, "dilate": 0, "shift": (0, 0), "components": None}
+        return replace(item, **region)
 
 
 def make_cells(grid: Grid) -> list[Cell]:

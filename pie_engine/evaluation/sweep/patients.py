@@ -11,21 +11,21 @@ from pie_engine.errors import InputError, mention
 from pie_engine.imaging import Region
 from pie_engine.imaging.item import Item
 
-COLUMNS = ("id", "image", "prompt", "mask")
+COLUMNS = ("item_id", "image", "prompt", "mask")
 _NEEDED = COLUMNS[:3]
 # An id names folders: no separators, no leading dot, nothing that another system reserves.
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def read_patients(path: str | Path) -> list[Item]:
-    """Read a CSV file with the columns id, image and prompt, and mask if there are regions of interest.
+    """Read a CSV file with the columns item_id, image and prompt, and mask if there are regions of interest.
 
     Paths are relative to the file. An empty mask means none; `FILE:BETA` gives a region its own beta. The ids name the
     items in their noise's seed, and folders.
 
     Raises:
         InputError: the file cannot be read, a column is missing or unknown, or a row lacks a value, names an image or a
-            mask that does not exist, or bears the id of another row or one that is no folder's name.
+            mask that does not exist, or has the id of another row, or one that cannot name a folder.
     """
     path = Path(path)
     try:
@@ -58,7 +58,7 @@ def read_patients(path: str | Path) -> list[Item]:
         item = _item({name: value.strip() for name, value in zip(names, row, strict=True)}, path.parent, where)
         if item.item_id in items:
             raise InputError(f"{where} has the id {item.item_id!r} of an earlier line; give each patient its own")
-        items[item.item_id] = item
+        items[str(item.item_id)] = item
     return list(items.values())
 
 
@@ -74,11 +74,11 @@ def _item(values: dict[str, str], folder: Path, where: str) -> Item:
     for name in _NEEDED:
         if not values[name]:
             raise InputError(f"{where} has no {name}; write one")
-    check_id(values["id"], f"{where}: the id")
+    check_id(values["item_id"], f"{where}: the id")
     image = folder / values["image"]
     if not image.is_file():
         raise InputError(f"{where} names the image {image}, which does not exist; write it relative to the file")
-    return Item(image, values["prompt"], _mask(values.get("mask", ""), folder, where), values["id"])
+    return Item(image, values["prompt"], _mask(values.get("mask", ""), folder, where), values["item_id"])
 
 
 def _mask(text: str, folder: Path, where: str) -> list[Region] | None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pie_engine.config.checks import one_of
-from pie_engine.evaluation.sweep.cells import Figures, mask_effects, stable_stretches
+from pie_engine.evaluation.sweep.cells import CellSummary, mask_effects, ranges_by_axis
 from pie_engine.evaluation.sweep.grid import MASK, OFF, ON, Grid, Value, show
+from pie_engine.evaluation.tables import interval_text
 from pie_engine.metrics.bootstrap import Estimate
 
 
@@ -41,28 +42,29 @@ def with_recipe(name: str | None, grid: Grid) -> dict[str, Sequence[Value]]:
     return {**RECIPES[name].grid, **grid}
 
 
-def conclude(name: str | None, grid: Grid, cells: Sequence[Figures], similarity: str, seed: int) -> str:
+def conclude(name: str | None, grid: Grid, cells: Sequence[CellSummary], similarity: str, seed: int) -> str:
     """What a sweep found, in words, with the numbers; with a recipe, the answer to its question first."""
     answer: list[str] = []
     if name == "healthy":
-        answer = [_rises(own, similarity) for own in cells]
+        answer = [_rises(summary, similarity) for summary in cells]
     elif name == "mask":
         answer = _holds(cells, similarity, seed)
     asked = [f"Asked: {RECIPES[name].question}"] if name is not None else []
     return " ".join([*asked, *answer, *_region(grid, cells, similarity)])
 
 
-def _rises(own: Figures, similarity: str) -> str:
+def _rises(summary: CellSummary, similarity: str) -> str:
     parts = []
-    for name, series in own.confidence.items():
-        rise = own.rise[name]
+    for name, series in summary.confidence.items():
+        rise = summary.rise[name]
         answer = "rises" if (rise.mean if rise.low is None else rise.low) > 0 else "is not shown to rise"
         parts.append(f"confidence ({name}) {answer}, from {say(series[0])} by {say(rise)} to {say(series[-1])}")
     joined = " and ".join(parts)
-    return f"With {own.cell.label}, over {own.rounds} rounds, {joined}; {similarity} ends at {say(own.similarity[-1])}."
+    ends = f"{similarity} ends at {say(summary.similarity[-1])}"
+    return f"With {summary.cell.label}, over {summary.rounds} rounds, {joined}; {ends}."
 
 
-def _holds(cells: Sequence[Figures], similarity: str, seed: int) -> list[str]:
+def _holds(cells: Sequence[CellSummary], similarity: str, seed: int) -> list[str]:
     found = []
     for on, off, less in mask_effects(cells, seed):
         assert on.leakage[-1] is not None and off.leakage[-1] is not None
@@ -76,14 +78,14 @@ def _holds(cells: Sequence[Figures], similarity: str, seed: int) -> list[str]:
     return found or ["No cell with the region has one without it beside it in which the change outside is defined."]
 
 
-def _region(grid: Grid, cells: Sequence[Figures], similarity: str) -> list[str]:
-    stable = [own for own in cells if own.stable]
+def _region(grid: Grid, cells: Sequence[CellSummary], similarity: str) -> list[str]:
+    stable = [summary for summary in cells if summary.stable]
     if len(cells) == 1:
         return ["It is stable." if stable else f"It is not stable: {'; '.join(cells[0].reasons)}."]
     if not stable:
         return [f"None of the {len(cells)} cells is stable. {_nearest(cells)}"]
     found = [f"{len(stable)} of {len(cells)} cells {'is' if len(stable) == 1 else 'are'} stable."]
-    for part in stable_stretches(grid, cells):
+    for part in ranges_by_axis(grid, cells):
         at = "".join(f", {name} {value}" for name, value in part["at"].items())
         first, last = show(part["from"]), show(part["to"])
         found.append(
@@ -91,21 +93,20 @@ def _region(grid: Grid, cells: Sequence[Figures], similarity: str) -> list[str]:
             if first != last
             else f"Stable at {part['axis']} {first}{at}."
         )
-    for own in (cells[0], cells[-1]):
-        name, series = next(iter(own.confidence.items()))
+    for summary in (cells[0], cells[-1]):
+        name, series = next(iter(summary.confidence.items()))
         found.append(
-            f"With {own.cell.label}, confidence ({name}) ends at {say(series[-1])}, "
-            f"{similarity} at {say(own.similarity[-1])}."
+            f"With {summary.cell.label}, confidence ({name}) ends at {say(series[-1])}, "
+            f"{similarity} at {say(summary.similarity[-1])}."
         )
     return found
 
 
-def _nearest(cells: Sequence[Figures]) -> str:
-    nearest = min(cells, key=lambda own: len(own.reasons))
+def _nearest(cells: Sequence[CellSummary]) -> str:
+    nearest = min(cells, key=lambda summary: len(summary.reasons))
     return f"The fewest limits are missed with {nearest.cell.label}: {'; '.join(nearest.reasons)}."
 
 
-def say(own: Estimate) -> str:
+def say(estimate: Estimate) -> str:
     """A mean and its interval."""
-    interval = "" if own.low is None or own.high is None else f" [{own.low:.3g}, {own.high:.3g}]"
-    return f"{own.mean:.3g}{interval}"
+    return interval_text(estimate.to_dict(), ".3g")

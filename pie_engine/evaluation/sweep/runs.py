@@ -1,4 +1,4 @@
-"""The runs of a sweep, simulated: what shares a plan one after the other, what shares rounds once."""
+"""Simulates the runs of a sweep: those that share a plan one after the other, those that share rounds once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from pie_engine.config import OutputConfig
 from pie_engine.evaluation.sweep.design import PlannedRun, cost, longest
 from pie_engine.imaging.item import PreparedItem
 from pie_engine.metrics import Change
-from pie_engine.metrics.change import grey_levels_apart
+from pie_engine.metrics.change import grey_differences
 from pie_engine.outputs.provenance import describe_run
 from pie_engine.rounds.batches import split_group
+from pie_engine.rounds.loop import make_timeline
 from pie_engine.rounds.methods import describe_method
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ def simulate(
         items = [job.runs[0].item for job in chunk]
         results = engine.run(items, config, method=chunk[0].longest.method, on_progress=report)
         leakage = _leakage(engine, results, [prepared(job.runs[0]) for job in chunk])
-        for job, result, own in zip(chunk, results, leakage, strict=True):
+        for job, result, decoded_outside in zip(chunk, results, leakage, strict=True):
             for run in job.runs:
                 steps = run.config.steps
                 part = first_rounds(result, steps)
@@ -96,7 +98,7 @@ def simulate(
                     "cell": run.cell.values,
                     "method": run.method.to_dict(),
                     "rounds_simulated": config.steps,
-                    "decoded_outside": own and own[:steps],
+                    "decoded_outside": decoded_outside and decoded_outside[:steps],
                 }
                 replace(part, provenance=part.provenance | {KEY: about}).save(output / run.folder, _SMALL)
         clock.finish(sum(len(job.runs) for job in chunk), _cost(chunk))
@@ -110,14 +112,14 @@ def first_rounds(result: Result, steps: int) -> Result:
     """
     if steps == result.config.steps:
         return result
-    own, all_steps = result.provenance, result.config.steps
+    known, all_steps = result.provenance, result.config.steps
     config = replace(result.config, steps=steps)
     series: dict[str, Any] = {name: values and values[:steps] for name, values in result.change.to_dict().items()}
     change = Change(**series)
-    schedule = {**own["schedule"], "unet_evaluations": own["schedule"]["unet_evaluations"] * steps // all_steps}
-    seconds = {**own["seconds"], "rounds": own["seconds"]["rounds"][:steps]}
-    reruns = [one for one in own["reruns"] if one["round"] <= steps]
-    provenance = own | describe_run(config, describe_method(own["method"]["name"], steps))
+    schedule = {**known["schedule"], "unet_evaluations": known["schedule"]["unet_evaluations"] * steps // all_steps}
+    seconds = {**known["seconds"], "rounds": known["seconds"]["rounds"][:steps]}
+    reruns = [one for one in known["reruns"] if one["round"] <= steps]
+    provenance = known | describe_run(config, describe_method(known["method"]["name"], steps))
     provenance |= {"schedule": schedule, "seconds": seconds, "reruns": reruns, "change": change.to_dict()}
     frames, latents = result.frames[: steps + 1], result.latents[:steps]
     return replace(result, frames=frames, latents=latents, change=change, config=config, provenance=provenance)
@@ -129,15 +131,15 @@ def _chunks(runs: Sequence[PlannedRun], batch: int) -> list[list[_Job]]:
     groups: dict[tuple[object, ...], list[PlannedRun]] = {}
     for run in runs:
         groups.setdefault(run.simulation, []).append(run)
-    jobs = [_Job(settings[name], tuple(own)) for name, own in groups.items()]
+    jobs = [_Job(settings[name], tuple(some)) for name, some in groups.items()]
 
     def together(job: _Job) -> tuple[str, str, bool]:
         return repr(job.longest.method), repr(job.config), job.runs[0].item.mask is None
 
     chunks = []
     for _, same in groupby(sorted(jobs, key=together), key=together):
-        own = list(same)
-        chunks += [own[start : start + batch] for start in range(0, len(own), batch)]
+        alike = list(same)
+        chunks += [alike[start : start + batch] for start in range(0, len(alike), batch)]
     return sorted(chunks, key=lambda chunk: (_plan(chunk[0]), len(chunk)))
 
 
@@ -162,10 +164,10 @@ def _leakage(
     As `Change.decoded_outside` of runs with one: mean absolute difference to the decoded input. Those frames are as
     they were decoded, but for the padding, which is left out. None for runs with a mask, or where there is no region.
     """
-    own = [i for i, result in enumerate(results) if result.mask is None and patients[i].mask is not None]
-    decoded = dict(zip(own, _decode(engine, [results[i].original_latent for i in own]), strict=True))
+    unmasked = [i for i, result in enumerate(results) if result.mask is None and patients[i].mask is not None]
+    decoded = dict(zip(unmasked, _decode(engine, [results[i].original_latent for i in unmasked]), strict=True))
     found: list[list[float] | None] = [None] * len(results)
-    for i in own:
+    for i in unmasked:
         mask, box = patients[i].mask, patients[i].content_box
         assert mask is not None
         outside = ~mask.pixels
@@ -175,16 +177,12 @@ def _leakage(
             padding[top:bottom, left:right] = False
             outside &= ~padding
         if outside.any():
-            found[i] = [float(d[outside].mean()) for d in grey_levels_apart(results[i].frames[1:], decoded[i])]
+            found[i] = [float(d[outside].mean()) for d in grey_differences(results[i].frames[1:], decoded[i])]
     return found
 
 
 def _decode(engine: PieEngine, latents: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Latents [4, h, w] as frames [H, W, 3] uint8, as a round decodes its own."""
-    import torch
-
-    from pie_engine.rounds.loop import make_timeline
-
     if not latents:
         return []
     backend, timeline = engine.backend, make_timeline(engine.backend, engine.runtime)

@@ -41,7 +41,7 @@ def open_output(output: Path, engine: PieEngine) -> None:
     """
     check_output(output)
     backend = engine.backend
-    own = {
+    made_with = {
         "version": __version__,
         "model": dict(backend.model.hashes),
         "backend": backend.name,
@@ -50,12 +50,12 @@ def open_output(output: Path, engine: PieEngine) -> None:
     if not (output / MARKER).is_file():
         with writing(output):
             output.mkdir(parents=True, exist_ok=True)
-        content = {"statement": STATEMENT, "synthetic": True, "what": "runs of a sweep", **own}
+        content = {"statement": STATEMENT, "synthetic": True, "what": "runs of a sweep", **made_with}
         write_file(output / MARKER, json.dumps(content, indent=2) + "\n")
         return
     try:
         known = json.loads((output / MARKER).read_text(encoding="utf-8"))
-        for name, value in own.items():
+        for name, value in made_with.items():
             if known[name] != value:
                 shown = "" if name == "model" else f" {_shown(known[name])}, not {_shown(value)}"
                 raise OutputError(f"the runs in {output} are of another {name}{shown}; {_REMEDY}")
@@ -105,5 +105,5 @@ def _shown(value: Any) -> str:
     if value is None:
         return "the default"
     if isinstance(value, dict):
-        return ", ".join(f"{name} {own}" for name, own in value.items())
+        return ", ".join(f"{name} {part}" for name, part in value.items())
     return repr(value) if isinstance(value, str) else str(value)

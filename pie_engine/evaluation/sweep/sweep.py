@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -15,31 +13,35 @@ import numpy as np
 
 from pie_engine import __version__
 from pie_engine.config import check_resolution
-from pie_engine.config.checks import integer
+from pie_engine.config.checks import integer, one_of
 from pie_engine.errors import ConfigError, use
 from pie_engine.evaluation.measures import CLIP_I, Measured, measure_run
-from pie_engine.evaluation.rounds_plot import check_plots
+from pie_engine.evaluation.results import MEANS, SUMMARY, check_plots
 from pie_engine.evaluation.runs import find_runs
-from pie_engine.evaluation.summary import describe_clip, describe_interval, describe_judges
-from pie_engine.evaluation.sweep.cells import LEAKAGE, Figures, figures, front, stable_stretches
+from pie_engine.evaluation.summary import describe_clip, describe_interval, describe_models
+from pie_engine.evaluation.sweep.cells import LEAKAGE, CellSummary, front, ranges_by_axis, summarise_cell
 from pie_engine.evaluation.sweep.design import Design, PlannedRun
-from pie_engine.evaluation.sweep.grid import AXES, SEED, show
+from pie_engine.evaluation.sweep.grid import AXES, SEED, Cell, show
 from pie_engine.evaluation.sweep.recipes import conclude
 from pie_engine.evaluation.sweep.runs import KEY, OnProgress, simulate
 from pie_engine.evaluation.sweep.store import is_done, open_output
+from pie_engine.evaluation.sweep.tradeoff_plot import draw_plots
+from pie_engine.evaluation.tables import ESTIMATE, column_names, estimate_cells, to_csv
 from pie_engine.files import write_file
 from pie_engine.imaging.item import PreparedItem, prepare_item
+from pie_engine.metrics.classifier import Classifier, read_classifiers
+from pie_engine.metrics.clip import ClipEncoder
 from pie_engine.metrics.similarity import measure_similarity
 from pie_engine.metrics.tradeoff import Stable
+from pie_engine.outputs.figure import FORMATS, SUFFIXES
 from pie_engine.outputs.frames import STATEMENT
+from pie_engine.rounds.schedule import build_schedule
 
 if TYPE_CHECKING:
     from pie_engine.engine import PieEngine
-    from pie_engine.metrics.classifier import Classifier
-    from pie_engine.metrics.clip import ClipEncoder
 
 log = logging.getLogger(__name__)
-TABLE, SUMMARY = "sweep.csv", "summary.json"
+TABLE = "sweep.csv"
 SSIM = "ssim_inside"
 # Where no other is given. Conventions: what counts as the same patient is for the study to say.
 LEAST_SIMILARITY = {CLIP_I: 0.9, SSIM: 0.7}
@@ -59,22 +61,24 @@ class Evaluators:
     clip: Path | None = field(default=None, repr=False)
 
     @classmethod
-    def load(cls, classifiers: Sequence[str | Path], clip: str | Path | None = None) -> Evaluators:
+    def load(
+        cls, classifiers: Sequence[str | Path], clip: str | Path | None = None, *, trust: bool = False
+    ) -> Evaluators:
         """Load them from their JSON files, and the folder of a CLIP checkpoint.
+
+        Args:
+            trust: whether classifiers in TorchScript are loaded, which are programs (SECURITY.md).
 
         Raises:
             ConfigError: no classifier is given. ConfigError, CheckpointError, BackendError: one cannot be used.
         """
-        from pie_engine.metrics.classifier import read_classifiers
-        from pie_engine.metrics.clip import ClipEncoder
-
         if not classifiers:
             raise ConfigError(
                 f"a sweep needs the confidence of a classifier, and none is given; pass {use('classifiers', 'JSON')}",
                 field="classifiers",
             )
         encoder = None if clip is None else ClipEncoder(clip)
-        return cls(read_classifiers(classifiers), encoder, None if clip is None else Path(clip))
+        return cls(read_classifiers(classifiers, trust=trust), encoder, None if clip is None else Path(clip))
 
     @property
     def similarity(self) -> str:
@@ -91,7 +95,7 @@ class Evaluators:
 
     def describe(self) -> dict[str, Any]:
         """Names and hashes, for summary.json."""
-        return {"classifiers": describe_judges(self.classifiers), "clip": describe_clip(self.clip)}
+        return {"classifiers": describe_models(self.classifiers), "clip": describe_clip(self.clip)}
 
 
 def sweep(
@@ -103,6 +107,7 @@ def sweep(
     limits: Stable | None = None,
     recipe: str | None = None,
     batch: int = 1,
+    figures: str = "png",
     seed: int = 0,
     on_start: Callable[[Sequence[PlannedRun]], None] = lambda missing: None,
     on_progress: OnProgress = lambda progress: None,
@@ -118,6 +123,7 @@ def sweep(
         limits: of the stable region; None: confidence 0.5, similarity as in `LEAST_SIMILARITY`.
         recipe: a name of `RECIPES`, whose question the verdict answers; its grid is not added here.
         batch: patients that are simulated at once.
+        figures: plots are PNG files; "svg" or "pdf" writes them as that too.
         seed: of the bootstrap.
         on_start: called with the runs that are missing.
         on_progress: called after each evaluation of the U-Net.
@@ -131,6 +137,7 @@ def sweep(
             an image, a setting or a model cannot be used.
     """
     integer("batch", batch, 1, 256, f"pass {use('batch', 4)}")
+    one_of("figures", figures, FORMATS)
     check_plots()
     output = Path(output)
     limits = limits or Stable(similarity=LEAST_SIMILARITY[evaluators.similarity])
@@ -152,10 +159,13 @@ def sweep(
         mask = patients[run.patient.item_id].mask
         measured.append((run, _measure(output / run.folder, evaluators, None if mask is None else mask.pixels)))
     cells = [
-        figures(cell, [one for run, one in measured if run.cell is cell], evaluators.similarity, limits, seed)
+        summarise_cell(cell, [one for run, one in measured if run.cell is cell], evaluators.similarity, limits, seed)
         for cell in design.cells
     ]
-    return _write(output, design, evaluators, limits, recipe, seed, measured, cells)
+    summary = _summarise(design, evaluators, limits, recipe, seed, measured, cells)
+    plots = draw_plots(design.grid, cells, front(cells), evaluators.similarity, limits, figures)
+    _write(output, summary, {TABLE: _sweep_csv(design, measured), MEANS: _means_csv(design, cells), **plots})
+    return summary
 
 
 def _prepare(engine: PieEngine, design: Design) -> tuple[list[PlannedRun], dict[tuple[object, ...], PreparedItem]]:
@@ -163,8 +173,6 @@ def _prepare(engine: PieEngine, design: Design) -> tuple[list[PlannedRun], dict[
 
     Schedules of all settings are made too, so that none is refused after hours.
     """
-    from pie_engine.rounds.schedule import build_schedule
-
     model = engine.backend.model
     resolution = design.base.resolution or model.default_resolution
     check_resolution(resolution, model.resolution_multiple)
@@ -173,8 +181,8 @@ def _prepare(engine: PieEngine, design: Design) -> tuple[list[PlannedRun], dict[
     for run in runs:
         if run.variant not in prepared:
             prepared[run.variant] = prepare_item(run.item, run.config, model.vae_scale)
-        if (own := (run.patient.item_id,)) not in prepared:
-            prepared[own] = prepare_item(run.patient, run.config, model.vae_scale)
+        if (patient := (run.patient.item_id,)) not in prepared:
+            prepared[patient] = prepare_item(run.patient, run.config, model.vae_scale)
     for config in {
         (c.scheduler, c.num_inference_steps, c.denoising_steps): c for c in (run.config for run in runs)
     }.values():
@@ -197,20 +205,16 @@ def _measure(folder: Path, evaluators: Evaluators, region: np.ndarray | None) ->
     return measured
 
 
-def _write(
-    output: Path,
+def _summarise(
     design: Design,
     evaluators: Evaluators,
     limits: Stable,
     recipe: str | None,
     seed: int,
     measured: Sequence[tuple[PlannedRun, Measured]],
-    cells: Sequence[Figures],
+    cells: Sequence[CellSummary],
 ) -> dict[str, Any]:
-    from pie_engine.evaluation.sweep.tradeoff_plot import draw_plots
-
-    on_front = front(cells)
-    summary: dict[str, Any] = {
+    return {
         "statement": STATEMENT,
         "version": __version__,
         "recipe": recipe,
@@ -221,33 +225,60 @@ def _write(
         "interval": describe_interval(seed),
         "similarity": evaluators.similarity,
         "models": evaluators.describe(),
-        "stable": {"limits": limits.to_dict(), "stretches": stable_stretches(design.grid, cells)},
+        "stable": {"limits": limits.to_dict(), "stable_ranges": ranges_by_axis(design.grid, cells)},
         "prompts": design.prompts,
         "verdict": conclude(recipe, design.grid, cells, evaluators.similarity, seed),
-        "cells": [own.to_dict() | {"front": beaten} for own, beaten in zip(cells, on_front, strict=True)],
+        "cells": [
+            summary.to_dict() | {"front": on_front} for summary, on_front in zip(cells, front(cells), strict=True)
+        ],
     }
-    pictures = draw_plots(design.grid, cells, on_front, evaluators.similarity, limits)
-    summary["files"] = [TABLE, SUMMARY, *pictures]
-    for path in output.glob("*.png"):
-        if path.name not in pictures and path.name.startswith(("over-", "rounds")):
-            path.unlink()  # of an earlier grid
-    write_file(output / TABLE, to_csv(design, measured))
-    for name, picture in pictures.items():
-        write_file(output / name, picture)
+
+
+def _write(output: Path, summary: dict[str, Any], files: dict[str, str | bytes]) -> None:
+    """Write the files and the summary that lists them beside the runs; plots of an earlier grid go."""
+    summary["files"] = [*files, SUMMARY]
+    for path in output.iterdir():
+        plot = path.suffix in SUFFIXES and path.name.startswith(("over-", "rounds", "pareto"))
+        if plot and path.name not in files:
+            path.unlink()
+    for name, content in files.items():
+        write_file(output / name, content)
     write_file(output / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    return summary
 
 
-def to_csv(design: Design, measured: Sequence[tuple[PlannedRun, Measured]]) -> str:
+def _sweep_csv(design: Design, measured: Sequence[tuple[PlannedRun, Measured]]) -> str:
     """A line per run and round: cell, axes, patient, seed, round, measures; empty where one is not defined."""
-    axes = [name for name in AXES if name in design.grid and name != SEED]
-    names = list(measured[0][1].series)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["cell", *axes, "id", "patient", "seed", "round", *names])
-    for run, one in measured:
-        values = [show(run.cell.values[name]) for name in axes]
-        own = [run.cell.name, *values, run.item.item_id, one.run.patient[:12], run.config.seed]
-        for index in range(one.run.rounds + 1):
-            writer.writerow([*own, index, *(one.series[name][index] for name in names)])
-    return text.getvalue()
+    axes, names = _axes(design), list(measured[0][1].series)
+    return to_csv(
+        ["cell", *column_names(axes), "item_id", "patient", "seed", "round", *column_names(names)],
+        (
+            [
+                *_cell_labels(run.cell, axes), run.item.item_id, one.run.patient[:12], run.config.seed, index,
+                *(one.series[name][index] for name in names),
+            ]
+            for run, one in measured
+            for index in range(one.run.rounds + 1)
+        ),
+    )  # fmt: skip
+
+
+def _means_csv(design: Design, cells: Sequence[CellSummary]) -> str:
+    """A line per cell and measure, after the last round: its mean over patients, interval, number of patients."""
+    axes = _axes(design)
+    return to_csv(
+        ["cell", *column_names(axes), *ESTIMATE],
+        (
+            [*_cell_labels(summary.cell, axes), column, *estimate_cells(estimate.to_dict())]
+            for summary in cells
+            for column, estimate in zip(column_names(list(summary.final)), summary.final.values(), strict=True)
+            if estimate is not None
+        ),
+    )
+
+
+def _axes(design: Design) -> list[str]:
+    return [name for name in AXES if name in design.grid and name != SEED]
+
+
+def _cell_labels(cell: Cell, axes: Sequence[str]) -> list[Any]:
+    return [cell.name, *(show(cell.values[name]) for name in axes)]

@@ -18,7 +18,8 @@ import numpy as np
 from pie_engine.errors import InputError, argument, use
 from pie_engine.imaging.formats.dicom_geometry import pixel_aspect, pixel_spacing
 from pie_engine.imaging.formats.dicom_grey import grey_mapping
-from pie_engine.imaging.limits import MAX_PIXELS, quiet
+from pie_engine.imaging.formats.dicom_limits import check_compressed, check_file, check_numbers
+from pie_engine.imaging.limits import quiet
 from pie_engine.imaging.mapping import Mapping, Range
 from pie_engine.imaging.reading import Reading
 from pie_engine.imaging.stored import Stored
@@ -74,19 +75,19 @@ def read_dicom(path: Path, reading: Reading, kind: str = "image") -> Stored:
         stored = _stored(dataset, values, frame, what, reading)
         spacing, plane = pixel_spacing(dataset, frame) or (None, None)
         aspect = pixel_aspect(dataset, frame)
+        facts = {
+            "format": "DICOM",
+            "transfer_syntax": _name(_syntax(dataset)),
+            "photometric": str(dataset.PhotometricInterpretation),
+            "bits": int(dataset.get("BitsStored", dataset.BitsAllocated)),
+            "frame": frame,
+            "frames": frames,
+            "spacing_mm": spacing,
+            "spacing_plane": plane,
+            "mapping": stored.mapping.facts,
+        }
     if abs(aspect[0] / aspect[1] - 1) > 0.05:
         log.warning("%s has pixels of %.3g x %.3g, used as if they were square; resample it first", what, *aspect[::-1])
-    facts = {
-        "format": "DICOM",
-        "transfer_syntax": _name(_syntax(dataset)),
-        "photometric": str(dataset.PhotometricInterpretation),
-        "bits": int(dataset.get("BitsStored", dataset.BitsAllocated)),
-        "frame": frame,
-        "frames": frames,
-        "spacing_mm": spacing,
-        "spacing_plane": plane,
-        "mapping": stored.mapping.facts,
-    }
     return replace(stored, facts=facts, aspect=aspect)
 
 
@@ -103,6 +104,7 @@ def open_dicom(path: Path, what: str) -> Iterator[Any]:
         raise InputError(f"{what} is DICOM and pydicom is missing; pip install 'pie-engine[dicom]'") from None
     try:
         with quiet("pydicom"):
+            check_file(path, what)
             yield pydicom.dcmread(path, force=True)
     except (InputError, MemoryError, PermissionError):
         raise
@@ -116,9 +118,9 @@ def _syntax(dataset: Any) -> Any:
     from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     meta = getattr(dataset, "file_meta", None)
-    found = None if meta is None else meta.get("TransferSyntaxUID")
-    if found:
-        return found
+    uid = None if meta is None else meta.get("TransferSyntaxUID")
+    if uid:
+        return uid
     implicit = dataset.original_encoding[0]
     return ImplicitVRLittleEndian if implicit in (True, None) else ExplicitVRLittleEndian
 
@@ -149,8 +151,7 @@ def check_pixels(dataset: Any, what: str) -> None:
                if not dataset.get(name)]  # fmt: skip
     if missing:
         raise InputError(f"{what} does not say its {', '.join(missing)}; export it anew")
-    if dataset.Rows * dataset.Columns > MAX_PIXELS:
-        raise InputError(f"{what} has more than {MAX_PIXELS} pixels a frame; crop or shrink it")
+    check_numbers(dataset, what)
     photometric = str(dataset.PhotometricInterpretation)
     if photometric not in (*_GREY, *_COLOUR, "PALETTE COLOR"):
         raise InputError(f"{what} has a photometric interpretation that is not supported; export it as MONOCHROME2")
@@ -159,10 +160,7 @@ def check_pixels(dataset: Any, what: str) -> None:
 
 
 def _choose_frame(dataset: Any, what: str, reading: Reading) -> tuple[int, int]:
-    try:
-        frames = max(1, int(dataset.get("NumberOfFrames") or 1))
-    except (TypeError, ValueError):
-        raise InputError(f"{what} has a number of frames that is none; export it anew") from None
+    frames = max(1, int(dataset.get("NumberOfFrames") or 1))
     if reading.frame is None and frames > 1:
         raise InputError(
             f"{what} has {frames} frames; pass {use('frame', 1)} to {frames}", field="frame", limit=f"1 to {frames}"
@@ -196,10 +194,14 @@ def decode_frame(dataset: Any, frame: int, what: str) -> np.ndarray:
     if not usable:
         raise InputError(f"{what} is compressed as {_name(syntax)}, and no decoder is installed; {remedy}")
     try:
+        if syntax.is_encapsulated:
+            check_compressed(dataset, frame, what)
         array = pixel_array(dataset, index=frame - 1)
-    except MemoryError:
+    except (InputError, MemoryError):
         raise
-    except Exception:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # how decoders in Rust fail
+            raise
         again = f"copy or export it anew (or {remedy})" if plugin else "copy or export it anew"
         raise InputError(
             f"{what} has pixel data that cannot be decoded ({_name(syntax)}; truncated, damaged, or not of the size "

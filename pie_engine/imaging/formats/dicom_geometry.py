@@ -45,8 +45,8 @@ def corners(dataset: Any, frame: int) -> np.ndarray | None:
     return np.stack([origin, origin + along_row, origin + along_column])
 
 
-def _first(found: list[Any], name: str, count: int) -> list[float] | None:
-    return next((value for value in (_numbers(group, name, count) for group in found) if value is not None), None)
+def _first(places: list[Any], name: str, count: int) -> list[float] | None:
+    return next((value for value in (_numbers(group, name, count) for group in places) if value is not None), None)
 
 
 def _numbers(group: Any, name: str, count: int) -> list[float] | None:

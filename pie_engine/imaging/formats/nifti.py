@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import gzip
 import logging
+import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pie_engine.errors import InputError, Notice, argument, use
+from pie_engine.imaging.blocks import extremes
 from pie_engine.imaging.formats.nifti_slice import NiftiSlice
-from pie_engine.imaging.limits import MAX_PIXELS, quiet
+from pie_engine.imaging.limits import MAX_NIFTI_HEADER, MAX_UNPACKED, check_size, quiet
 from pie_engine.imaging.mapping import Mapping, Range, Rescale, Window
 from pie_engine.imaging.reading import Reading
+from pie_engine.imaging.rules import broken_rescale
 from pie_engine.imaging.stored import Stored
 from pie_engine.imaging.window import check_finite
 
@@ -55,9 +58,12 @@ def read_nifti(path: Path, magic: bytes, reading: Reading) -> Stored:
         rescale = Rescale(float(proxy.slope), float(proxy.inter)) if scaled else None
         unscaled = (proxy.shape, proxy.dtype, proxy.offset)
         stored = place.take(ArrayProxy(proxy.file_like, unscaled, mmap=False))
-        values = stored if rescale is None else rescale.forward(stored)
-        check_finite(values, f"{what}, slice {place.number},")
-        shown, said = _show(header, values, what, reading)
+        wrong = broken_rescale(rescale)
+        if wrong is not None:  # before anything is computed with it
+            raise InputError(f"{what} {wrong}")
+        forward = None if rescale is None else rescale.forward
+        check_finite(stored, f"{what}, slice {place.number},", forward)
+        shown, said = _show(header, stored, forward, what, reading)
         if rescale is not None:
             said |= {"modality": {"slope": rescale.slope, "intercept": rescale.intercept}}
         facts = describe(place) | {"mapping": said}
@@ -92,6 +98,7 @@ def open_volume(path: Path, magic: bytes, what: str) -> Iterator[Any]:
         packed = file.read(2) == b"\x1f\x8b"
     try:
         with quiet("nibabel.global"), gzip.open(path) if packed else path.open("rb") as stream:
+            _check_cost(kind.header_class, stream, packed, what)
             volume = kind.from_stream(stream)
             _check(volume, what)
             yield volume
@@ -101,6 +108,31 @@ def open_volume(path: Path, magic: bytes, what: str) -> Iterator[Any]:
         raise InputError(
             f"{what} cannot be read as NIfTI ({type(error).__name__}: damaged or cut off); copy or export it anew"
         ) from None
+
+
+def _check_cost(kind: Any, stream: Any, packed: bool, what: str) -> None:
+    """Refuse what would take too much memory or time to read, by what the header declares. Rewinds the stream.
+
+    Args:
+        kind: nibabel's class of the header.
+
+    Raises:
+        InputError: beyond a limit.
+    """
+    header = kind(stream.read(kind.sizeof_hdr), check=False)
+    stream.seek(0)
+    before = float(header["vox_offset"])
+    if before > MAX_NIFTI_HEADER:
+        raise InputError(
+            f"{what} has its first voxel at byte {before:.0f} (at most {MAX_NIFTI_HEADER}); save it anew without "
+            "extensions"
+        )
+    voxels = math.prod(max(0, int(side)) for side in header.get_data_shape())
+    size = voxels * header.get_data_dtype().itemsize
+    if packed and size > MAX_UNPACKED:
+        raise InputError(
+            f"{what} is gzipped and holds {size} bytes of voxels (at most {MAX_UNPACKED}); unpack it with gunzip first"
+        )
 
 
 def _check(volume: Any, what: str) -> None:
@@ -162,16 +194,15 @@ def locate(volume: Any, what: str, reading: Reading) -> NiftiSlice:
     axis = 2 if reading.axis is None else reading.axis
     turns = _turns(volume)
     sagittal, coronal, axial = (int(np.flatnonzero(turns[:, 0] == a)[0]) for a in range(3))
-    own = (sagittal, coronal, axial)
+    file_axes = (sagittal, coronal, axial)
     count = spatial_shape(volume)[axis]
     number = _choose("slice", reading.slice, count, what, f"has {count} {_NAMES[axis]} slices")
-    across, up = (own[a] for a in range(3) if a != axis)
+    across, up = (file_axes[a] for a in range(3) if a != axis)
     spatial = (*shape, 1)[:3]
-    if spatial[across] * spatial[up] > MAX_PIXELS:
-        raise InputError(f"{what} has slices of more than {MAX_PIXELS} pixels; crop or shrink it")
-    index = number - 1 if turns[own[axis], 1] > 0 else count - number
+    check_size(spatial[across], spatial[up], what, "slice")
+    index = number - 1 if turns[file_axes[axis], 1] > 0 else count - number
     steps = (-1 if turns[across, 1] > 0 else 1, -1 if turns[up, 1] > 0 else 1)
-    return NiftiSlice(volume, axis, number, count, frame, frames, own, index, steps)
+    return NiftiSlice(volume, axis, number, count, frame, frames, file_axes, index, steps)
 
 
 def describe(place: NiftiSlice) -> dict[str, Any]:
@@ -206,14 +237,21 @@ def choose_slice(volume: Any, what: str, reading: Reading) -> tuple[np.ndarray, 
     return values, describe(place)
 
 
-def _show(header: Any, values: np.ndarray, what: str, reading: Reading) -> tuple[Window | Range, dict[str, Any]]:
+def _show(
+    header: Any,
+    stored: np.ndarray,
+    forward: Callable[[np.ndarray], np.ndarray] | None,
+    what: str,
+    reading: Reading,
+) -> tuple[Window | Range, dict[str, Any]]:
     if reading.window is not None:
         window = Window(*reading.window, "LINEAR_EXACT")
         return window, window.describe("option")
     low, high = float(header["cal_min"]), float(header["cal_max"])
     source = "file (cal_min, cal_max)"
     if not np.isfinite((low, high)).all() or low >= high:
-        low, high, source = float(values.min()), float(values.max()), "values of this slice"
+        low, high = map(float, extremes(stored, forward))
+        source = "values of this slice"
         log.warning(
             Notice(
                 "%s names no window: %g..%g, all of this slice's values, become black to white; "

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+# Voxels that are read at once of a slice across the file's planes.
+_AT_ONCE = 2**24
+
 
 @dataclass(frozen=True)
 class NiftiSlice:
@@ -17,8 +20,8 @@ class NiftiSlice:
         axis: which of the patient's axes it lies across: 0 sagittal, 1 coronal, 2 axial.
         number: along it, of `count`; both count from 1.
         frame: which volume of a 4-D file, of `frames`.
-        own: the file's axis for each of the patient's.
-        index: where along the file's own axis.
+        file_axes: the file's axis for each of the patient's.
+        index: where along the file's axis.
         steps: -1 where the picture runs against the file, for columns and rows.
     """
 
@@ -28,23 +31,23 @@ class NiftiSlice:
     count: int
     frame: int
     frames: int
-    own: tuple[int, int, int]
+    file_axes: tuple[int, int, int]
     index: int
     steps: tuple[int, int]
 
     @property
     def across_up(self) -> tuple[int, int]:
         """The file's axes along the picture's columns and rows."""
-        across, up = (self.own[axis] for axis in range(3) if axis != self.axis)
+        across, up = (self.file_axes[axis] for axis in range(3) if axis != self.axis)
         return across, up
 
     def take(self, voxels: Any) -> np.ndarray:
         """[H, W] of an array of the volume's shape, which may be a proxy that reads what is asked of it."""
         shape = tuple(voxels.shape)
         place: list[Any] = [slice(None)] * 3
-        place[self.own[self.axis]] = self.index
+        place[self.file_axes[self.axis]] = self.index
         chosen = (*place[: min(len(shape), 3)], *([self.frame - 1] if len(shape) > 3 else []), *[0] * (len(shape) - 4))
-        values = np.asarray(voxels[chosen])
+        values = _read_slice(voxels, chosen)
         if len(shape) == 2:
             values = values[..., None][tuple(place)]
         across, up = self.across_up
@@ -61,10 +64,10 @@ class NiftiSlice:
         """
         across, up = self.across_up
         placed = values.T[:: self.steps[0], :: self.steps[1]]  # [across, up]
-        own = self.own[self.axis]
-        placed = np.ascontiguousarray(np.expand_dims(placed.T if across > up else placed, own))
+        through = self.file_axes[self.axis]
+        placed = np.ascontiguousarray(np.expand_dims(placed.T if across > up else placed, through))
         shift = np.eye(4)
-        shift[own, 3] = self.index
+        shift[through, 3] = self.index
         source = self.volume.header
         header = type(self.volume).header_class()
         header.set_data_dtype(source.get_data_dtype())
@@ -77,3 +80,16 @@ class NiftiSlice:
             write(None if affine is None else affine @ shift, int(code), update_affine=False)
         made.header.set_slope_inter(self.volume.dataobj.slope, self.volume.dataobj.inter)
         return made
+
+
+def _read_slice(voxels: Any, chosen: tuple[Any, ...]) -> np.ndarray:
+    """`voxels[chosen]`, a few of the file's planes at a time, for nibabel may read a whole volume for a slice of it."""
+    shape = tuple(voxels.shape)
+    if len(shape) < 3 or not isinstance(chosen[2], slice):
+        return np.asarray(voxels[chosen])
+    planes = max(1, _AT_ONCE // (shape[0] * shape[1]))
+    parts = [
+        np.array(voxels[(*chosen[:2], slice(start, start + planes), *chosen[3:])])
+        for start in range(0, shape[2], planes)
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)

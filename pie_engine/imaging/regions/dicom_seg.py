@@ -65,9 +65,9 @@ def read_segmentation(dataset: Any, what: str, grid: Grid, label: int | None) ->
             "pixels; pass the one that was drawn on this image"
         )
     count = max(1, int(dataset.get("NumberOfFrames") or 1))
-    own = [frame for frame in range(1, count + 1) if _segment(dataset, frame) in (None, number)]
+    segment_frames = [frame for frame in range(1, count + 1) if _segment(dataset, frame) in (None, number)]
     subject = _read_subject(grid)
-    frames, matched = _match(dataset, own, what, subject, number)
+    frames, matched = _match(dataset, segment_frames, what, subject, number)
     pixels = np.zeros(size[::-1], bool)
     for frame in frames:
         _check_place(dataset, frame, what, subject)
@@ -98,12 +98,12 @@ def _choose_segment(dataset: Any, what: str, label: int | None) -> int:
 
 def _items(dataset: Any, frame: int, sequence: str) -> list[Any]:
     """The items of a sequence in a frame's functional group and in the shared one."""
-    found = []
+    items = []
     for name, index in (("PerFrameFunctionalGroupsSequence", frame - 1), ("SharedFunctionalGroupsSequence", 0)):
         groups = dataset.get(name) or []
         if index < len(groups):
-            found += list(groups[index].get(sequence) or [])
-    return found
+            items += list(groups[index].get(sequence) or [])
+    return items
 
 
 def _segment(dataset: Any, frame: int) -> int | None:
@@ -116,14 +116,14 @@ def _segment(dataset: Any, frame: int) -> int | None:
 
 def _references(dataset: Any, frame: int) -> set[tuple[str, int | None]]:
     """(SOP instance UID, frame or None) of the images that a frame was drawn on."""
-    found: set[tuple[str, int | None]] = set()
+    images: set[tuple[str, int | None]] = set()
     for derivation in _items(dataset, frame, "DerivationImageSequence"):
         for source in derivation.get("SourceImageSequence") or []:
             value = source.get("ReferencedFrameNumber")
             numbers = [None] if value is None else [value] if isinstance(value, str | int) else list(value)
             uid = str(source.get("ReferencedSOPInstanceUID", ""))
-            found |= {(uid, None if number is None else int(number)) for number in numbers}
-    return found
+            images |= {(uid, None if number is None else int(number)) for number in numbers}
+    return images
 
 
 def _read_subject(grid: Grid) -> _Subject | None:
@@ -135,23 +135,25 @@ def _read_subject(grid: Grid) -> _Subject | None:
         return _Subject(uid, frame, space, corners(dataset, frame))
 
 
-def _match(dataset: Any, own: list[int], what: str, subject: _Subject | None, number: int) -> tuple[list[int], str]:
+def _match(
+    dataset: Any, segment_frames: list[int], what: str, subject: _Subject | None, number: int
+) -> tuple[list[int], str]:
     """The segment's frames that belong to the image, and how that was found out."""
     remedy = "pass the segmentation that was drawn on it"
     empty = f"segment {number} of {what} is empty on this image; choose another with {argument('label')}"
-    if not own:
+    if not segment_frames:
         raise InputError(empty)
-    references = {frame: _references(dataset, frame) for frame in own}
+    references = {frame: _references(dataset, frame) for frame in segment_frames}
     # Empty frames may be left out, but the image is listed then.
     listed = {
         str(instance.get("ReferencedSOPInstanceUID", ""))
         for series in dataset.get("ReferencedSeriesSequence") or []
         for instance in series.get("ReferencedInstanceSequence") or []
     }
-    uids = (listed | {uid for found in references.values() for uid, _ in found}) - {""}
+    uids = (listed | {uid for images in references.values() for uid, _ in images}) - {""}
     if subject is not None and subject.uid and uids:
         this = {(subject.uid, None), (subject.uid, subject.frame)}
-        matching = [frame for frame, found in references.items() if found & this]
+        matching = [frame for frame, images in references.items() if images & this]
         if matching:
             return matching, "reference"
         if subject.uid not in uids:
@@ -161,15 +163,16 @@ def _match(dataset: Any, own: list[int], what: str, subject: _Subject | None, nu
             raise InputError(empty)
     space = str(dataset.get("FrameOfReferenceUID") or "")
     if subject is not None and subject.corners is not None and space and space == subject.space:
-        near = [frame for frame in own if (_distance(dataset, frame, subject) or (1.0, 0.0))[0] <= 0.5]
+        near = [frame for frame in segment_frames if (_distance(dataset, frame, subject) or (1.0, 0.0))[0] <= 0.5]
         if near:
             return near, "position"
-    if len(own) != 1:
+    if len(segment_frames) != 1:
         raise InputError(
-            f"{what} has {len(own)} frames of segment {number} and does not say which belongs to this image; {remedy}"
+            f"{what} has {len(segment_frames)} frames of segment {number} and does not say which belongs to this "
+            f"image; {remedy}"
         )
     log.warning("%s cannot be held to this image by more than its size; look at the overlay of pie-engine mask", what)
-    return own, "size"
+    return segment_frames, "size"
 
 
 def _distance(dataset: Any, frame: int, subject: _Subject | None) -> tuple[float, float] | None:
@@ -183,17 +186,17 @@ def _distance(dataset: Any, frame: int, subject: _Subject | None) -> tuple[float
         float(np.linalg.norm(edge)) / max(1, count - 1) or np.inf
         for edge, count in ((right - first, columns), (down - first, rows))
     )
-    apart = float(np.linalg.norm(place - subject.corners, axis=1).max())
-    return apart / pixel, apart
+    distance = float(np.linalg.norm(place - subject.corners, axis=1).max())
+    return distance / pixel, distance
 
 
 def _check_place(dataset: Any, frame: int, what: str, subject: _Subject | None) -> None:
     """Refuse a frame that lies elsewhere than the image it refers to."""
-    apart = _distance(dataset, frame, subject)
-    if apart is not None and apart[0] > 0.5:
+    distance = _distance(dataset, frame, subject)
+    if distance is not None and distance[0] > 0.5:
         raise InputError(
-            f"{what} lies {apart[1]:.3g} mm ({apart[0]:.3g} pixels) from this image, at most half a pixel expected; "
-            "resample it on the image"
+            f"{what} lies {distance[1]:.3g} mm ({distance[0]:.3g} pixels) from this image, at most half a pixel "
+            "expected; resample it on the image"
         )
 
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image as PILImage
+from scipy.ndimage import distance_transform_edt
 
 from pie_engine.config.run import FEATHER
 from pie_engine.equality import ByContent
-from pie_engine.errors import InputError, Notice, argument, use
+from pie_engine.errors import InputError, Notice, argument, mention, use
 from pie_engine.imaging.fitting import fit, kept
 from pie_engine.imaging.regions.roi import HALF, Roi, align
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 log = logging.getLogger(__name__)
+
+# The resolution that the default width of the feather is meant for.
+_FEATHER_SIDE = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,8 +158,6 @@ def _finding_weights(parts: list[np.ndarray], latent: np.ndarray) -> np.ndarray 
 
 def fit_grey(grey: np.ndarray, resolution: int, how: str) -> np.ndarray:
     """`fit` of one channel: [H, W] uint8 -> [R, R] uint8."""
-    from PIL import Image as PILImage
-
     return np.asarray(fit(PILImage.fromarray(grey), resolution, how).convert("L"))
 
 
@@ -169,9 +172,9 @@ def _split(
     """
     if owner is None:
         return [pixels]
-    shares = [fit_grey(np.where(owner == index, drawn, np.uint8(0)), resolution, how) for index in range(count)]
-    # Where two have equal shares, the later one holds, as it does where they overlap.
-    winner = len(shares) - 1 - np.argmax(np.stack(shares[::-1]), axis=0)
+    greys = [fit_grey(np.where(owner == index, drawn, np.uint8(0)), resolution, how) for index in range(count)]
+    # Where two have as much of a pixel, the later one holds, as it does where they overlap.
+    winner = len(greys) - 1 - np.argmax(np.stack(greys[::-1]), axis=0)
     return [pixels & (winner == index) for index in range(count)]
 
 
@@ -206,9 +209,28 @@ def feather(pixels: np.ndarray, width: int = FEATHER) -> np.ndarray:
 
     Inward only, so that no pixel outside the ROI can change; the image's own border is not an edge.
     """
-    from scipy.ndimage import distance_transform_edt
-
     if pixels.all():
         return np.ones(pixels.shape, np.float32)
     distance = distance_transform_edt(pixels)
     return np.clip(distance / (width + 1), 0, 1).astype(np.float32)
+
+
+def warn_of_feather(mask: Mask, width: int) -> None:
+    """Warn where less than half of the region keeps full weight: the frames show little of what was simulated there.
+
+    The width is counted in pixels of the output, so that it takes more of a region the smaller the output is.
+
+    Args:
+        width: what `mask.weight` was made with.
+    """
+    total, full = int(mask.pixels.sum()), int((mask.weight[mask.pixels] == 1).sum())
+    if 2 * full < total:
+        side = mask.pixels.shape[0]
+        scaled = min(width - 1, round(FEATHER * side / _FEATHER_SIDE))  # as wide, in the patient, as at 512
+        log.warning(
+            Notice(
+                f"{mention('feather')} %d leaves %.0f %% of the mask at full weight (%d of %d pixels at %d x %d, at "
+                f"least half expected); pass {use('feather', scaled)}"
+            ),
+            width, 100 * full / total, full, total, side, side,
+        )  # fmt: skip

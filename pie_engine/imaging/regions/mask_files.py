@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image as PILImage
 
 from pie_engine.errors import InputError, mention
 from pie_engine.imaging.formats import nifti
@@ -59,8 +60,6 @@ def read_mask(region: Region, grid: Grid, kind: str = "mask") -> tuple[Image, di
 
 
 def _picture(pixels: np.ndarray) -> Image:
-    from PIL import Image as PILImage
-
     return PILImage.fromarray(pixels.astype(np.uint8) * 255)
 
 
@@ -103,8 +102,8 @@ def _from_nifti(
         )
     inside = values != 0 if label is None else values == label
     if not inside.any():
-        found = np.unique(values)
-        shown = ", ".join(f"{value:g}" for value in found[:12]) + (", ..." if len(found) > 12 else "")
+        present = np.unique(values)
+        shown = ", ".join(f"{value:g}" for value in present[:12]) + (", ..." if len(present) > 12 else "")
         wanted = "other than 0" if label is None else str(label)
         raise InputError(
             f"{what} has no value {wanted} in slice {facts['slice']} (it has {shown}); choose another slice"
@@ -131,16 +130,16 @@ def _check_place(volume: Any, what: str, grid: Grid) -> None:
     magic = sniff(grid.path)[0]
     assert magic is not None
     with nifti.open_volume(grid.path, magic, f"image {grid.path}") as image:
-        own_shape, own_corners = nifti.spatial_shape(image), nifti.corners(image)
+        image_shape, image_corners = nifti.spatial_shape(image), nifti.corners(image)
         voxel = min(float(np.linalg.norm(column)) for column in image.affine[:3, :3].T)
-    if shape != own_shape:
+    if shape != image_shape:
         raise InputError(
-            f"{what} has {' x '.join(map(str, shape))} voxels and the image {' x '.join(map(str, own_shape))}; "
+            f"{what} has {' x '.join(map(str, shape))} voxels and the image {' x '.join(map(str, image_shape))}; "
             "pass the mask drawn on this image"
         )
-    apart = float(np.linalg.norm(corners - own_corners, axis=1).max())
-    if apart > voxel / 2:
+    distance = float(np.linalg.norm(corners - image_corners, axis=1).max())
+    if distance > voxel / 2:
         raise InputError(
-            f"{what} lies up to {apart:.3g} mm from the image's voxels (at most {voxel / 2:.3g}, half a voxel); "
+            f"{what} lies up to {distance:.3g} mm from the image's voxels (at most {voxel / 2:.3g}, half a voxel); "
             "pass the mask drawn on this image, or resample it on it"
         )

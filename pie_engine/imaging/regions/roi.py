@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image as PILImage
+from scipy.ndimage import distance_transform_edt, label
 
 from pie_engine.config.checks import integer
 from pie_engine.equality import ByContent
@@ -189,8 +191,6 @@ def align(mask: Image, size: tuple[int, int], kind: str = "mask") -> np.ndarray:
     Raises:
         InputError: another aspect ratio than the image's.
     """
-    from PIL import Image as PILImage
-
     (width, height), (mask_width, mask_height) = size, mask.size
     stretch = (mask_width * height) / (mask_height * width)
     if abs(stretch - 1) > _ASPECT_TOLERANCE:
@@ -206,8 +206,6 @@ def align(mask: Image, size: tuple[int, int], kind: str = "mask") -> np.ndarray:
 
 def _owners(numbers: Sequence[int], drawn: Sequence[np.ndarray]) -> np.ndarray | None:
     """Which of the regions' numbers holds at each pixel; outside of all regions, that of the nearest. None for one."""
-    from scipy.ndimage import distance_transform_edt
-
     most = max(numbers)
     if most == 0:
         return None
@@ -228,8 +226,6 @@ def grow(pixels: np.ndarray, radius: int) -> np.ndarray:
 
     Distances are Euclidean, between centres; beyond the image's border nothing is outside. [H, W] bool.
     """
-    from scipy.ndimage import distance_transform_edt
-
     if not radius or pixels.all() or not pixels.any():
         return pixels
     if radius > 0:
@@ -239,8 +235,6 @@ def grow(pixels: np.ndarray, radius: int) -> np.ndarray:
 
 def component_sizes(pixels: np.ndarray) -> list[int]:
     """Pixels of each part that is connected by edges or corners, largest first."""
-    from scipy.ndimage import label
-
     labels, count = label(pixels, np.ones((3, 3), bool))
     return sorted((int(size) for size in np.bincount(labels.ravel(), minlength=count + 1)[1:]), reverse=True)
 

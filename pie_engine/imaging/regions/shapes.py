@@ -40,6 +40,11 @@ class Shape:
                 numbers.append(float(word))
             except ValueError:
                 raise ConfigError(f"{cls.name} '{text}' holds '{word}', which is no number; write {cls.form}") from None
+        if numbers and all(0 <= number <= 1 for number in numbers):
+            raise ConfigError(
+                f"{cls.name} '{text}' lies within one pixel; coordinates are pixels of the image, not shares of it: "
+                "multiply them by its width and height"
+            )
         return cls._of(text, numbers)
 
     @classmethod

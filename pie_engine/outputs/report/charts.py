@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from typing import Any
+
+from markupsafe import Markup
+
+from pie_engine.outputs.report.templates import render
 
 _WIDTH, _HEIGHT = 330, 212
 _LEFT, _RIGHT, _BOTTOM = 52, 12, 38
@@ -31,12 +35,12 @@ class Series:
     first: int = 1
 
 
-def line_plot(title: str, unit: str, lines: Sequence[Series], rounds: int, top: float | None = None) -> str:
+def line_plot(title: str, unit: str, lines: Sequence[Series], rounds: int, top: float | None = None) -> Markup:
     """A figure: rounds 0 to `rounds` to the right, `unit` upwards from 0, or from below where a value is below 0.
 
     Args:
         unit: what the upward axis measures, and in what.
-        lines: at least one; each with a colour, a dash and a marker of its own.
+        lines: at least one; each with a colour, a dash and a marker that tell it from the others.
         rounds: number of the last round, where the script's marker of the shown frame begins.
         top: end of the upward axis; None takes the first round number above all values.
     """
@@ -54,40 +58,26 @@ def line_plot(title: str, unit: str, lines: Sequence[Series], rounds: int, top: 
     def y(value: float) -> float:
         return bottom - (bottom - over) * (value - upward[0]) / (upward[-1] - upward[0])
 
-    across = f'x1="{_LEFT}" x2="{_WIDTH - _RIGHT}"'
-    parts = []
-    for value in upward:
-        parts += [
-            f'<line class="grid" {across} y1="{y(value):.2f}" y2="{y(value):.2f}"/>',
-            f'<text class="up" x="{_LEFT - 6}" y="{y(value) + 4:.2f}" text-anchor="end">{_figure(value)}</text>',
-        ]
-    parts += [
-        f'<text x="{x(number):.2f}" y="{bottom + 16}" text-anchor="middle">{number}</text>'
-        for number in round_ticks(rounds)
-    ]
-    middle = (over + bottom) / 2
-    parts += [
-        f'<line class="axis" {across} y1="{bottom}" y2="{bottom}"/>',
-        f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2:.1f}" y="{height - 6}" text-anchor="middle">round</text>',
-        f'<text transform="translate(13 {middle:.1f}) rotate(-90)" text-anchor="middle">{escape(unit)}</text>',
-    ]
-    for index, line in enumerate(lines):
-        parts += _line(line, index % len(_MARKERS), x, y)
-        parts += _key(line.name, index % len(_MARKERS), 12 + _KEY_LINE * index)
-    parts += [
-        f'<g class="cursor" data-zero="{x(0):.2f}" data-step="{x(1) - x(0):.4f}" '
-        f'transform="translate({x(rounds):.2f} 0)"><line x1="0" x2="0" y1="{over - 4}" y2="{bottom}"/></g>'
-    ]
+    def curve(number: int, line: Series) -> dict[str, Any]:
+        place = number % len(_MARKERS)
+        points = [(x(line.first + index), y(value)) for index, value in enumerate(line.values)]
+        return {
+            "number": place, "name": line.name, "dash": _DASHES[place], "marker": _MARKERS[place], "points": points,
+            "marked": points if len(points) <= _MOST_MARKERS else [], "key": 12 + _KEY_LINE * number,
+        }  # fmt: skip
+
     spoken = "; ".join(
         f"{line.name}: {line.values[0]:.3g} at round {line.first}, "
         f"{line.values[-1]:.3g} at round {line.first + len(line.values) - 1}"
         for line in lines
     )
-    return (
-        f"<figure><figcaption>{escape(title)}</figcaption>"
-        f'<svg class="plot" viewBox="0 0 {_WIDTH} {height}" role="img" '
-        f'aria-label="{escape(f"{title}, {unit}. {spoken}")}">{"".join(parts)}</svg></figure>'
-    )
+    return render(
+        "plot.html", title=title, unit=unit, spoken=f"{title}, {unit}. {spoken}", width=_WIDTH, height=height,
+        left=_LEFT, right=_WIDTH - _RIGHT, top=over, bottom=bottom, zero=x(0), step=x(1) - x(0), last=x(rounds),
+        upward=[(y(value), f"{value:.10g}") for value in upward],
+        along=[(x(number), number) for number in round_ticks(rounds)],
+        curves=[curve(number, line) for number, line in enumerate(lines)],
+    )  # fmt: skip
 
 
 def ticks(top: float) -> list[float]:
@@ -104,28 +94,3 @@ def round_ticks(rounds: int) -> range:
     power = 10 ** max(0, math.floor(math.log10(max(rounds, 1) / 10)))
     step = next(factor * power for factor in (1, 2, 5, 10, 20) if rounds <= factor * power * 11)
     return range(0, rounds + 1, step)
-
-
-def _line(line: Series, index: int, x: Callable[[float], float], y: Callable[[float], float]) -> list[str]:
-    points = [(x(line.first + number), y(value)) for number, value in enumerate(line.values)]
-    path = " ".join(f"{across:.2f},{up:.2f}" for across, up in points)
-    parts = [f'<polyline class="curve series-{index}" stroke-dasharray="{_DASHES[index]}" points="{path}"/>']
-    if len(points) <= _MOST_MARKERS:
-        parts += [
-            f'<path class="series-{index}" transform="translate({across:.2f} {up:.2f})" d="{_MARKERS[index]}"/>'
-            for across, up in points
-        ]
-    return parts
-
-
-def _key(name: str, index: int, up: float) -> list[str]:
-    return [
-        f'<line class="series-{index}" stroke-width="2" stroke-dasharray="{_DASHES[index]}" '
-        f'x1="{_LEFT}" x2="{_LEFT + 28}" y1="{up}" y2="{up}"/>',
-        f'<path class="series-{index}" transform="translate({_LEFT + 14} {up})" d="{_MARKERS[index]}"/>',
-        f'<text class="key" x="{_LEFT + 35}" y="{up + 4}">{escape(name)}</text>',
-    ]
-
-
-def _figure(value: float) -> str:
-    return f"{value:.10g}"

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from pie_engine.errors import InputError
 from pie_engine.files import write_file
 from pie_engine.outputs.differences import spaced
@@ -65,8 +67,6 @@ def add_measures(
 
 def _write(folder: Path, measures: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
     """The report anew, and provenance that lists it."""
-    from PIL import Image
-
     marker = folder.resolve() / _PROVENANCE
     try:
         provenance = json.loads(marker.read_text(encoding="utf-8"))

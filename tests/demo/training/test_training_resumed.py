@@ -84,7 +84,7 @@ class Toy:
 
 def toy_stages(*names, stop_at=None):
     """Stages that write down how often they ran; the one called `stop_at` stops."""
-    found = []
+    stages = []
     for name in names:
 
         def stage(output, config, name=name):
@@ -95,8 +95,8 @@ def toy_stages(*names, stop_at=None):
             return {"loss": (0.5, config.part.steps)}
 
         stage.__name__ = f"_{name}"
-        found.append(stage)
-    return found
+        stages.append(stage)
+    return stages
 
 
 def test_a_record_is_whole_at_any_time_and_a_stopped_stage_runs_again(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Cells of a sweep made by hand: intervals, the stable stretches, what the mask is worth, and the words for it."""
+"""Cells of a sweep made by hand: intervals, the stable ranges, what the mask is worth, and the words for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from pie_engine.evaluation.measures import Measured
 from pie_engine.evaluation.sweep import runs
-from pie_engine.evaluation.sweep.cells import Figures, figures, front, mask_effects, stable_stretches
+from pie_engine.evaluation.sweep.cells import CellSummary, front, mask_effects, ranges_by_axis, summarise_cell
 from pie_engine.evaluation.sweep.grid import Cell, make_cells
 from pie_engine.evaluation.sweep.recipes import conclude
 from pie_engine.evaluation.sweep.runs import Progress
@@ -30,26 +30,26 @@ def run_of(patient: str, confidence: float, similarity: float, leakage: float | 
     return Measured(run, {"x": series["confidence: x"]}, series, {})
 
 
-def cell_of(cell: Cell, *runs: Measured) -> Figures:
-    return figures(cell, runs, "ssim_inside", LIMITS, 0)
+def cell_of(cell: Cell, *runs: Measured) -> CellSummary:
+    return summarise_cell(cell, runs, "ssim_inside", LIMITS, 0)
 
 
-def test_figures_are_over_patients() -> None:
+def test_means_are_over_patients() -> None:
     """Two runs of one patient are averaged first; of two patients' means, resampled, there are three values."""
-    own = cell_of(Cell({"steps": 2}), run_of("p", 0.5, 0.9), run_of("p", 0.7, 0.9), run_of("q", 0.8, 0.7))
-    last = own.confidence["x"][-1]
+    cell = cell_of(Cell({"steps": 2}), run_of("p", 0.5, 0.9), run_of("p", 0.7, 0.9), run_of("q", 0.8, 0.7))
+    last = cell.confidence["x"][-1]
     assert (last.mean, last.low, last.high, last.n) == (pytest.approx(0.7), pytest.approx(0.6), pytest.approx(0.8), 2)
-    assert own.confidence["x"][0].mean == pytest.approx(0.1)
-    assert (own.rise["x"].mean, own.rise["x"].low) == (pytest.approx(0.6), pytest.approx(0.5))
-    assert own.ratio is not None and own.ratio.mean == pytest.approx(0.5)
-    assert own.point == (pytest.approx(0.8), pytest.approx(0.7))
-    assert own.stable and own.leakage == [None] * 3 and own.final["decoded_leakage"] is None
-    assert own.to_dict()["values"] == {"steps": "2"}
+    assert cell.confidence["x"][0].mean == pytest.approx(0.1)
+    assert (cell.rise["x"].mean, cell.rise["x"].low) == (pytest.approx(0.6), pytest.approx(0.5))
+    assert cell.ratio is not None and cell.ratio.mean == pytest.approx(0.5)
+    assert cell.point == (pytest.approx(0.8), pytest.approx(0.7))
+    assert cell.stable and cell.leakage == [None] * 3 and cell.final["decoded_leakage"] is None
+    assert cell.to_dict()["values"] == {"steps": "2"}
     far = cell_of(Cell({"steps": 2}), run_of("p", 0.9, 0.6), run_of("q", 0.4, 0.9))
     assert far.reasons == ["confidence (x) from 0.4 up, below 0.5", "similarity from 0.6 up, below 0.7"]
 
 
-def grid_of(points: dict[tuple[float, str], tuple[float, float]]) -> tuple[dict[str, Any], list[Figures]]:
+def grid_of(points: dict[tuple[float, str], tuple[float, float]]) -> tuple[dict[str, Any], list[CellSummary]]:
     """Cells over strength and scheduler, of one patient."""
     grid: dict[str, Any] = {name: tuple(dict.fromkeys(key[i] for key in points)) for i, name in enumerate(
         ("strength", "scheduler"))}  # fmt: skip
@@ -60,7 +60,7 @@ def grid_of(points: dict[tuple[float, str], tuple[float, float]]) -> tuple[dict[
     ]
 
 
-def test_stretches_along_an_axis_the_others_held() -> None:
+def test_ranges_along_an_axis_the_others_held() -> None:
     good, shy, far = (0.9, 0.8), (0.3, 0.9), (0.95, 0.5)
     grid, cells = grid_of(
         {
@@ -68,8 +68,8 @@ def test_stretches_along_an_axis_the_others_held() -> None:
             (0.3, "euler"): shy, (0.1, "euler"): good, (0.2, "euler"): shy, (0.4, "euler"): good,
         }
     )  # fmt: skip
-    found = stable_stretches(grid, cells)
-    # The grid names 0.3 first; a stretch is along the axis, not along the list.
+    found = ranges_by_axis(grid, cells)
+    # The grid names 0.3 first; a range is along the axis, not along the list.
     assert found == [
         {"axis": "strength", "from": 0.2, "to": 0.3, "cells": 2, "at": {"scheduler": "ddim"}},
         {"axis": "strength", "from": 0.1, "to": 0.1, "cells": 1, "at": {"scheduler": "euler"}},

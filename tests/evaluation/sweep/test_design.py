@@ -16,7 +16,7 @@ from pie_engine.evaluation.sweep.grid import AXES, make_cells, parse_axis, parse
 from pie_engine.evaluation.sweep.recipes import RECIPES, with_recipe
 from pie_engine.imaging import Box
 
-GREY = np.zeros((40, 50), np.uint8)
+GREY = np.arange(40 * 50, dtype=np.uint16).reshape(40, 50)
 PATIENT = Item(GREY, "x", Box(10, 10, 30, 30), "a", dilate=1, shift=(2, 0), keep=Box(0, 0, 5, 5))
 BASE = RunConfig(steps=3, num_inference_steps=10)
 

@@ -30,7 +30,7 @@ def write(folder: Path, text: str | bytes) -> Path:
 def test_paths_are_the_tables_and_ids_the_items(folder: Path) -> None:
     path = write(
         folder,
-        "\ufeffmask,id, image,prompt\r\n"
+        "\ufeffmask,item_id, image,prompt\r\n"
         'pictures/roi.png,p-1,pictures/a.png,"enlarged, ""markedly""\nheart"\r\n'
         "\r\n"
         f"pictures/roi.png:0.5,2,{folder / 'pictures' / 'b.png'},x\r\n"
@@ -48,18 +48,18 @@ def test_paths_are_the_tables_and_ids_the_items(folder: Path) -> None:
 
 REFUSED = {
     "": "is no table",
-    "id,image\n": "lacks the column prompt; its first line is id,image,prompt or id,image,prompt,mask",
-    "id,image,prompt,age\n1,pictures/a.png,x,80\n": "has the column 'age'",
-    "id,id,image,prompt\n": "names a column twice",
-    "id,image,prompt\n\n": "has no patient",
-    "id,image,prompt\n1,pictures/a.png,x,y\n": "line 2 of {} has 4 values for 3 columns; put quotes around a comma",
-    "id,image,prompt\n1,pictures/a.png,\n": "line 2 of {} has no prompt; write one",
-    "id,image,prompt\n1,pictures/a.png,x\n1,pictures/b.png,x\n": "line 3 of {} has the id '1' of an earlier line",
-    "id,image,prompt\n../up,pictures/a.png,x\n": "line 2 of {}: the id '../up' cannot name a folder",
-    "id,image,prompt\n.a,pictures/a.png,x\n": "the id '.a' cannot name a folder",
-    "id,image,prompt\n1,none.png,x\n": "names the image {folder}/none.png, which does not exist",
-    "id,image,prompt,mask\n1,pictures/a.png,x,no.png:0.5\n": "names the mask {folder}/no.png, which does not exist",
-    'id,image,prompt\n1,pictures/a.png,"x\n': "is no table (unexpected end of data)",
+    "item_id,image\n": "lacks the column prompt; its first line is item_id,image,prompt or item_id,image,prompt,mask",
+    "item_id,image,prompt,age\n1,pictures/a.png,x,80\n": "has the column 'age'",
+    "item_id,item_id,image,prompt\n": "names a column twice",
+    "item_id,image,prompt\n\n": "has no patient",
+    "item_id,image,prompt\n1,pictures/a.png,x,y\n": "line 2 of {} has 4 values for 3 columns; put quotes",
+    "item_id,image,prompt\n1,pictures/a.png,\n": "line 2 of {} has no prompt; write one",
+    "item_id,image,prompt\n1,pictures/a.png,x\n1,pictures/b.png,x\n": "line 3 of {} has the id '1' of an earlier line",
+    "item_id,image,prompt\n../up,pictures/a.png,x\n": "line 2 of {}: the id '../up' cannot name a folder",
+    "item_id,image,prompt\n.a,pictures/a.png,x\n": "the id '.a' cannot name a folder",
+    "item_id,image,prompt\n1,none.png,x\n": "names the image {folder}/none.png, which does not exist",
+    "item_id,image,prompt,mask\n1,pictures/a.png,x,no.png:0.5\n": "names the mask {folder}/no.png, which does not",
+    'item_id,image,prompt\n1,pictures/a.png,"x\n': "is no table (unexpected end of data)",
 }
 
 
@@ -76,4 +76,4 @@ def test_files_that_cannot_be_read(folder: Path) -> None:
     with pytest.raises(InputError, match=r"patients file .*none\.csv cannot be read \(No such file"):
         read_patients(folder / "none.csv")
     with pytest.raises(InputError, match="is not UTF-8"):
-        read_patients(write(folder, "id,image,prompt\n1,pictures/a.png,é\n".encode("latin-1")))
+        read_patients(write(folder, "item_id,image,prompt\n1,pictures/a.png,é\n".encode("latin-1")))

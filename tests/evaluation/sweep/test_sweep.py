@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +45,7 @@ def run_sweep(engine: PieEngine, patients: list[Item], classifier: Path, tmp_pat
         **rest: Any,
     ) -> Any:
         design = Design(items or patients, base, grid, options or {})
-        return sweep(engine, design, Evaluators.load([classifier]), tmp_path / "out", **rest)
+        return sweep(engine, design, Evaluators.load([classifier], trust=True), tmp_path / "out", **rest)
 
     return run
 
@@ -53,7 +54,7 @@ def run_sweep(engine: PieEngine, patients: list[Item], classifier: Path, tmp_pat
 def _quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plots take longer than these runs; one test draws them."""
     if "draws" not in request.node.name:
-        monkeypatch.setattr("pie_engine.evaluation.sweep.tradeoff_plot.draw_plots", lambda *rest: {})
+        monkeypatch.setattr(sys.modules[sweep.__module__], "draw_plots", lambda *rest: {})
 
 
 @pytest.fixture
@@ -135,12 +136,14 @@ def test_a_sweep_draws_its_cells_patients_and_seeds(
     assert len(rows) == 4 * 3 + 4 * 5
     assert [row["round"] for row in rows[:3]] == ["0", "1", "2"]
     # Brightness is the classifier, so that the picture says what the table has to say.
-    own = next(r for r in rows if (r["steps"], r["id"], r["seed"], r["round"]) == ("2", "b", "1", "2"))
-    assert float(own["confidence: bright"]) == pytest.approx(alone.frames[2].mean() / 255, abs=1e-4)
+    own = next(r for r in rows if (r["steps"], r["item_id"], r["seed"], r["round"]) == ("2", "b", "1", "2"))
+    assert float(own["confidence_bright"]) == pytest.approx(alone.frames[2].mean() / 255, abs=1e-4)
     assert float(own["decoded_leakage"]) == pytest.approx(alone.change.decoded_outside[1])
     # Seeds of one patient are averaged first; two patients' resampled means are one of three values.
     last = {
-        name: np.mean([float(r["ssim_inside"]) for r in rows if (r["steps"], r["id"], r["round"]) == ("4", name, "4")])
+        name: np.mean(
+            [float(r["ssim_inside"]) for r in rows if (r["steps"], r["item_id"], r["round"]) == ("4", name, "4")]
+        )
         for name in "ab"
     }
     cell = summary["cells"][1]
@@ -151,17 +154,18 @@ def test_a_sweep_draws_its_cells_patients_and_seeds(
         pytest.approx(max(last.values())), 2,
     )  # fmt: skip
     increments = {
-        (r["id"], r["seed"], r["round"]): float(r["increment_inside"]) for r in rows
+        (r["item_id"], r["seed"], r["round"]): float(r["increment_inside"]) for r in rows
         if r["steps"] == "4" and r["round"] != "0"
     }  # fmt: skip
     ratios = [np.mean([(increments[n, s, "4"] / increments[n, s, "1"]) ** (1 / 3) for s in "01"]) for n in "ab"]
     assert cell["increment_ratio"]["mean"] == pytest.approx(np.mean(ratios))
     assert (summary["similarity"], summary["patients"], summary["runs"]) == ("ssim_inside", 2, 8)
     assert summary["stable"]["limits"] == {"confidence": 0.5, "similarity": 0.7}
+    assert set(summary["stable"]) == {"limits", "stable_ranges"}
     assert json.loads((out / "summary.json").read_text()) == summary
-    assert summary["files"] == ["sweep.csv", "summary.json", "pareto.png", "over-steps.png", "rounds.png"]
+    assert summary["files"] == ["sweep.csv", "means.csv", "pareto.png", "over-steps.png", "rounds.png", "summary.json"]
     assert {path.name for path in out.iterdir()} == {*summary["files"], "sweep.json", "runs"}
-    for name in summary["files"][2:]:
+    for name in summary["files"][2:-1]:
         with Image.open(out / name) as picture:
             assert picture.size[0] > 600 and "not for diagnosis" in picture.text["Comment"]
     # A cell's folder is what the other commands take.
@@ -178,7 +182,7 @@ def test_without_the_mask_runs_are_measured_against_it(
     assert mask is not None
     frames = frames_of(out / "runs" / "mask=off" / "a_seed=0")
     assert not (out / "runs" / "mask=off" / "a_seed=0" / "mask.png").exists()
-    rows = {(row["mask"], row["id"], row["round"]): row for row in rows_of(out)}
+    rows = {(row["mask"], row["item_id"], row["round"]): row for row in rows_of(out)}
     apart = np.abs(frames.astype(int) - frames[0])
     off = rows["off", "a", "2"]
     assert float(off["change_inside"]) == pytest.approx(apart[2][mask].mean())
@@ -275,10 +279,10 @@ def test_an_interrupted_sweep_goes_on(run_sweep: Sweep, calls: list[Any], tmp_pa
             assert now[name] == whole[name], name
     assert json.loads(now["summary.json"]) == json.loads(whole["summary.json"])
     calls.clear()
-    for name in ("over-steps.png", "rounds.png", "own.png"):
+    for name in ("over-steps.png", "rounds.svg", "own.png"):
         (out / name).write_bytes(b"of an earlier grid, or of the user")
     run_sweep({"strength": (0.25, 0.5, 0.75)})  # more of it
-    assert [path.name for path in out.glob("*.png")] == ["own.png"]
+    assert [path.name for path in out.glob("*.png")] == ["own.png"] and not (out / "rounds.svg").exists()
     assert {config.strength for config, _ in calls} == {0.75}
 
 
@@ -350,7 +354,7 @@ def test_mistakes_are_told_before_anything_runs(
         sweep(
             engine,
             Design(patients, BASE, {"steps": (1,)}),
-            Evaluators.load([tmp_path / "second.json"]),
+            Evaluators.load([tmp_path / "second.json"], trust=True),
             tmp_path / "out",
         )
     assert not (tmp_path / "out").exists() and not calls
@@ -375,7 +379,7 @@ def test_methods_are_swept_resumed_and_compared(
     assert calls == []
     with pytest.raises(OutputError, match=r"was simulated with healthy_prompt 'the lung', not 'lungs'"):
         run_sweep(grid, options={"healthy_prompt": "lungs"})
-    compared = compare([tmp_path / "out"], tmp_path / "compare", classifiers=[classifier])
+    compared = compare([tmp_path / "out"], tmp_path / "compare", classifiers=[classifier], trust=True)
     assert {name: own["patients"] for name, own in compared["methods"].items()} == {
         "pie": 2, "control": 2, "previous": 2,
     }  # fmt: skip

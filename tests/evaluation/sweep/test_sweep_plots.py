@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pie_engine.evaluation.sweep.cells import Figures, front
+from pie_engine.evaluation.sweep.cells import CellSummary, front
 from pie_engine.evaluation.sweep.grid import make_cells
 from pie_engine.evaluation.sweep.tradeoff_plot import _write_beside, draw_plots
 from pie_engine.metrics.bootstrap import Estimate
@@ -21,7 +21,7 @@ from pie_engine.outputs.figure import new_figure
 GREEN = (0, 122, 90)  # of the rings, and of the third line
 
 
-def cells_of(grid: dict[str, Any], *, stable: bool = False, leakage: float | None = 1.0) -> list[Figures]:
+def cells_of(grid: dict[str, Any], *, stable: bool = False, leakage: float | None = 1.0) -> list[CellSummary]:
     """Confidence and similarity that go opposite ways over the cells, of two patients."""
     found, cells = [], make_cells(grid)
     runs: Any = [SimpleNamespace(run=SimpleNamespace(patient=name)) for name in "pq"]
@@ -31,7 +31,7 @@ def cells_of(grid: dict[str, Any], *, stable: bool = False, leakage: float | Non
         similar = [Estimate(1.0, 1.0, 1.0, 2), Estimate(1 - value / 2, 0.5, 1.0, 2)]
         leaks = [None, None if leakage is None else Estimate(leakage, leakage, leakage, 2)]
         reasons = [] if stable else ["shy"]
-        found.append(Figures(cell, runs, 1, {"x": sure}, similar, leaks, {}, {}, None, reasons))
+        found.append(CellSummary(cell, runs, 1, {"x": sure}, similar, leaks, {}, {}, None, reasons))
     return found
 
 
@@ -44,14 +44,14 @@ def _pixel() -> bytes:
 PIXEL = _pixel()
 
 
-def draw(grid: dict[str, Any], cells: list[Figures]) -> dict[str, np.ndarray]:
+def draw(grid: dict[str, Any], cells: list[CellSummary]) -> dict[str, np.ndarray]:
     pictures = draw_plots(grid, cells, front(cells), "ssim_inside", Stable())
     return {name: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for name, data in pictures.items()}
 
 
 def test_which_plots_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "pie_engine.evaluation.sweep.tradeoff_plot.encode_figure", lambda figure, suffix: PIXEL
+        "pie_engine.evaluation.sweep.tradeoff_plot.encode_figures", lambda figure, name, figures: {f"{name}.png": PIXEL}
     )  # encoding takes longest
     axis = {"strength": (0.1, 0.2, 0.3)}
     assert list(draw(axis, cells_of(axis))) == ["pareto.png", "over-strength.png", "rounds.png"]

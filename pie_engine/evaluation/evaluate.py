@@ -1,8 +1,7 @@
-"""Runs in, metrics.csv, summary.json and rounds.png out."""
+"""Runs in, their measures as tables, a summary and a plot out."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,14 +11,17 @@ from pie_engine import __version__
 from pie_engine.errors import ConfigError, argument, use
 from pie_engine.evaluation.measures import CLIP_I, Measured, measure_run
 from pie_engine.evaluation.real_pictures import check_reference, compare_with_reference, find_pictures
-from pie_engine.evaluation.rounds_plot import check_plots, draw_rounds
+from pie_engine.evaluation.results import MEANS, check_results, write_results
+from pie_engine.evaluation.rounds_plot import draw_rounds
 from pie_engine.evaluation.runs import find_runs, read_structures
-from pie_engine.evaluation.summary import describe_clip, describe_judges, summarise, to_csv
-from pie_engine.files import check_folder, new_folder
+from pie_engine.evaluation.summary import describe_clip, describe_models, means_csv, metrics_csv, summarise
+from pie_engine.metrics.classifier import read_classifiers
+from pie_engine.metrics.clip import ClipEncoder
+from pie_engine.metrics.perceptual import read_distances
 from pie_engine.outputs.report import add_measures
 
 log = logging.getLogger(__name__)
-SUMMARY, METRICS, ROUNDS = "summary.json", "metrics.csv", "rounds.png"
+METRICS = "metrics.csv"
 
 
 def evaluate(
@@ -32,10 +34,12 @@ def evaluate(
     reference: str | Path | None = None,
     structures: str | Path | None = None,
     update_reports: bool = False,
+    figures: str = "png",
+    trust: bool = False,
     seed: int = 0,
     on_run: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Any]:
-    """Measure runs against their inputs, and write the figures into the folder `output`, whole or not at all.
+    """Measure runs against their inputs; write tables, a plot and a summary into `output`, whole or not at all.
 
     Args:
         folders: runs' folders, or folders that hold some.
@@ -48,25 +52,22 @@ def evaluate(
         structures: folder of a map per run, ITEM_ID.png: where features lie that the disease leaves alone
             (`pie_engine.metrics.structure`).
         update_reports: write confidence, CLIP-I and SSIM into each run's report.html and provenance.json too.
+        figures: plots are PNG files; "svg" or "pdf" writes them as that too.
+        trust: whether models in TorchScript are loaded, which are programs (SECURITY.md); ONNX needs no trust.
         seed: of the bootstrap.
         on_run: called with each run's name before it is measured.
 
     Returns:
-        summary.json's content, see `summarise`; with "models" (hashes of what judged), "reference" (see
+        summary.json's content, see `summarise`; with "models" (hashes of what measured), "reference" (see
         `compare_with_reference`, or None) and "files".
 
     Raises:
         InputError: a folder is not a run's, or damaged, or the reference holds an input. ConfigError, CheckpointError,
-            BackendError: a classifier or the CLIP checkpoint cannot be used, or a package is missing. OutputError:
-            `output` cannot be written.
+            BackendError: `figures` is unknown, a classifier or the CLIP checkpoint cannot be used, or a package is
+            missing. OutputError: `output` cannot be written.
     """
-    from pie_engine.metrics.classifier import read_classifiers
-    from pie_engine.metrics.clip import ClipEncoder
-    from pie_engine.metrics.perceptual import read_distances
-
     output = Path(output)
-    check_folder(output, replaceable=SUMMARY)
-    check_plots()
+    check_results(output, figures)
     if reference is not None and clip is None:
         raise ConfigError(
             f"{argument('reference')} compares features, and nothing computes them; pass {use('clip', 'DIR')} too",
@@ -76,30 +77,27 @@ def evaluate(
     runs = find_runs(folders)
     check_reference(runs, pictures)
     maps = read_structures(structures, runs)
-    judges, apart = read_classifiers(classifiers), read_distances(distances)
+    read = read_classifiers(classifiers, trust=trust), read_distances(distances, trust=trust)
     encoder = None if clip is None else ClipEncoder(clip)
     measured = []
     for run, structure in zip(runs, maps, strict=True):
         on_run(run.name)
-        measured.append(measure_run(run, encoder, judges, apart, structure=structure))
+        measured.append(measure_run(run, encoder, *read, structure=structure))
     summary = summarise(measured, seed)
     if summary["differ"]:
         log.warning("the runs differ in %s: their means mix them", ", ".join(summary["differ"]))
     summary["models"] = {
-        "classifiers": describe_judges(judges),
-        "distances": describe_judges(apart),
+        "classifiers": describe_models(read[0]),
+        "distances": describe_models(read[1]),
         "clip": describe_clip(clip),
     }
     summary["reference"] = None
     if encoder is not None and pictures:
         on_run(f"reference: {len(pictures)} pictures")
         summary["reference"] = compare_with_reference(runs, pictures, encoder, seed)
-    summary |= {"version": __version__, "files": [METRICS, ROUNDS, SUMMARY]}
-    drawn = draw_rounds(summary)
-    with new_folder(output, replaceable=SUMMARY) as folder:
-        (folder / METRICS).write_text(to_csv(measured), encoding="utf-8")
-        (folder / ROUNDS).write_bytes(drawn)
-        (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    summary["version"] = __version__
+    tables = {METRICS: metrics_csv(measured), MEANS: means_csv(summary)}
+    write_results(output, summary, {**tables, **draw_rounds(summary, figures)})
     if update_reports:
         for one in measured:
             add_measures(one.run.folder, one.confidence, _similarity(one))

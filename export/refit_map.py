@@ -152,8 +152,8 @@ def take_weights(path: Path, module: nn.Module) -> None:
         array = (array.T if source.transposed else array).reshape(shapes[source.parameter])
         owner, _, leaf = source.parameter.rpartition(".")
         # Copied even when nothing is turned: a mapped file that is overwritten while we run would change the model.
-        own = torch.nn.Parameter(torch.from_numpy(array.copy(order="C")), requires_grad=False)
-        setattr(module.get_submodule(owner), leaf, own)
+        parameter = torch.nn.Parameter(torch.from_numpy(array.copy(order="C")), requires_grad=False)
+        setattr(module.get_submodule(owner), leaf, parameter)
 
 
 def _open(path: Path) -> tuple[Any, ir.Model]:

@@ -1,4 +1,4 @@
-"""Figures beside the times: arithmetic against hand counts, the machine, its revision, and the results' files."""
+"""What stands beside the times: arithmetic against hand counts, the machine, its revision, and the results' files."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def test_a_progression_is_the_sum_of_its_calls() -> None:
 
 
 def test_what_identifies_a_result() -> None:
-    found = machine.identify("cpu", 2)
-    assert list(found) == ["date", "device", "threads", "versions", "revision"]
-    assert found["threads"] == 2 and found["device"]
-    assert f"torch {torch.__version__}" in found["versions"].split("; ")
-    assert found["versions"].startswith("python ")
+    facts = machine.identify("cpu", 2)
+    assert list(facts) == ["date", "device", "threads", "versions", "revision"]
+    assert facts["threads"] == 2 and facts["device"]
+    assert f"torch {torch.__version__}" in facts["versions"].split("; ")
+    assert facts["versions"].startswith("python ")
     assert machine.identify("cpu", None)["threads"] == ""
 
 
@@ -122,9 +122,9 @@ def test_no_repository_has_no_revision(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_limits_are_positive() -> None:
-    found = machine.limits_of("cpu", ["fp32", "bf16"], 1, scale=32)
-    assert list(found) == ["fp32", "bf16"]
-    for limits in found.values():
+    by_dtype = machine.limits_of("cpu", ["fp32", "bf16"], 1, scale=32)
+    assert list(by_dtype) == ["fp32", "bf16"]
+    for limits in by_dtype.values():
         assert min(limits.matmul_flops, limits.convolution_flops, limits.copy_bytes) > 0
         assert limits.flops == max(limits.matmul_flops, limits.convolution_flops)
 

@@ -24,7 +24,7 @@ from pie_engine.export import graph
 from pie_engine.export.components import component
 from pie_engine.export.graph import Component, check_parity, export_component, relative_error
 from pie_engine.export.load import load_graph
-from pie_engine.export.refit import Source, replace_weights, take_weights, weight_map
+from pie_engine.export.refit_map import Source, replace_weights, take_weights, weight_map
 
 # As graph.TOLERANCE for models of this size: unit roundoff 6e-8, times the square root of a dot product's length
 # (up to 216 terms), times the square root of about 100 layers.

@@ -1,0 +1,46 @@
+"""Tables on stdout: drawn by rich on a terminal, as plain text or LaTeX elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pie_engine.evaluation.tables import Table
+
+
+def show(tables: Iterable[Table], *lines: str) -> None:
+    """Print tables with an empty line between them, and `lines` below."""
+    if sys.stdout.isatty():
+        _show_on_terminal(tables)
+    else:
+        sys.stdout.write("\n\n".join(map(str, tables)) + "\n")
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+
+
+def show_latex(tables: Iterable[Table]) -> None:
+    """Print tables for a paper that uses booktabs, and nothing else."""
+    from pie_engine.evaluation.tables import to_latex
+
+    sys.stdout.write("% \\usepackage{booktabs}\n" + "\n\n".join(map(to_latex, tables)) + "\n")
+
+
+def _show_on_terminal(tables: Iterable[Table]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table as Drawn
+    from rich.text import Text
+
+    console = Console()
+    for table in tables:
+        drawn = Drawn(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+        for column in table.columns:
+            drawn.add_column(Text(column), overflow="fold")
+        for row in table.rows:
+            drawn.add_row(*map(Text, row))  # as text: a bracket is no markup
+        if table.heading:
+            console.print(Text(table.heading))
+        console.print(drawn)
+        for note in table.notes:
+            console.print(Text(note))

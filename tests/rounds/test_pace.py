@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from golden import GOLDEN
 from graph_emulator import EmulatedTimeline
 
 import pie_engine.rounds.loop as loop_module
-from pie_engine import Box, Item, MethodConfig, PieEngine, Region, RoundRange, RoundSchedule, RunConfig
+from pie_engine import Box, Interrupted, Item, MethodConfig, PieEngine, Region, RoundRange, RoundSchedule, RunConfig
 from pie_engine.backends.torch_backend import TorchBackend
 from pie_engine.bundling import model_info
 from pie_engine.checkpoint import Checkpoint
@@ -138,6 +139,25 @@ def test_captured_rounds_are_the_same_bits(ddim_checkpoint: Checkpoint, monkeypa
     assert captured.provenance["runtime"]["cuda_graph"]
     (loop,) = engine.simulator.loops.values()
     assert loop.stages["pace"].captured
+
+
+def test_an_interrupted_run_goes_on_at_its_pace(engine: PieEngine, tmp_path: Path) -> None:
+    item = Item(PICTURE, "heart", HEART)
+    whole = engine.run(item, SHORT)
+
+    def stop(done: int, total: int) -> None:
+        if done == total - 4:  # in the fourth of five rounds of three evaluations, after a pilot of four
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as stopped:
+        engine.run(item, SHORT, on_progress=stop)
+    partial = stopped.value.results[0]
+    assert partial.provenance["partial"] == {"rounds": 3, "of": 5}
+    assert partial.provenance["pace"]["blends"] == whole.provenance["pace"]["blends"][:3]
+    partial.save(tmp_path / "out")
+    resumed = engine.run(item, SHORT, resume=tmp_path / "out")
+    assert np.array_equal(resumed.latents, whole.latents)
+    assert resumed.provenance["pace"] == whole.provenance["pace"]
 
 
 def test_constant_pace_says_nothing_of_it(engine: PieEngine) -> None:

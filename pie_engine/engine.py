@@ -302,6 +302,7 @@ class PieEngine:
             "model": {**computed["model"], "source": self._source},
             "backend": {**computed["backend"], "chosen": self.chosen},
             "change": change.to_dict(),
+            **({} if simulated.pace is None else {"pace": simulated.pace}),
             **({"partial": {"rounds": frames.rounds, "of": config.steps}} if partial else {}),
         }
         return Result(

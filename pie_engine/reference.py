@@ -8,7 +8,7 @@ what a user of diffusers would run. Notation: z0 = latent of the original, z = l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from pie_engine.checkpoint import Checkpoint
-    from pie_engine.config import RunConfig
+    from pie_engine.config import RoundSettings, RunConfig
 
 
 def progress_official(
@@ -111,8 +111,9 @@ def progress_engine(
             contexts = {each: torch.cat([contexts[each][:-1], own_prompts]) for each in contexts}
         empty = encode_text(checkpoint, [""])
         z0 = vae.encode(to_pixels(image).to(model)).latent_dist.mean * scaling
-        z = z0
-        for round_index, each in enumerate(config.rounds):
+
+        def edit(z: Tensor, round_index: int, each: RoundSettings) -> Tensor:
+            """Steps 1 and 2 of a round."""
             now = settings[each]
             scheduler = make_scheduler(checkpoint.scheduler_config, config.scheduler or "ddim")
             if m is not None:
@@ -124,9 +125,69 @@ def progress_engine(
                 number = None if config.noise == "shared" else round_index
                 eps = item_noise(tuple(z.shape[1:]), config.seed, item_id, number)[None].to(model)
             x = scheduler.add_noise(z, eps, timesteps[:1])
-            x = denoise(checkpoint, scheduler, timesteps, x, contexts[each], m, z0, eps, now, finding_weights)
-            z = x if m is None else blend(x, z0, m, config, betas)
+            return denoise(checkpoint, scheduler, timesteps, x, contexts[each], m, z0, eps, now, finding_weights)
+
+        blends = _even_blends(edit, z0, m, config, betas, finding_weights) if config.even else None
+        z = z0
+        for round_index, each in enumerate(config.rounds):
+            x = edit(z, round_index, each)
+            if blends is not None:
+                z = blends(x, round_index)
+            else:
+                z = x if m is None else blend(x, z0, m, config, betas)
             yield z.float().cpu().clone(), to_uint8(vae.decode(z / scaling).sample)
+
+
+def _even_blends(
+    edit: Callable[[Tensor, int, RoundSettings], Tensor],
+    z0: Tensor,
+    m: Tensor | None,
+    config: RunConfig,
+    beta_map: Tensor | None,
+    finding_weights: Tensor | None,
+) -> Callable[[Tensor, int], Tensor]:
+    """The blend of even pace, after its pilot: frame n is to lie n/N of the way that the constant run goes.
+
+    Of the region p of each finding, D = |p (z - z0)| after the constant run's N rounds, extrapolated from its first
+    four; then b = min(1, n/N D / |p m (x - z0)|). Where rounds have settings of their own the pilot runs them all, and
+    each range of them goes evenly from where the range before it ended.
+    """
+    region = torch.ones_like(z0[:, :1]) if m is None else m
+    parts = [region]
+    if beta_map is not None:
+        parts = [beta_map / max(float(b) for b in (beta_map / region.clamp(min=1e-6)).flatten())]
+    if finding_weights is not None:
+        parts = [parts[0] * weight for weight in finding_weights]
+    ends: list[list[float]] = []
+    if config.displacement is None:
+        z = z0
+        for number, each in enumerate(config.rounds[: config.steps if config.schedule is not None else 4]):
+            z = blend(edit(z, number, each), z0, region, config, beta_map)
+            ends.append([float((part * (z - z0)).norm()) for part in parts])
+
+    def target(number: int, r: int) -> float:
+        share = (number + 1) / config.steps
+        if config.displacement is not None:
+            return share * config.displacement
+        if config.schedule is not None:
+            rounds = config.rounds
+            first = next(n for n in range(number, -1, -1) if n == 0 or rounds[n - 1] != rounds[n])
+            last = next(n for n in range(number, len(rounds)) if n == len(rounds) - 1 or rounds[n + 1] != rounds[n])
+            start, end = ends[first - 1][r] if first else 0.0, ends[last][r]
+            return start + (number + 1 - first) / (last + 1 - first) * (end - start)
+        if config.steps <= 4:
+            return share * ends[config.steps - 1][r]
+        d2, d3, d4 = (end[r] for end in ends[-3:])
+        q = min(max((d4 - d3) / (d3 - d2), 0.0), 0.9)
+        return share * (d4 + (d4 - d3) * sum(q**n for n in range(1, config.steps - 3)))
+
+    def paced(x: Tensor, number: int) -> Tensor:
+        weight = config.beta1 * (1 - region)
+        for r, part in enumerate(parts):
+            weight = weight + min(1.0, target(number, r) / float((part * sum(parts) * (x - z0)).norm())) * part
+        return z0 + weight * (x - z0)
+
+    return paced
 
 
 def denoise(

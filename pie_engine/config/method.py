@@ -74,7 +74,9 @@ class MethodConfig:
             return
         if schedule is not None:
             raise ConfigError(f"method {self.name!r} has no rounds for a schedule; leave out {mention('schedule')}")
-        refused: list[tuple[str, str | None, str]] = [("semantics", config.semantics, "engine")]
+        refused: list[tuple[str, str | None, str]] = [
+            ("semantics", config.semantics, "engine"), ("pace", config.pace, "constant"),
+        ]  # fmt: skip
         if self.name in ("previous", "vae"):
             refused.append(("inversion", config.inversion, "noise"))
         if self.name in ("walk", "previous", "vae"):

@@ -19,6 +19,7 @@ SEMANTICS = ("engine", "official")
 INVERSIONS = ("noise", "ddim")
 FITS = ("crop", "pad", "stretch")
 NOISES = ("shared", "fresh")
+PACES = ("constant", "even")
 DTYPES = ("fp32", "fp16", "bf16")
 STEP_KERNELS = ("auto", "eager", "triton", "cpp")
 # Pixels at output resolution over which a frame fades in, inward from the edge of the region of interest.
@@ -63,6 +64,16 @@ class RunConfig:
     beta2: float = setting(
         "blend inside the region", default=0.75, low=0.0, high=1.0, symbol="beta2", vary="numbers", metavar="B",
         label="beta2 (blend inside the region)",
+    )  # fmt: skip
+    pace: str = setting(
+        "constant: blend with beta2 in every round, as in the paper; even: so that frame n lies n/N of the way to "
+        "where the constant run ends",
+        default="constant", choices=PACES, label="Pace", vary=" and ".join(PACES), on_a_line=False,
+    )  # fmt: skip
+    displacement: float | None = setting(
+        "even pace: how far the last frame lies from the input, as the norm of the region's latents", default=None,
+        low=0.0, high=1e6, open_low=True, open="where the constant run ends, which a pilot measures", symbol="D",
+        example=10, metavar="D", label="Displacement of the last frame",
     )  # fmt: skip
     scheduler: str | None = setting(
         "ddim, pndm, euler, dpm++, unipc or any deterministic diffusers class", default=None, label="Scheduler",
@@ -120,6 +131,13 @@ class RunConfig:
             raise ConfigError(f"{mention('scheduler')} '' is no name; pass {use('scheduler', 'ddim')}, or leave it out")
         if self.inversion == "ddim" and self.noise == "fresh" and not official:
             raise ConfigError("noise 'fresh' means nothing where a round inverts (inversion \"ddim\"); leave it out")
+        if self.pace == "even" and self.noise == "fresh" and self.inversion == "noise" and not official:
+            raise ConfigError(
+                f"{mention('pace')} 'even' needs rounds that converge, and with fresh noise they do not; "
+                f"pass {use('noise', 'shared')}"
+            )
+        if self.displacement is not None and self.pace != "even":
+            raise ConfigError(f"{mention('displacement')} belongs to even pace; pass {use('pace', 'even')} with it")
         for index, one in enumerate(self.rounds, start=1):
             if one.kind.denoising_steps < 1:
                 self._refuse_strength(index, one)
@@ -132,6 +150,7 @@ class RunConfig:
                 ("inversion", self.inversion, "noise"),
                 ("noise", self.noise, "fresh"),
                 ("composite", self.composite, False),
+                ("pace", self.pace, "constant"),
                 ("fit", self.fit, "crop"),
                 ("feather", self.feather, 0),
             ):
@@ -153,6 +172,11 @@ class RunConfig:
     def denoising_steps(self) -> int:
         """k = int(T * gamma): the denoising steps of one round, as the published code counts them."""
         return int(self.num_inference_steps * self.strength)
+
+    @property
+    def even(self) -> bool:
+        """Whether blends are solved for; the one frame of one round is where the constant run ends."""
+        return self.pace == "even" and self.steps > 1
 
     @property
     def guided(self) -> bool:

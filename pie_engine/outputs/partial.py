@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pie_engine.errors import ConfigError, argument, mention, use
 from pie_engine.files import sha256_file
 from pie_engine.outputs.write import LATENTS, PROVENANCE
@@ -84,6 +86,7 @@ def read_partial(folder: str | Path) -> Partial | None:
             raise ConfigError(f"{folder / LATENTS} is not what the interrupted run wrote (SHA-256); {anew}")
         arrays = load_file(folder / LATENTS)
         seconds = tuple(provenance["seconds"]["rounds"])
+        blends = tuple(np.reshape(taken, (-1, 1)) for taken in provenance.get("pace", {}).get("blends", ()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -91,7 +94,7 @@ def read_partial(folder: str | Path) -> Partial | None:
             f"{folder} holds no interrupted run ({type(error).__name__}: {error}); pass "
             f"the {mention('output')} of one, or {anew}"
         ) from error
-    return Partial(folder, provenance, Finished(arrays["latents"], arrays["original_latent"], seconds))
+    return Partial(folder, provenance, Finished(arrays["latents"], arrays["original_latent"], seconds, blends))
 
 
 def _differences(before: Any, after: Any, name: str) -> Iterator[tuple[str, Any, Any]]:

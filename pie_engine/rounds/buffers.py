@@ -33,6 +33,27 @@ class Shape:
 
 
 @dataclass(frozen=True, eq=False)
+class Pacing:
+    """What the blend of even pace reads and writes (`pie_engine.rounds.pace`); float32.
+
+    Attributes:
+        parts: [R, B, 1, h, w], each finding's region, p.
+        outside: [B, 1, h, w], beta1 (1 - m).
+        constant: [B, 1, h, w], beta1 (1 - m) + beta2 m.
+        target: [R, B], the displacement that the round is to reach.
+        blend: [R, B], the b that it took.
+        blends: [R, B], those that belong to what is decoded.
+    """
+
+    parts: Tensor
+    outside: Tensor
+    constant: Tensor
+    target: Tensor
+    blend: Tensor
+    blends: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Buffers:
     """Owner of the static tensors of one progression; latents, masks and weights are float32.
 
@@ -54,6 +75,7 @@ class Buffers:
         decoding_flags: [4, B] int32, the flags that belong to it.
         frames: [B, H, W, 3] uint8, as decoded.
         previous_frames: [B, H, W, 3] uint8, those that a round starts from (`official` semantics; else None).
+        pace: of even pace; else None.
     """
 
     x: Tensor
@@ -73,9 +95,10 @@ class Buffers:
     decoding_flags: Tensor
     frames: Tensor
     previous_frames: Tensor | None
+    pace: Pacing | None
 
     @classmethod
-    def allocate(cls, shape: Shape, device: torch.device, *, official: bool) -> Buffers:
+    def allocate(cls, shape: Shape, device: torch.device, *, official: bool, even: bool = False) -> Buffers:
         batch, (channels, height, width) = shape.batch, shape.latent
 
         def empty(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -92,6 +115,10 @@ class Buffers:
 
         def flags() -> Tensor:
             return torch.zeros(4, batch, dtype=torch.int32, device=device)
+
+        def pacing() -> Pacing:
+            parts, one = empty(shape.findings, batch, 1, height, width), (batch, 1, height, width)
+            return Pacing(parts, empty(*one), empty(*one), *(empty(shape.findings, batch) for _ in range(3)))
 
         eps, z0 = latent(), latent()
         return cls(
@@ -112,12 +139,13 @@ class Buffers:
             decoding_flags=flags(),
             frames=pixels(),
             previous_frames=pixels() if official else None,
+            pace=pacing() if even else None,
         )
 
 
 @dataclass(eq=False)
 class Slot:
-    """Host memory that one round's results arrive in: `Buffers.x`, `frames` and `decoding_flags`.
+    """Host memory that one round's results arrive in: `Buffers.x`, `frames`, `decoding_flags`, `Pacing.blends`.
 
     Attributes:
         wait: returns when they have arrived.
@@ -126,6 +154,7 @@ class Slot:
     latents: Tensor
     frames: Tensor
     flags: Tensor
+    blends: Tensor | None
     wait: Callable[[], None] = field(default=lambda: None)
 
     @classmethod
@@ -135,4 +164,5 @@ class Slot:
         def beside(source: Tensor) -> Tensor:
             return torch.empty(source.shape, dtype=source.dtype, pin_memory=pin)
 
-        return cls(beside(buffers.x), beside(buffers.frames), beside(buffers.decoding_flags))
+        blends = None if buffers.pace is None else beside(buffers.pace.blends)
+        return cls(beside(buffers.x), beside(buffers.frames), beside(buffers.decoding_flags), blends)

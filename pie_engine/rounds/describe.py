@@ -2,11 +2,49 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from pie_engine.rounds.pace import pilot_rounds
+
 if TYPE_CHECKING:
-    from pie_engine.config import RuntimeConfig
+    from pie_engine.config import RunConfig, RuntimeConfig
     from pie_engine.rounds.loop import Loop
+
+
+log = logging.getLogger(__name__)
+
+
+def describe_pace(
+    targets: np.ndarray, blends: np.ndarray, config: RunConfig, item_ids: Sequence[str]
+) -> list[dict[str, Any]]:
+    """What provenance says of each item's even pace; lists hold a value per finding where there are several.
+
+    Args:
+        targets: [N, R, B], the displacement of each frame.
+        blends: [N, R, B], the b that it took; 1 is all that a round's edit gives.
+    """
+    found = []
+    for i, item in enumerate(item_ids):
+        short = [number + 1 for number, taken in enumerate(blends[:, :, i]) if (taken >= 1).any()]
+        if short:
+            log.warning(
+                "item %s: the edit of round %s does not reach as far as an even pace asks for; its frame falls short",
+                item, ", ".join(map(str, short)),
+            )  # fmt: skip
+        one = blends.shape[1] == 1
+        found.append(
+            {
+                "displacement": float(targets[-1, 0, i]) if one else targets[-1, :, i].tolist(),
+                "blends": [round(float(b[0]), 4) if one else [round(float(v), 4) for v in b] for b in blends[:, :, i]],
+                "pilot_rounds": pilot_rounds(config),
+                "falling_short": short,
+            }
+        )
+    return found
 
 
 def describe_computation(loop: Loop, runtime: RuntimeConfig, *, evaluations: int, rounds: bool) -> dict[str, Any]:

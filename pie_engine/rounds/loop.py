@@ -29,6 +29,7 @@ from pie_engine.rounds.equations import (
     run_round,
     step,
 )
+from pie_engine.rounds.pace import blend_evenly
 from pie_engine.rounds.plan import Batch, Plan
 from pie_engine.rounds.timeline import CudaTimeline, Timeline
 
@@ -46,6 +47,7 @@ STAGES: dict[Part, str] = {
     enter_inversion: "inversion's entry",
     invert_step: "inversion's step",
     read_noise_back: "inversion's end",
+    blend_evenly: "pace",
     decode_frames: "decoding",
     encode_frames: "encoding",
 }
@@ -54,10 +56,15 @@ UNGUIDED = " without guidance"
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """What one round yields: final latents [B, 4, h, w] float32 and decoded frames [B, H, W, 3] uint8, on the host."""
+    """What one round yields, on the host: final latents [B, 4, h, w] float32, decoded frames [B, H, W, 3] uint8.
+
+    Attributes:
+        blends: [R, B] float32, what even pace blended each finding's regions with; else None.
+    """
 
     latents: Tensor
     frames: Tensor
+    blends: Tensor | None = None
 
 
 class Method(Protocol):
@@ -123,14 +130,16 @@ class Loop:
                 decode_frames(self.plan)
             return b.frames.to("cpu", copy=True)  # the next round overwrites the buffer
 
-    def compute(self, number: int, steps: Callable[[], None]) -> Round:
+    def compute(self, number: int, steps: Callable[[], None], *, decoded: bool = True) -> Round:
         """Run `steps`, which leaves a latent in the plan's x, and decode it: neither captured nor overlapped.
 
-        For what is no round of PIE (`Method`). While values are not finite all of it runs again in higher precision, so
-        `steps` must start from what it does not overwrite, and take `plan.sampler` anew.
+        For what is no round of PIE (`Method`), or one whose frame nobody looks at. While values are not finite all of
+        it runs again in higher precision, so `steps` must start from what it does not overwrite, and take
+        `plan.sampler` anew.
 
         Args:
             number: of the frame, for messages; 0 is the preparation.
+            decoded: whether the frame is wanted; without, it is none that means anything.
 
         Raises:
             BackendError: values are not finite in the highest precision either.
@@ -141,7 +150,10 @@ class Loop:
                 steps()
                 b.decoding.copy_(b.x)
                 b.decoding_flags[:DECODE].copy_(b.flags[:DECODE])
-                decode_frames(self.plan)
+                if decoded:
+                    decode_frames(self.plan)
+                else:
+                    b.decoding_flags[DECODE].zero_()
             self._timeline.synchronize()
             flags = b.decoding_flags.cpu()
             if not flags.any():
@@ -206,7 +218,7 @@ class Loop:
                 for _ in range(self.plan.evaluations_of(index)):
                     on_step()
             last = slot.latents.clone()
-            yield Round(last, slot.frames.clone())
+            yield Round(last, slot.frames.clone(), None if slot.blends is None else slot.blends.clone())
 
     @property
     def captured(self) -> bool:
@@ -236,24 +248,30 @@ class Loop:
             else:
                 if index != self._entered:  # a round that is run again still has its own
                     b.previous_frames.copy_(b.frames)
-                self._run(encode_frames)
+                self.run(encode_frames)
         self._entered = index
         slot = self._slots[index % len(self._slots)]
-        run_round(self.plan, self._run, self._on_step)
+        run_round(self.plan, self.run, self._on_step)
+        if b.pace is not None:
+            self.run(blend_evenly)
 
         def hand_over() -> None:
             b.decoding.copy_(b.x)
+            if b.pace is not None:
+                b.pace.blends.copy_(b.pace.blend)
             b.decoding_flags[:DECODE].copy_(b.flags[:DECODE])
 
         self._timeline.hand_over(hand_over)
         with self._timeline.decoding():
-            self._run(decode_frames)
+            self.run(decode_frames)
             slot.latents.copy_(b.decoding, non_blocking=True)
             slot.frames.copy_(b.frames, non_blocking=True)
             slot.flags.copy_(b.decoding_flags, non_blocking=True)
+            if b.pace is not None and slot.blends is not None:
+                slot.blends.copy_(b.pace.blends, non_blocking=True)
             slot.wait = self._timeline.mark()
 
-    def _run(self, part: Part) -> None:
+    def run(self, part: Part) -> None:
         """Run a part of the round that the plan has entered, capture it, or replay what was captured of it."""
         name = STAGES[part]
         if part in (enter, enter_official, step) and not self.plan.kind.guided:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pie_engine.rounds.buffers import Buffers, Shape
+from pie_engine.rounds.buffers import Buffers, Pacing, Shape
 from pie_engine.rounds.findings import RegionalUNet
 from pie_engine.rounds.sampler import Background, Sampler
 from pie_engine.rounds.schedule import build_inversion, build_schedule
@@ -58,7 +58,7 @@ class Plan:
     def __init__(self, backend: Backend, shape: Shape, config: RunConfig, kernels: Kernels):
         self.backend, self.shape, self.kernels = backend, shape, kernels
         self.official = config.semantics == "official"
-        self.buffers = Buffers.allocate(shape, backend.device, official=self.official)
+        self.buffers = Buffers.allocate(shape, backend.device, official=self.official, even=config.even)
         self._rounds = config.rounds
         self.kind = self._rounds[0].kind
         self._schedules = {kind: self._build(config, kind) for kind in _kinds(config)}
@@ -66,7 +66,7 @@ class Plan:
         self._contexts: dict[tuple[str, ...], Tensor] = {}
         self._held: dict[bool, tuple[str, ...]] = {}
         self._empty_context: Tensor | None = None
-        self._index = 0
+        self._index, self._targets = 0, np.zeros((0,))
         self._samplers: dict[bool, Sampler] = {}  # by whether they are guided
         self._inversion: Sampler | None = None
         self.bind()
@@ -75,7 +75,8 @@ class Plan:
     def key(shape: Shape, config: RunConfig) -> tuple[object, ...]:
         """What a plan is good for: any batch and settings with an equal key."""
         return (
-            shape, config.semantics, config.scheduler, config.num_inference_steps, config.inversion, _kinds(config),
+            shape, config.semantics, config.scheduler, config.num_inference_steps, config.inversion, config.even,
+            _kinds(config),
         )  # fmt: skip
 
     @property
@@ -137,6 +138,7 @@ class Plan:
         """Copy a batch in and enter its first round: prompts and images are encoded here, once per progression."""
         buffers = self.buffers
         buffers.flags.zero_()
+        self._targets = np.zeros((0,))  # until the batch's pilot has run
         self._rounds, self._prompts = config.rounds, tuple(batch.prompts)
         self._encode_prompts(config, checked)
         self.enter(0)
@@ -149,6 +151,24 @@ class Plan:
             buffers.weight.copy_(config.beta1 * (1 - batch.mask) + beta_map)
         if buffers.finding_weights is not None and batch.finding_weights is not None:
             buffers.finding_weights.copy_(batch.finding_weights)
+        if buffers.pace is not None:
+            self._load_pace(buffers.pace, batch, config)
+
+    def _load_pace(self, pace: Pacing, batch: Batch, config: RunConfig) -> None:
+        """The regions that move evenly; without a mask, the whole picture. Regions of less beta move less with them."""
+        mask = torch.ones_like(pace.outside) if batch.mask is None else batch.mask.to(pace.outside)
+        betas = config.beta2 * mask if batch.beta_map is None else batch.beta_map.to(mask)
+        pace.outside.copy_(config.beta1 * (1 - mask))
+        pace.constant.copy_(pace.outside + betas)
+        part = betas / (betas / mask.clamp(min=1e-6)).amax((1, 2, 3), keepdim=True).clamp(min=1e-6)
+        part = mask if batch.beta_map is None else part
+        pace.parts.copy_(part if batch.finding_weights is None else part * batch.finding_weights.to(part))
+        if self.buffers.weight is not None:
+            self.buffers.weight.fill_(1.0)  # the last step blends nothing: the pace does, once it has seen it
+
+    def pace(self, targets: np.ndarray) -> None:
+        """Displacements to reach, [N, R, B] (`pie_engine.rounds.pace.targets`)."""
+        self._targets = targets
 
     def enter(self, index: int) -> None:
         """Make the buffers hold what round `index` runs with, counted from 0: its guidance, and its prompts.
@@ -158,6 +178,8 @@ class Plan:
         settings = self._rounds[index]
         self.kind, self._index = settings.kind, index
         self.buffers.guidance.fill_(settings.guidance_scale)
+        if self.buffers.pace is not None and len(self._targets):
+            self.buffers.pace.target.copy_(torch.from_numpy(self._targets[index].astype(np.float32)))
         self.sampler.choose(settings.kind)
         if self._inversion is not None:
             self._inversion.choose(settings.kind)

@@ -38,11 +38,13 @@ class Finished(ByContent):
         latents: [k, 4, h, w] float32, the final latents of each; k is at least 1.
         original_latent: [4, h, w] float32, the input's latent.
         seconds: what each took.
+        blends: [R, 1] of each, the b that even pace blended with; empty for constant pace.
     """
 
     latents: np.ndarray
     original_latent: np.ndarray
     seconds: tuple[float, ...] = ()
+    blends: tuple[np.ndarray, ...] = ()
 
     @property
     def rounds(self) -> int:

@@ -18,12 +18,13 @@ from pie_engine.kernels.dispatch import select
 from pie_engine.rounds import loop as loops
 from pie_engine.rounds.batches import make_batch
 from pie_engine.rounds.buffers import Shape
-from pie_engine.rounds.describe import describe_computation
+from pie_engine.rounds.describe import describe_computation, describe_pace
 from pie_engine.rounds.finishing import Frames, finishing
 from pie_engine.rounds.interpolation import decode_between
 from pie_engine.rounds.loop import Loop
 from pie_engine.rounds.memory import explain, release
 from pie_engine.rounds.methods import Previous
+from pie_engine.rounds.pace import pilot_rounds, run_pilot
 from pie_engine.rounds.plan import Batch, Plan
 from pie_engine.rounds.resuming import Finished, Interrupted, restore
 from pie_engine.rounds.turns import Turns
@@ -49,12 +50,14 @@ class Simulated(ByContent):
         original_latent: [4, h, w] float32.
         between: [N, K, H, W, 3] uint8, or None for K = 0.
         computed: how; the items of a batch share it.
+        pace: of even pace, the displacement of the last frame and the blends; else None.
     """
 
     frames: Frames
     original_latent: np.ndarray
     between: np.ndarray | None
     computed: dict[str, Any]
+    pace: dict[str, Any] | None = None
 
 
 class Simulator:
@@ -115,8 +118,9 @@ class Simulator:
         decoded_original = [None] * len(items) if batch.mask is None else loop.decode_original().numpy()
         seconds: dict[str, Any] = {"prepare": round(time.monotonic() - start, 4), "rounds": []}
         total = loop.plan.total_evaluations if method is None else method.evaluations(loop.plan, config)
-        done = 0 if finished is None else finished.rounds
+        done, paced = 0 if finished is None else finished.rounds, method is None and config.even
         step = sum(map(loop.plan.evaluations_of, range(done)))
+        total += sum(map(loop.plan.evaluations_of, range(pilot_rounds(config)))) if paced else 0
 
         def on_step() -> None:
             nonlocal step
@@ -128,6 +132,8 @@ class Simulator:
             for item, latent, before in zip(items, original, decoded_original, strict=True)
         ]
         pictures: list[np.ndarray] = []
+        blends = [] if finished is None else list(finished.blends)
+        aims = run_pilot(loop, batch, config, on_step) if paced else None
         interrupt: KeyboardInterrupt | None = None
         try:
             with finishing(frames) as host:
@@ -143,6 +149,7 @@ class Simulator:
                 )
                 for result in rounds:
                     host.add(result)
+                    blends += [] if result.blends is None else [result.blends.numpy()]
                     seconds["rounds"].append(round(time.monotonic() - last, 4))
                     last = time.monotonic()
             if between:
@@ -155,8 +162,9 @@ class Simulator:
             interrupt, pictures = raised, []
         computed = describe_computation(loop, self.runtime, evaluations=total, rounds=method is None)
         computed["seconds"] = seconds
+        paces = [None] * len(items) if aims is None else describe_pace(aims, np.array(blends), config, batch.item_ids)
         simulated = [
-            Simulated(one, original[i], _between(one, [stack[i] for stack in pictures]), computed)
+            Simulated(one, original[i], _between(one, [stack[i] for stack in pictures]), computed, paces[i])
             for i, one in enumerate(frames)
         ]
         if interrupt is not None:

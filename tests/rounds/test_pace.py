@@ -1,0 +1,223 @@
+"""Even pace: rounds against the reference, displacements where they were asked to be, batches, capture, refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from golden import GOLDEN
+from graph_emulator import EmulatedTimeline
+
+import pie_engine.rounds.loop as loop_module
+from pie_engine import Box, Interrupted, Item, MethodConfig, PieEngine, Region, RoundRange, RoundSchedule, RunConfig
+from pie_engine.backends.torch_backend import TorchBackend
+from pie_engine.bundling import model_info
+from pie_engine.checkpoint import Checkpoint
+from pie_engine.errors import ConfigError, InputError
+from pie_engine.imaging import fit, open_image
+from pie_engine.reference import progress_engine
+from pie_engine.rounds.pace import extrapolate, targets
+
+IMAGE = GOLDEN / "image.png"
+TOLERANCE = 1e-4  # of latents in fp32, as tests/rounds/test_progression.py has it
+SIDE = 64
+PICTURE = fit(open_image(IMAGE), SIDE)
+HEART, LUNG = Box(8, 8, 32, 32), Box(32, 8, 60, 40)  # whole latents of 8 pixels, but for LUNG's right edge
+# The random model's edits are wild: with a small beta2 its rounds converge all the same.
+SHORT = RunConfig(
+    steps=5, num_inference_steps=6, strength=0.5, guidance_scale=1.5, beta2=0.4, resolution=SIDE, pace="even"
+)
+
+
+@pytest.fixture(scope="module")
+def engine(ddim_checkpoint: Checkpoint) -> PieEngine:
+    return PieEngine(TorchBackend(ddim_checkpoint, model_info(ddim_checkpoint)))
+
+
+def means(values: np.ndarray) -> np.ndarray:
+    """[64, 64] -> [1, 8, 8] float32."""
+    return values.reshape(8, 8, 8, 8).mean(axis=(1, 3))[None].astype(np.float32)
+
+
+def drawn(box: Box, value: float = 1.0) -> np.ndarray:
+    found = np.zeros((SIDE, SIDE))
+    left, top, right, bottom = (int(number) for number in box.numbers)
+    found[top:bottom, left:right] = value
+    return found
+
+
+def distance(latents: np.ndarray, rounds: Any) -> float:
+    expected = np.concatenate([z.numpy() for z, _ in rounds])
+    return float(np.abs(latents - expected).max() / max(1.0, float(np.abs(expected).max()) / 10))
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "noising": {},
+    "inversion": {"inversion": "ddim"},
+    "pndm, unguided": {"scheduler": "pndm", "guidance_scale": 1.0},
+    "displacement": {"displacement": 3.0},
+    "out of reach": {"displacement": 1e4},
+    "two rounds": {"steps": 2},
+    "one round": {"steps": 1},
+    "schedule": {"schedule": RoundSchedule((RoundRange(2, 3, strength=0.9, prompt="lung"),))},
+}
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_against_the_reference(engine: PieEngine, ddim_checkpoint: Checkpoint, setting: str, masked: bool) -> None:
+    config = replace(SHORT, **SETTINGS[setting])
+    result = engine.run(Item(PICTURE, "heart", HEART if masked else None), config)
+    mask = means(drawn(HEART)) if masked else None
+    assert distance(result.latents, progress_engine(ddim_checkpoint, PICTURE, mask, "heart", config)) < TOLERANCE
+
+
+def test_findings_each_go_their_own_way(engine: PieEngine, ddim_checkpoint: Checkpoint) -> None:
+    regions = [Region(HEART, prompt="heart"), Region(LUNG, beta=0.2, prompt="lung")]
+    result = engine.run(Item(PICTURE, "", regions), SHORT)
+    heart, lung = means(drawn(HEART)), means(drawn(LUNG))
+    total = heart + lung
+    with np.errstate(invalid="ignore"):
+        weights = [np.where(total > 0, part / total, 0.5).astype(np.float32) for part in (heart, lung)]
+    rounds = progress_engine(
+        ddim_checkpoint, PICTURE, total, "unread", SHORT, beta_map=means(drawn(HEART, SHORT.beta2) + drawn(LUNG, 0.2)),
+        findings=list(zip(("heart", "lung"), weights, strict=True)),
+    )  # fmt: skip
+    assert distance(result.latents, rounds) < TOLERANCE
+    pace = result.provenance["pace"]
+    assert len(pace["displacement"]) == 2 and all(len(blends) == 2 for blends in pace["blends"])
+
+
+def displaced(result: Any, mask: np.ndarray) -> np.ndarray:
+    """|m (z_n - z0)| of every frame."""
+    return np.sqrt(np.square(mask * (result.latents - result.original_latent)).sum((1, 2, 3)))
+
+
+@pytest.mark.parametrize("inversion", ["noise", "ddim"])
+def test_frames_lie_evenly_on_the_way(engine: PieEngine, inversion: str) -> None:
+    """Within a thousandth: the targets are met but for rounding and what beta1 moves."""
+    config, mask = replace(SHORT, inversion=inversion), means(drawn(HEART))
+    result = engine.run(Item(PICTURE, "heart", HEART), config)
+    pace = result.provenance["pace"]
+    assert pace["pilot_rounds"] == 4 and pace["falling_short"] == []
+    share = displaced(result, mask) / pace["displacement"]
+    assert share == pytest.approx(np.arange(1, 6) / 5, rel=1e-3)
+    constant = displaced(engine.run(Item(PICTURE, "heart", HEART), replace(config, pace="constant")), mask)
+    assert not np.allclose(constant / constant[-1], share, atol=0.1)
+
+
+def test_what_is_out_of_reach_is_said(engine: PieEngine, caplog: pytest.LogCaptureFixture) -> None:
+    result = engine.run(Item(PICTURE, "heart", HEART, item_id="p7"), replace(SHORT, displacement=1e4))
+    assert result.provenance["pace"]["falling_short"] == [1, 2, 3, 4, 5]
+    assert result.provenance["pace"]["blends"] == [1.0] * 5
+    assert "item p7: the edit of round 1, 2, 3, 4, 5 does not reach as far" in caplog.text
+
+
+def test_a_batch_gives_each_what_it_gets_alone(engine: PieEngine) -> None:
+    items = [Item(PICTURE, "heart", HEART, item_id="a"), Item(PICTURE, "lung", LUNG, item_id="b")]
+    together = engine.run(items, SHORT)
+    for item, result in zip(items, together, strict=True):
+        alone = engine.run(item, SHORT)
+        assert np.abs(alone.latents - result.latents).max() < TOLERANCE
+        assert alone.provenance["pace"]["displacement"] == pytest.approx(
+            result.provenance["pace"]["displacement"], rel=1e-4
+        )
+
+
+def test_captured_rounds_are_the_same_bits(ddim_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    item = Item(PICTURE, "heart", HEART)
+    plain = PieEngine(TorchBackend(ddim_checkpoint, model_info(ddim_checkpoint))).run(item, SHORT)
+    monkeypatch.setattr(loop_module, "make_timeline", lambda backend, runtime: EmulatedTimeline())
+    engine = PieEngine(TorchBackend(ddim_checkpoint, model_info(ddim_checkpoint)))
+    for _ in range(2):  # the second one through what the first one captured
+        captured = engine.run(item, SHORT)
+        assert np.array_equal(captured.latents, plain.latents)
+        assert captured.provenance["pace"] == plain.provenance["pace"]
+    assert captured.provenance["runtime"]["cuda_graph"]
+    (loop,) = engine.simulator.loops.values()
+    assert loop.stages["pace"].captured
+
+
+def test_an_interrupted_run_goes_on_at_its_pace(engine: PieEngine, tmp_path: Path) -> None:
+    item = Item(PICTURE, "heart", HEART)
+    whole = engine.run(item, SHORT)
+
+    def stop(done: int, total: int) -> None:
+        if done == total - 4:  # in the fourth of five rounds of three evaluations, after a pilot of four
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as stopped:
+        engine.run(item, SHORT, on_progress=stop)
+    partial = stopped.value.results[0]
+    assert partial.provenance["partial"] == {"rounds": 3, "of": 5}
+    assert partial.provenance["pace"]["blends"] == whole.provenance["pace"]["blends"][:3]
+    partial.save(tmp_path / "out")
+    resumed = engine.run(item, SHORT, resume=tmp_path / "out")
+    assert np.array_equal(resumed.latents, whole.latents)
+    assert resumed.provenance["pace"] == whole.provenance["pace"]
+
+
+def test_constant_pace_says_nothing_of_it(engine: PieEngine) -> None:
+    result = engine.run(Item(PICTURE, "heart", HEART), replace(SHORT, pace="constant", steps=1))
+    assert "pace" not in result.provenance
+
+
+def test_a_geometric_pilot_is_extrapolated() -> None:
+    limit, q, rounds = np.array([[3.0, 0.5]]), np.array([[0.5, 0.25]]), 10
+    measured = np.stack([limit * (1 - q**n) for n in range(1, rounds + 1)])
+    assert extrapolate(measured[:4], rounds, ["a", "b"]) == pytest.approx(measured[-1])
+    assert (extrapolate(measured, rounds, ["a", "b"]) == measured[-1]).all()
+    found = targets(measured[:4], replace(SHORT, steps=rounds), np.ones((1, 2)), ["a", "b"])
+    assert found == pytest.approx(np.arange(1, 11)[:, None, None] / 10 * measured[-1])
+
+
+def test_a_schedule_goes_evenly_within_each_of_its_ranges() -> None:
+    schedule = RoundSchedule((RoundRange(3, 4, strength=0.9),))
+    measured = np.array([1.0, 1.5, 4.0, 6.5, 4.0]).reshape(5, 1, 1)
+    found = targets(measured, replace(SHORT, schedule=schedule), np.ones((1, 1)), ["a"])
+    assert found[:, 0, 0].tolist() == [0.75, 1.5, 4.0, 6.5, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("measured", "line"),
+    [
+        (
+            [1.0, 2.0, 3.0, 4.0],
+            r"the pilot of item b does not converge \(increments shrink by 1\.00 from round to round\)",
+        ),
+        ([1e-4, 2e-4, 2.1e-4, 2.11e-4], r"the pilot of item b moves its region by less than a grey level"),
+    ],
+)
+def test_pilots_that_cannot_be_paced(measured: list[float], line: str) -> None:
+    good = 3 * (1 - 0.5 ** np.arange(1, 5))
+    both = np.stack([good, measured], axis=1)[:, None]
+    with pytest.raises(InputError, match=line):
+        targets(both, replace(SHORT, steps=10), np.ones((1, 2)), ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (
+            {"noise": "fresh"},
+            "pace 'even' needs rounds that converge, and with fresh noise they do not; pass noise='shared'",
+        ),
+        ({"semantics": "official"}, "pace 'even' is not what the published code computes ('constant')"),
+        ({"pace": "slow"}, "pace 'slow' is unknown; pass one of constant, even"),
+        ({"pace": "constant", "displacement": 2.0}, "displacement belongs to even pace; pass pace='even' with it"),
+        ({"displacement": -1.0}, "displacement -1.0 is outside (0"),
+        ({"displacement": float("inf")}, "displacement inf is not a finite number"),
+    ],
+)
+def test_refused_settings(settings: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RunConfig(**{"pace": "even", **settings})
+    assert str(caught.value).startswith(line)
+
+
+def test_baselines_have_no_pace() -> None:
+    with pytest.raises(ConfigError, match=r"pace 'even' means nothing to method 'walk'; pass pace='constant'"):
+        MethodConfig("walk").check(RunConfig(pace="even"))

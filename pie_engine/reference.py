@@ -123,7 +123,7 @@ def progress_engine(
                 eps = invert(checkpoint, z, empty, timesteps, config)
             else:
                 number = None if config.noise == "shared" else round_index
-                eps = item_noise(tuple(z.shape[1:]), config.seed, item_id, number)[None].to(model)
+                eps = item_noise((z.shape[1], z.shape[2], z.shape[3]), config.seed, item_id, number)[None].to(model)
             x = scheduler.add_noise(z, eps, timesteps[:1])
             return denoise(checkpoint, scheduler, timesteps, x, contexts[each], m, z0, eps, now, finding_weights)
 

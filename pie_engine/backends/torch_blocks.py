@@ -175,8 +175,8 @@ def fuse_unet(unet: Any, kernels: BlockKernels) -> None:
         setattr(parent, name, FusedResnet(resnet, kernels, span))
     widths = _spans(block.attn2.to_k.out_features * 2 for block in blocks)
     for parent, name, transformer in transformers:
-        spans = list(itertools.islice(widths, len(transformer.transformer_blocks)))
-        setattr(parent, name, FusedTransformer(transformer, kernels, spans))
+        parts = list(itertools.islice(widths, len(transformer.transformer_blocks)))
+        setattr(parent, name, FusedTransformer(transformer, kernels, parts))
     unet.conv_norm_out, unet.conv_act = FusedGroupNorm(unet.conv_norm_out, kernels, silu=True), nn.Identity()
 
 

@@ -141,7 +141,7 @@ def regions_from(words: Words | None, name: str) -> list[Region] | None:
             bare = False
         if name != "mask" and regions[-1].beta is not None:
             raise ConfigError(f"{name} '{text}' has a beta, which belongs to --mask; leave it out")
-    if bare:
+    if bare and prompt is not None:
         raise ConfigError(
             f"finding {quoted(prompt)} has no region; put its --mask after it, or pass the text as --prompt"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,19 +18,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def bound_threads(placement: Placement) -> Placement:
-    """A placement with at most one thread for each processor that this process may use, with a warning.
+def bound_threads(threads: int | None) -> int | None:
+    """As many threads as were asked for, at most one for each processor that this process may use, with a warning.
 
     More of them only wait for one another: 64 take a hundred times as long as 2 on two processors.
     """
-    usable, threads = usable_processors(), placement.threads
+    usable = usable_processors()
     if threads is None or threads <= usable:
-        return placement
+        return threads
     log.warning(
         "threads %d is more than the %d processor%s that this process may use; %d run%s",
         threads, usable, "s" * (usable > 1), usable, "s" * (usable == 1),
     )  # fmt: skip
-    return replace(placement, threads=usable)
+    return usable
 
 
 def torch_device(placement: Placement, choice: Choice) -> str:

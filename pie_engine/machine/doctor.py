@@ -10,7 +10,7 @@ from pie_engine.backends.gpu import Machine, numbers, probe
 from pie_engine.backends.tensorrt import library
 from pie_engine.backends.tensorrt.builder import available_memory
 from pie_engine.backends.tensorrt.library import first_line
-from pie_engine.config import FLAVOURS
+from pie_engine.config import FLAVOURS, Placement
 from pie_engine.errors import BackendError, Notice, argument, use
 from pie_engine.machine.environment import (
     Lack,
@@ -267,5 +267,5 @@ def _auto(broken: list[Lack]) -> dict[str, Any]:
     """What `--backend auto` takes for a checkpoint."""
     if broken:
         return {"backend": None, "why": broken[0].what}
-    choice = choose_for_checkpoint(None, None, False)
+    choice = choose_for_checkpoint(Placement())
     return {"backend": choice.name, "why": choice.why}

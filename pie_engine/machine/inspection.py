@@ -10,7 +10,7 @@ from pie_engine.backends.gpu import probe
 from pie_engine.backends.tensorrt import library
 from pie_engine.backends.tensorrt.fingerprint import buckets, describe_target, obstacle
 from pie_engine.bundling import check_restorable
-from pie_engine.config import COMPONENTS, FLAVOURS
+from pie_engine.config import COMPONENTS, FLAVOURS, Placement
 from pie_engine.errors import BackendError, BundleError, Notice, use
 from pie_engine.machine.selection import choose_for_bundle
 from pie_engine.model.bundle import WEIGHTS, Bundle, open_bundle
@@ -58,7 +58,7 @@ def _describe_torch(bundle: Bundle) -> dict[str, Any]:
 
 def _auto(bundle: Bundle) -> dict[str, Any]:
     try:
-        choice = choose_for_bundle(bundle)
+        choice = choose_for_bundle(bundle, Placement())
     except BackendError as error:
         return {"backend": None, "why": Notice(error.message)}
     return {"backend": choice.name, "why": choice.why}

@@ -54,7 +54,7 @@ class Opened:
 
 def open_backend(source: Source, placement: Placement, on_component: Callable[[str], None]) -> Opened:
     """See `PieEngine.load`, which documents the arguments."""
-    placement = bound_threads(placement)
+    placement = replace(placement, threads=bound_threads(placement.threads))
     given = source.checkpoint is not None or source.unet is not None
     if (source.engine is None) != given:
         found = "both" if given else "neither"

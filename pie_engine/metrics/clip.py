@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pie_engine.checkpoint.json_files import read_object
 from pie_engine.errors import CheckpointError, InputError
 from pie_engine.model.info import read_length
 
@@ -213,11 +213,8 @@ def _kind(folder: Path) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path.parent} holds no {path.name}; pass the folder of a CLIP checkpoint") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({type(error).__name__}); download it again") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no JSON object; download it again")
-    return values

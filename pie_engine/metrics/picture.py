@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from PIL import Image
 
+from pie_engine.checkpoint.json_files import read_object
 from pie_engine.config.checks import integer, number, one_of
 from pie_engine.errors import ConfigError, InputError, PieError
 
@@ -112,13 +112,11 @@ def read_declaration(path: Path, kind: str, own_keys: tuple[str, ...]) -> dict[s
     """
     remedy = f"pass the JSON file that declares a {kind} (docs/evaluation.md)"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_object(path)
     except OSError as error:
         raise ConfigError(f"{kind} {path} cannot be read ({error.strerror}); {remedy}") from error
     except ValueError as error:
-        raise ConfigError(f"{kind} {path} is no JSON ({error}); {remedy}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{kind} {path} holds no JSON object; {remedy}")
+        raise ConfigError(f"{kind} {path} is no JSON object ({error}); {remedy}") from error
     known = {*own_keys, *_KEYS}
     for key in values:
         if key not in known:

@@ -162,7 +162,12 @@ def test_refusals(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             make(_Channels(), **{**good, **values})
         assert "\n" not in str(caught.value)
         assert str(caught.value).startswith(f"classifier {tmp_path / 'spec.json'}: "), caught.value
-    for text, line in (("[]", "no JSON object"), ("{", "is no JSON"), ("{}", "'size' is missing")):
+    for text, line in (
+        ("[]", "no JSON object"),
+        ("{", "is no JSON object"),
+        ("[" * 100_000, r"is no JSON object \(nested deeper than 64 levels\)"),
+        ("{}", "'size' is missing"),
+    ):
         (tmp_path / "spec.json").write_text(text)
         with pytest.raises(ConfigError, match=line):
             Classifier(tmp_path / "spec.json", trust=True)

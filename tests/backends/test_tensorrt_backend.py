@@ -256,7 +256,7 @@ def test_a_new_plan_is_compared_with_its_graph(
         error = "1.0e-02" if factor == 1.01 else "inf"
         with pytest.raises(BuildError, match=rf"11.4.0.106 differs from its graph by {error} .*; pass {remedy}"):
             engines.cached_engine(*asked)
-        assert [path.suffix for path in (tmp_path / "engines").glob(f"{name}*")] == [".lock"]
+        assert [path.suffix for path in (tmp_path / "engines").glob(f"{name}*")] == []
     assert seen == {(2, 4) if name == "unet" else (2, 77)}  # the usual shape of the first profile
     assert refitted == ([] if weights == "fixed" else [name])
 

@@ -183,7 +183,7 @@ def test_build_settings() -> None:
         ({"checkpoint": "a", "backend": "tpu"}, "backend 'tpu' is unknown"),
         ({"checkpoint": "a", "dtype": "int8"}, "dtype 'int8' is unknown"),
         ({"checkpoint": "a", "device": "tpu"}, "device 'tpu' is unknown"),
-        ({"checkpoint": "a", "threads": 0}, "threads 0 is not a whole number of at least 1"),
+        ({"checkpoint": "a", "threads": 0}, r"threads 0 is outside \[1, 1000000\]; pass threads=1"),
         ({"checkpoint": "a", "threads": True}, "threads True is not"),
         ({"engine": "a", "lora": [LoraSpec(Path("x"))]}, "LoRA cannot be fused into a bundle"),
         ({"engine": "nowhere"}, "bundle nowhere does not exist"),

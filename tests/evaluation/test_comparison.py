@@ -152,6 +152,7 @@ def test_latex(save: Save, classifier: Path, tmp_path: Path, capsys: pytest.Capt
     save("a", "0", None, 51, 102)
     save("b", "0", WALK, 26, 51)
     words = ["compare", str(tmp_path / "runs"), "--classifier", str(classifier), "--output", str(tmp_path / "out")]
+    words.append("--trust")
     assert main([*words, "--format", "latex"]) == 0
     captured = capsys.readouterr()
     assert captured.out.startswith("% \\usepackage{booktabs}\n\\begin{table}\n")

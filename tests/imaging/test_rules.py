@@ -20,7 +20,7 @@ from pie_engine.imaging.rules import RULES, check_trained_resolution
 
 CONFIG = RunConfig(resolution=64)
 FORMS = ("png", "tiff", "array", "picture", "dicom", "nifti")
-USAGE = Path(__file__).parents[2] / "docs" / "usage.md"
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "dicom-nifti.md"
 
 
 def ramp(height: int, width: int) -> np.ndarray:
@@ -104,7 +104,7 @@ def test_rescaling_that_leaves_no_numbers(tmp_path: Path, slope: str, intercept:
 
 
 def test_every_rule_is_in_the_docs() -> None:
-    text = USAGE.read_text()
+    text = PAGE.read_text()
     for rule in RULES:
         verdict = "refused" if rule.refused else "warned of"
         assert f"| {rule.name} | {rule.limit} | {verdict} |" in text

@@ -89,7 +89,7 @@ def test_frames_of_a_walk_depend_on_how_many_there_are() -> None:
 
 
 def test_options_and_settings_that_no_method_takes_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"healthy_prompt belongs to method control, which the grid has not"):
+    with pytest.raises(ConfigError, match=r"healthy_prompt belongs to method control, which is not in the grid"):
         Design([PATIENT], BASE, {"method": ("pie", "walk")}, {"healthy_prompt": "normal"})
     with pytest.raises(ConfigError, match=r"pass healthy_prompt=TEXT"):
         Design([PATIENT], BASE, {"method": ("control",)})

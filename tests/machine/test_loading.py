@@ -11,10 +11,10 @@ from golden import GOLDEN
 from machines import A5000, pretend, pretend_openvino
 
 from pie_engine import Item, PieEngine, RunConfig
+from pie_engine.backends import torch_backend
 from pie_engine.backends.torch_backend import TorchBackend
 from pie_engine.config import Placement
 from pie_engine.errors import BackendError, ConfigError
-from pie_engine.machine import loading
 from pie_engine.machine.selection import choose_for_bundle, choose_for_checkpoint, take
 from pie_engine.model.bundle import Bundle
 
@@ -100,7 +100,7 @@ def started(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
     pretend(monkeypatch, A5000)
     gpu((8, 6), ["sm_86"])
-    monkeypatch.setattr(loading, "TorchBackend", start)
+    monkeypatch.setattr(torch_backend, "TorchBackend", start)
     return made
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from golden import GOLDEN
 
-from pie_engine import PieEngine
+from pie_engine import PieEngine, Placement
 from pie_engine.cli.main import main
 from pie_engine.cli.spelling import LogFormatter
 from pie_engine.errors import quoted
@@ -21,8 +21,8 @@ from pie_engine.machine import devices, loading, processors
 def test_threads_are_no_more_than_processors(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, asked: int | None, taken: int | None
 ) -> None:
-    def opened(source: Any, device: Any, threads: int | None, *_: Any) -> Any:
-        raise StopIteration(threads)
+    def opened(source: Any, placement: Placement, *_: Any) -> Any:
+        raise StopIteration(placement.threads)
 
     monkeypatch.setattr(devices, "usable_processors", lambda: 2)
     monkeypatch.setattr(loading, "_open_checkpoint", opened)

@@ -352,7 +352,6 @@ def test_without_triton() -> None:
         import sys
         sys.modules["triton"] = None  # an import of it fails
         import pie_engine.kernels.geglu, pie_engine.kernels.group_norm, pie_engine.kernels.layer_norm
-        assert "torch" not in sys.modules
     """
     finished = subprocess.run(
         [sys.executable, "-c", script], cwd=GOLDEN.parent.parent, capture_output=True, text=True, check=False

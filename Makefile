@@ -135,7 +135,7 @@ $(VENV)/.demo: $(BUILT_FROM) | $(BIN)/python
 
 $(VENV)/.smoke: $(BUILT_FROM) | $(BIN)/python
 	$(call ABOUT,1.6,5.6,4)
-	$(INSTALL) '.[cpu]' pytest pytest-xdist
+	$(INSTALL) '.[cpu]' pytest pytest-xdist hypothesis
 	$(OPERATIONS)
 	@touch $@ $(VENV)/.demo
 

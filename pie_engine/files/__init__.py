@@ -12,11 +12,10 @@ content     hashes and second names
 
 from pie_engine.files.content import link_or_copy, sha256_file
 from pie_engine.files.folders import check_folder, new_folder
-from pie_engine.files.locks import locked
 from pie_engine.files.one_file import check_file, write_file
 from pie_engine.files.places import cache_root
 from pie_engine.files.refusals import writing
-from pie_engine.files.temporary import Leftover, clean, find_leftovers, temporary_name
+from pie_engine.files.temporary import Leftover, clean, find_leftovers, locked, temporary_name
 
 __all__ = [
     "Leftover",

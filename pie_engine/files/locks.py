@@ -15,8 +15,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pie_engine.files.refusals import writing
-
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -76,27 +74,6 @@ def turn(path: Path) -> Iterator[None]:
     """
     lock = hidden(path, "turn.lock")
     descriptor = take(lock, wait=True)
-    assert descriptor is not None
-    try:
-        yield
-    finally:
-        release(lock, descriptor)
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold `path`, in the cache, against other processes for as long as the block takes.
-
-    Raises:
-        OutputError: the folder cannot be written.
-    """
-    from pie_engine.files.temporary import sweep_once  # which needs locks itself
-
-    lock = hidden(path, "held.lock")
-    with writing(path):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        sweep_once(lock.parent)
-        descriptor = take(lock, wait=True)
     assert descriptor is not None
     try:
         yield

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pie_engine.files.locks import hidden, release, take, turn
 from pie_engine.files.places import first_missing, resolve
+from pie_engine.files.refusals import writing
 
 _LOCK = re.compile(r"\..+\.(partial-[0-9a-f]{8}|turn|held)\.lock")
 _OLD = ".old"
@@ -205,3 +206,22 @@ def _read(partial: Path) -> dict[str, object]:
     except (OSError, ValueError):
         return {}
     return said if isinstance(said, dict) else {}
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold `path`, in the cache, against other processes for as long as the block takes.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    lock = hidden(path, "held.lock")
+    with writing(path):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        sweep_once(lock.parent)
+        descriptor = take(lock, wait=True)
+    assert descriptor is not None
+    try:
+        yield
+    finally:
+        release(lock, descriptor)

@@ -77,6 +77,28 @@ def step(plan: Plan) -> None:
     plan.sampler.step(b.x, b.flags[DENOISE], plan.background)
 
 
+def displacements(parts: Tensor, x: Tensor, z0: Tensor) -> Tensor:
+    """|p (x - z0)| of each region and item, [R, B] float32.
+
+    Args:
+        parts: p, [R, B, 1, h, w] float32.
+        x, z0: [B, C, h, w] float32.
+    """
+    return (parts * (x - z0)).flatten(2).norm(dim=2)
+
+
+def blend_evenly(plan: Plan) -> None:
+    """x -> z0 + (b p + beta1 (1 - m)) (x - z0), b so that each region's displacement is the round's target."""
+    b = plan.buffers
+    assert b.pace is not None
+    pace, edit = b.pace, b.x - b.z0
+    reach = displacements(pace.parts * pace.parts.sum(0), b.x, b.z0)
+    # A region in which nothing changed has nothing to scale: 0 / tiny is 0.
+    torch.clamp(pace.target / reach.clamp(min=torch.finfo(torch.float32).tiny), max=1.0, out=pace.blend)
+    weight = pace.outside + (pace.blend[:, :, None, None, None] * pace.parts).sum(0)
+    torch.addcmul(b.z0, weight, edit, out=b.x)
+
+
 def enter_inversion(plan: Plan) -> None:
     """The latent itself, to be inverted in eps, so that x stays."""
     b = plan.buffers

@@ -19,6 +19,7 @@ from pie_engine.rounds.equations import (
     Noises,
     OnStep,
     Part,
+    blend_evenly,
     decode_frames,
     encode_frames,
     enter,
@@ -29,7 +30,6 @@ from pie_engine.rounds.equations import (
     run_round,
     step,
 )
-from pie_engine.rounds.pace import blend_evenly
 from pie_engine.rounds.plan import Batch, Plan
 from pie_engine.rounds.timeline import CudaTimeline, Timeline
 

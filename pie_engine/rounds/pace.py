@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pie_engine.errors import InputError, argument, mention, use
-from pie_engine.rounds.equations import Noises, run_round
+from pie_engine.rounds.equations import Noises, displacements, run_round
 
 if TYPE_CHECKING:
     from pie_engine.config import RunConfig
@@ -34,28 +33,6 @@ PILOT_ROUNDS = 4
 _SLOWEST = 0.9
 # Least root mean square of a displacement: about a grey level, for latents have the spread of pixels in [-1, 1], twice.
 LEAST = 4 / 255
-
-
-def displacements(parts: Tensor, x: Tensor, z0: Tensor) -> Tensor:
-    """|p (x - z0)| of each region and item, [R, B] float32.
-
-    Args:
-        parts: p, [R, B, 1, h, w] float32.
-        x, z0: [B, C, h, w] float32.
-    """
-    return (parts * (x - z0)).flatten(2).norm(dim=2)
-
-
-def blend_evenly(plan: Plan) -> None:
-    """x -> z0 + (b p + beta1 (1 - m)) (x - z0), b so that each region's displacement is the round's target."""
-    b = plan.buffers
-    assert b.pace is not None
-    pace, edit = b.pace, b.x - b.z0
-    reach = displacements(pace.parts * pace.parts.sum(0), b.x, b.z0)
-    # A region in which nothing changed has nothing to scale: 0 / tiny is 0.
-    torch.clamp(pace.target / reach.clamp(min=torch.finfo(torch.float32).tiny), max=1.0, out=pace.blend)
-    weight = pace.outside + (pace.blend[:, :, None, None, None] * pace.parts).sum(0)
-    torch.addcmul(b.z0, weight, edit, out=b.x)
 
 
 def blend_constantly(plan: Plan) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 
 from pie_engine import Item, PieEngine, RunConfig
 from pie_engine.backends.torch_backend import torch_dtype
-from pie_engine.bundling import build_bundle, restore_checkpoint
+from pie_engine.bundling import build_bundle, restore, restore_checkpoint
 from pie_engine.bundling.refit import refit_bundle
 from pie_engine.checkpoint import Checkpoint, load_checkpoint
 from pie_engine.config import COMPONENTS, BuildConfig, RuntimeConfig
@@ -215,9 +215,7 @@ def test_what_is_no_graph(copied: Path) -> None:
 
 
 def test_a_parameter_that_no_graph_holds(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pie_engine.export import refit
-
-    monkeypatch.setattr(refit, "take_weights", lambda path, module: None)
+    monkeypatch.setattr(restore, "take_weights", lambda path, module: None)
     with pytest.raises(BundleError, match=r"no graph holds conv_in\.weight of its UNet2DConditionModel; rebuild it: "):
         restore_checkpoint(bundle)
 

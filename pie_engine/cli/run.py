@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import signal
 import sys
@@ -239,11 +238,10 @@ def main(arguments: argparse.Namespace) -> int:
     method.check(config)
     check_outputs(outputs)
     check_interpolation(arguments.interpolate, rounds=method.is_pie)
-    origin = None if arguments.from_ is None else Path(os.path.realpath(arguments.from_)).parent
-    output = Path(os.path.realpath(arguments.output))  # which, unlike resolve(), takes a circle of links
-    if origin == output and not arguments.resume:
-        raise ConfigError(f"{arguments.output} holds the run that is to run again; pass another --output")
     check_folder(arguments.output, replaceable="provenance.json")
+    origin = None if arguments.from_ is None else Path(arguments.from_).resolve().parent
+    if origin == arguments.output.resolve() and not arguments.resume:
+        raise ConfigError(f"{arguments.output} holds the run that is to run again; pass another --output")
     item = item_from(arguments, config)
     check_findings([item], method)
     check_item(item, config)

@@ -6,7 +6,7 @@ Everything here is spelling: an `Item` for each image, a `RunConfig`, and `PieEn
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,9 +79,7 @@ def make_config(
 
 def place(placement: Placement | None, settings: Mapping[str, Any]) -> Placement:
     """A placement with some of its fields changed. Raises ConfigError: there is no such field, or see `Placement`."""
-    given = {name: value for name, value in settings.items() if value is not None}
-    names = Placement.__dataclass_fields__ if placement is not None else ()
-    return Placement(**{name: getattr(placement, name) for name in names} | given)
+    return replace(placement or Placement(), **{name: value for name, value in settings.items() if value is not None})
 
 
 def check_output_type(output_type: str) -> None:

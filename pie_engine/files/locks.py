@@ -73,7 +73,13 @@ def turn(path: Path) -> Iterator[None]:
         OSError: the folder around it cannot be written.
     """
     lock = hidden(path, "turn.lock")
-    descriptor = take(lock, wait=True)
+    with holding(lock, take(lock, wait=True)):
+        yield
+
+
+@contextlib.contextmanager
+def holding(lock: Path, descriptor: int | None) -> Iterator[None]:
+    """Release what `take` gave when the block ends."""
     assert descriptor is not None
     try:
         yield

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pie_engine.files.locks import hidden, release, take, turn
+from pie_engine.files.locks import hidden, holding, release, take, turn
 from pie_engine.files.places import first_missing, resolve
 from pie_engine.files.refusals import writing
 
@@ -220,8 +220,5 @@ def locked(path: Path) -> Iterator[None]:
         lock.parent.mkdir(parents=True, exist_ok=True)
         sweep_once(lock.parent)
         descriptor = take(lock, wait=True)
-    assert descriptor is not None
-    try:
+    with holding(lock, descriptor):
         yield
-    finally:
-        release(lock, descriptor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pie_engine.errors import ConfigError, mention, use
+from pie_engine.errors import ConfigError, InputError, mention, use
 
 
 @dataclass(frozen=True)
@@ -71,3 +71,22 @@ class Reading:
         if self.window_center is None or self.window_width is None:
             return None
         return self.window_center, self.window_width
+
+
+def choose(name: str, chosen: int | None, count: int, holds: str, also: str = "") -> int:
+    """The number, from 1, of what is read of several: frames, pages, volumes, slices.
+
+    Args:
+        name: of the option that chooses.
+        holds: the file and what it has, for messages.
+        also: what else can be done where none is chosen.
+
+    Raises:
+        InputError: none is chosen of several, or one that there is not.
+    """
+    remedy, limit = f"pass {use(name, 1)} to {count}", f"1 to {count}"
+    if chosen is None and count > 1:
+        raise InputError(f"{holds}; {remedy}{also}", field=name, limit=limit)
+    if chosen is not None and chosen > count:
+        raise InputError(f"{holds}, none of them {chosen}; {remedy}", field=name, value=chosen, limit=limit)
+    return chosen or 1

@@ -38,6 +38,7 @@ class Pacing:
 
     Attributes:
         parts: [R, B, 1, h, w], each finding's region, p.
+        blended: [R, B, 1, h, w], p m: what a blend of 1 leaves of p's displacement.
         outside: [B, 1, h, w], beta1 (1 - m).
         constant: [B, 1, h, w], beta1 (1 - m) + beta2 m.
         target: [R, B], the displacement that the round is to reach.
@@ -46,6 +47,7 @@ class Pacing:
     """
 
     parts: Tensor
+    blended: Tensor
     outside: Tensor
     constant: Tensor
     target: Tensor
@@ -117,8 +119,9 @@ class Buffers:
             return torch.zeros(4, batch, dtype=torch.int32, device=device)
 
         def pacing() -> Pacing:
-            parts, one = empty(shape.findings, batch, 1, height, width), (batch, 1, height, width)
-            return Pacing(parts, empty(*one), empty(*one), *(empty(shape.findings, batch) for _ in range(3)))
+            one, findings = (batch, 1, height, width), shape.findings
+            maps = (empty(findings, *one), empty(findings, *one), empty(*one), empty(*one))
+            return Pacing(*maps, *(empty(findings, batch) for _ in range(3)))
 
         eps, z0 = latent(), latent()
         return cls(

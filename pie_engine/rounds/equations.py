@@ -77,14 +77,14 @@ def step(plan: Plan) -> None:
     plan.sampler.step(b.x, b.flags[DENOISE], plan.background)
 
 
-def displacements(parts: Tensor, x: Tensor, z0: Tensor) -> Tensor:
+def displacements(parts: Tensor, edit: Tensor) -> Tensor:
     """|p (x - z0)| of each region and item, [R, B] float32.
 
     Args:
         parts: p, [R, B, 1, h, w] float32.
-        x, z0: [B, C, h, w] float32.
+        edit: x - z0, [B, C, h, w] float32.
     """
-    return (parts * (x - z0)).flatten(2).norm(dim=2)
+    return (parts * edit).flatten(2).norm(dim=2)
 
 
 def blend_evenly(plan: Plan) -> None:
@@ -92,7 +92,7 @@ def blend_evenly(plan: Plan) -> None:
     b = plan.buffers
     assert b.pace is not None
     pace, edit = b.pace, b.x - b.z0
-    reach = displacements(pace.parts * pace.parts.sum(0), b.x, b.z0)
+    reach = displacements(pace.blended, edit)
     # A region in which nothing changed has nothing to scale: 0 / tiny is 0.
     torch.clamp(pace.target / reach.clamp(min=torch.finfo(torch.float32).tiny), max=1.0, out=pace.blend)
     weight = pace.outside + (pace.blend[:, :, None, None, None] * pace.parts).sum(0)

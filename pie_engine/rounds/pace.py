@@ -69,9 +69,8 @@ def run_pilot(loop: Loop, batch: Batch, config: RunConfig, on_step: OnStep) -> n
     for index in range(pilot_rounds(config)):
         loop.compute(0, partial(pilot, index), decoded=False)
         z.copy_(b.x)
-        measured.append(displacements(pace.parts, b.x, b.z0).double().cpu().numpy())
-    part = pace.parts * pace.parts.sum(0)
-    size = (part.double().square().sum((2, 3, 4)) * b.x.shape[1]).sqrt().cpu().numpy()
+        measured.append(displacements(pace.parts, b.x - b.z0).double().cpu().numpy())
+    size = (pace.blended.double().square().sum((2, 3, 4)) * b.x.shape[1]).sqrt().cpu().numpy()
     found = targets(np.array(measured).reshape(-1, *size.shape), config, size, batch.item_ids)
     plan.pace(found)
     b.x.copy_(plan.original_latent)

@@ -66,7 +66,8 @@ class Plan:
         self._contexts: dict[tuple[str, ...], Tensor] = {}
         self._held: dict[bool, tuple[str, ...]] = {}
         self._empty_context: Tensor | None = None
-        self._index, self._targets = 0, np.zeros((0,))
+        self._index = 0
+        self._targets: Tensor | None = None
         self._samplers: dict[bool, Sampler] = {}  # by whether they are guided
         self._inversion: Sampler | None = None
         self.bind()
@@ -138,7 +139,7 @@ class Plan:
         """Copy a batch in and enter its first round: prompts and images are encoded here, once per progression."""
         buffers = self.buffers
         buffers.flags.zero_()
-        self._targets = np.zeros((0,))  # until the batch's pilot has run
+        self._targets = None  # until the batch's pilot has run
         self._rounds, self._prompts = config.rounds, tuple(batch.prompts)
         self._encode_prompts(config, checked)
         self.enter(0)
@@ -147,8 +148,11 @@ class Plan:
         buffers.x.copy_(buffers.z0)
         if buffers.mask is not None and buffers.weight is not None and batch.mask is not None:
             buffers.mask.copy_(batch.mask)
-            beta_map = config.beta2 * batch.mask if batch.beta_map is None else batch.beta_map
-            buffers.weight.copy_(config.beta1 * (1 - batch.mask) + beta_map)
+            if buffers.pace is None:
+                beta_map = config.beta2 * batch.mask if batch.beta_map is None else batch.beta_map
+                buffers.weight.copy_(config.beta1 * (1 - batch.mask) + beta_map)
+            else:
+                buffers.weight.fill_(1.0)  # the last step blends nothing: the pace does, once it has seen it
         if buffers.finding_weights is not None and batch.finding_weights is not None:
             buffers.finding_weights.copy_(batch.finding_weights)
         if buffers.pace is not None:
@@ -160,15 +164,15 @@ class Plan:
         betas = config.beta2 * mask if batch.beta_map is None else batch.beta_map.to(mask)
         pace.outside.copy_(config.beta1 * (1 - mask))
         pace.constant.copy_(pace.outside + betas)
-        part = betas / (betas / mask.clamp(min=1e-6)).amax((1, 2, 3), keepdim=True).clamp(min=1e-6)
-        part = mask if batch.beta_map is None else part
+        part = mask
+        if batch.beta_map is not None:
+            part = betas / (betas / mask.clamp(min=1e-6)).amax((1, 2, 3), keepdim=True).clamp(min=1e-6)
         pace.parts.copy_(part if batch.finding_weights is None else part * batch.finding_weights.to(part))
-        if self.buffers.weight is not None:
-            self.buffers.weight.fill_(1.0)  # the last step blends nothing: the pace does, once it has seen it
+        pace.blended.copy_(pace.parts * pace.parts.sum(0))
 
     def pace(self, targets: np.ndarray) -> None:
-        """Displacements to reach, [N, R, B] (`pie_engine.rounds.pace.targets`)."""
-        self._targets = targets
+        """Take the displacements to reach, [N, R, B] (`pie_engine.rounds.pace.targets`), to where rounds read them."""
+        self._targets = torch.from_numpy(targets.astype(np.float32)).to(self.backend.device)
 
     def enter(self, index: int) -> None:
         """Make the buffers hold what round `index` runs with, counted from 0: its guidance, and its prompts.
@@ -178,8 +182,8 @@ class Plan:
         settings = self._rounds[index]
         self.kind, self._index = settings.kind, index
         self.buffers.guidance.fill_(settings.guidance_scale)
-        if self.buffers.pace is not None and len(self._targets):
-            self.buffers.pace.target.copy_(torch.from_numpy(self._targets[index].astype(np.float32)))
+        if self.buffers.pace is not None and self._targets is not None:
+            self.buffers.pace.target.copy_(self._targets[index])
         self.sampler.choose(settings.kind)
         if self._inversion is not None:
             self._inversion.choose(settings.kind)

@@ -3,23 +3,9 @@
 from __future__ import annotations
 
 import copy
-import os
 from typing import Any
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.errors import InvalidArgument
-
-for _name, _examples in (("ci", 30), ("fuzz", 5000)):
-    try:
-        settings.get_profile(_name)
-    except InvalidArgument:
-        settings.register_profile(
-            _name, max_examples=_examples, deadline=None, derandomize=_name == "ci",
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-        )  # fmt: skip
-if settings.get_current_profile_name() == "default":
-    settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 # What breaks programs, before anything random: bounds, wrong signs, wrong kinds, numbers that are none.
 EDGES: list[Any] = [

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from pie_engine.errors import InputError, argument, use
+from pie_engine.errors import InputError, argument
 from pie_engine.imaging.formats.dicom_geometry import pixel_aspect, pixel_spacing
 from pie_engine.imaging.formats.dicom_grey import grey_mapping
 from pie_engine.imaging.formats.dicom_limits import check_compressed, check_file, check_numbers
 from pie_engine.imaging.limits import quiet
 from pie_engine.imaging.mapping import Mapping, Range
-from pie_engine.imaging.reading import Reading
+from pie_engine.imaging.reading import Reading, choose
 from pie_engine.imaging.stored import Stored
 from pie_engine.imaging.window import to_bytes
 
@@ -161,19 +161,7 @@ def check_pixels(dataset: Any, what: str) -> None:
 
 def _choose_frame(dataset: Any, what: str, reading: Reading) -> tuple[int, int]:
     frames = max(1, int(dataset.get("NumberOfFrames") or 1))
-    if reading.frame is None and frames > 1:
-        raise InputError(
-            f"{what} has {frames} frames; pass {use('frame', 1)} to {frames}", field="frame", limit=f"1 to {frames}"
-        )
-    if reading.frame is not None and reading.frame > frames:
-        raise InputError(
-            f"{what} has {frames} frame{'s' * (frames > 1)}, none of them {reading.frame}; "
-            f"pass {use('frame', 1)} to {frames}",
-            field="frame",
-            value=reading.frame,
-            limit=f"1 to {frames}",
-        )
-    return reading.frame or 1, frames
+    return choose("frame", reading.frame, frames, f"{what} has {frames} frame{'s' * (frames > 1)}"), frames
 
 
 def decode_frame(dataset: Any, frame: int, what: str) -> np.ndarray:

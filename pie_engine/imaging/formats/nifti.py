@@ -18,7 +18,7 @@ from pie_engine.imaging.blocks import extremes
 from pie_engine.imaging.formats.nifti_slice import NiftiSlice
 from pie_engine.imaging.limits import MAX_NIFTI_HEADER, MAX_UNPACKED, check_size, quiet
 from pie_engine.imaging.mapping import Mapping, Range, Rescale, Window
-from pie_engine.imaging.reading import Reading
+from pie_engine.imaging.reading import Reading, choose
 from pie_engine.imaging.rules import broken_rescale
 from pie_engine.imaging.stored import Stored
 from pie_engine.imaging.window import check_finite
@@ -190,13 +190,13 @@ def locate(volume: Any, what: str, reading: Reading) -> NiftiSlice:
     """
     shape = tuple(int(side) for side in volume.shape)
     frames = shape[3] if len(shape) > 3 else 1
-    frame = _choose("frame", reading.frame, frames, what, f"has {frames} volumes")
+    frame = choose("frame", reading.frame, frames, f"{what} has {frames} volumes", _middle("frame", frames))
     axis = 2 if reading.axis is None else reading.axis
     turns = _turns(volume)
     sagittal, coronal, axial = (int(np.flatnonzero(turns[:, 0] == a)[0]) for a in range(3))
     file_axes = (sagittal, coronal, axial)
     count = spatial_shape(volume)[axis]
-    number = _choose("slice", reading.slice, count, what, f"has {count} {_NAMES[axis]} slices")
+    number = choose("slice", reading.slice, count, f"{what} has {count} {_NAMES[axis]} slices", _middle("slice", count))
     across, up = (file_axes[a] for a in range(3) if a != axis)
     spatial = (*shape, 1)[:3]
     check_size(spatial[across], spatial[up], what, "slice")
@@ -263,15 +263,5 @@ def _show(
     return everything, everything.describe(source)
 
 
-def _choose(name: str, chosen: int | None, count: int, what: str, has: str) -> int:
-    if chosen is None and count > 1:
-        raise InputError(
-            f"{what} {has}; pass {use(name, 1)} to {count}, such as {use(name, (count + 1) // 2)}",
-            field=name, limit=f"1 to {count}",
-        )  # fmt: skip
-    if chosen is not None and chosen > count:
-        raise InputError(
-            f"{what} {has}, none of them {chosen}; pass {use(name, 1)} to {count}",
-            field=name, value=chosen, limit=f"1 to {count}",
-        )  # fmt: skip
-    return chosen or 1
+def _middle(name: str, count: int) -> str:
+    return f", such as {use(name, (count + 1) // 2)}"

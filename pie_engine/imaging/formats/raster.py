@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from pie_engine.errors import InputError, argument, use
+from pie_engine.errors import InputError, argument
 from pie_engine.imaging.limits import (
     MAX_ANIMATED_PIXELS,
     MAX_PAGES,
@@ -25,7 +25,7 @@ from pie_engine.imaging.limits import (
     quiet,
 )
 from pie_engine.imaging.mapping import Mapping, Range, Window
-from pie_engine.imaging.reading import Reading
+from pie_engine.imaging.reading import Reading, choose
 from pie_engine.imaging.stored import Stored
 
 if TYPE_CHECKING:
@@ -96,20 +96,8 @@ def _choose_page(image: Image, what: str, reading: Reading, facts: dict[str, Any
     refuse_parts(replace(reading, frame=None), f"{what} is {image.format}")
     part = _PARTS.get(image.format or "")
     pages = _count_pages(image, what) if part else 1
-    if reading.frame is None and pages > 1:
-        raise InputError(
-            f"{what} has {pages} {part}s; pass {use('frame', 1)} to {pages}, or save one {part} alone",
-            field="frame", limit=f"1 to {pages}",
-        )  # fmt: skip
-    if reading.frame is not None and reading.frame > pages:
-        raise InputError(
-            f"{what} has {pages} {part or 'page'}{'s' * (pages > 1)}, none of them {reading.frame}; "
-            f"pass {use('frame', 1)} to {pages}",
-            field="frame",
-            value=reading.frame,
-            limit=f"1 to {pages}",
-        )
-    frame = reading.frame or 1
+    holds = f"{what} has {pages} {part or 'page'}{'s' * (pages > 1)}"
+    frame = choose("frame", reading.frame, pages, holds, f", or save one {part} alone")
     if pages > 1:
         if part == "frame" and frame * image.width * image.height > MAX_ANIMATED_PIXELS:
             raise InputError(

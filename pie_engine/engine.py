@@ -32,10 +32,12 @@ from pie_engine.pipeline import (
 from pie_engine.rounds.batches import group_items
 from pie_engine.rounds.methods import choose_method
 from pie_engine.rounds.resuming import Interrupted
+from pie_engine.rounds.severity import choose_severity
 from pie_engine.rounds.simulator import OnProgress, Simulator
 
 if TYPE_CHECKING:
     from pie_engine.backends import Backend
+    from pie_engine.metrics.severity import Severity, SeverityMeasure
     from pie_engine.outputs.partial import Partial
     from pie_engine.rounds.methods import Chosen
     from pie_engine.rounds.simulator import Simulated
@@ -186,6 +188,7 @@ class PieEngine:
         method: MethodConfig | str = "pie",
         on_progress: OnProgress | None = None,
         interpolate: int = 0,
+        severity: SeverityMeasure | None = None,
         resume: str | Path | None = None,
     ) -> Result: ...
 
@@ -198,6 +201,7 @@ class PieEngine:
         method: MethodConfig | str = "pie",
         on_progress: OnProgress | None = None,
         interpolate: int = 0,
+        severity: SeverityMeasure | None = None,
     ) -> list[Result]: ...
 
     def run(
@@ -208,6 +212,7 @@ class PieEngine:
         method: MethodConfig | str = "pie",
         on_progress: OnProgress | None = None,
         interpolate: int = 0,
+        severity: SeverityMeasure | None = None,
         resume: str | Path | None = None,
     ) -> Result | list[Result]:
         """Simulate the progression of one item, or of several at once: each result is the item's own, up to rounding.
@@ -222,6 +227,9 @@ class PieEngine:
             on_progress: called with (evaluations done, in all) after each U-Net evaluation.
             interpolate: pictures between two frames for a smooth animation (`Result.between`), 0 to 14; of methods that
                 have rounds.
+            severity: of even pace: what is to rise in equal parts instead of the displacement, a `Severity`, a
+                `Classifier` (its logit), or any callable that gives a number for each of [N, H, W, 3] uint8 frames.
+                None: the classifier that the settings name (`pace="even:FILE"`), if any.
             resume: folder of an interrupted run of this one item, whose rounds are not computed again; one that is
                 empty or not there starts anew.
 
@@ -240,7 +248,9 @@ class PieEngine:
         if resume is not None and not alone:
             raise ConfigError(f"{argument('resume')} goes on with one run; pass one item", field="resume")
         partial = None if resume is None else read_partial(resume)
-        results = self._run(given, self._complete(config or RunConfig()), chosen, on_progress, interpolate, partial)
+        complete = self._complete(config or RunConfig())
+        paced_by = choose_severity(complete, severity)
+        results = self._run(given, complete, chosen, on_progress, interpolate, partial, paced_by)
         return results[0] if alone else results
 
     def _run(
@@ -251,6 +261,7 @@ class PieEngine:
         on_progress: OnProgress | None,
         interpolate: int,
         partial: Partial | None,
+        severity: Severity | None,
     ) -> list[Result]:
         """See `run`; the settings are complete."""
         method.check(config)
@@ -274,7 +285,7 @@ class PieEngine:
             finished = None if partial is None else partial.finished
             stopped: Interrupted | None = None
             try:
-                simulated = self.simulator.simulate(batch, chosen, report, interpolate, finished)
+                simulated = self.simulator.simulate(batch, chosen, report, interpolate, finished, severity)
             except Interrupted as interrupt:
                 simulated, stopped = interrupt.results, interrupt
             for i, one in zip(group, simulated, strict=True):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pie_engine.cli.spelling import as_option
-from pie_engine.config.settings import Setting, declared, default_of, type_of
+from pie_engine.config.settings import Setting, declared, default_of, shown_choices, type_of
 
 T = TypeVar("T")
 _TYPES = {int: int, float: float, Path: Path}
@@ -65,7 +65,9 @@ def _add(group: Any, cls: type, name: str, setting: Setting) -> None:
     if bool in kinds:
         group.add_argument(*options, action=argparse.BooleanOptionalAction, **settings)
         return
-    if setting.choices:
+    if setting.longer:
+        settings |= {"metavar": "|".join(shown_choices(setting)), "type": str}
+    elif setting.choices:
         settings["choices"] = [choice for choice in setting.choices if choice]
     else:
         settings["metavar"] = setting.metavar or name.upper()

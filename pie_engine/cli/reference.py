@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pie_engine.cli.options import options_of, told_default
 from pie_engine.config import BuildConfig, EngineConfig, MethodConfig, OutputConfig, Placement, RunConfig, RuntimeConfig
-from pie_engine.config.settings import Setting, declared, type_of
+from pie_engine.config.settings import Setting, declared, shown_choices, type_of
 
 HEAD = """# Settings
 
@@ -52,7 +52,7 @@ def table(cls: type) -> Iterator[str]:
 def limits(cls: type, name: str, setting: Setting) -> str:
     """What a setting may be, in words."""
     if setting.choices:
-        return ", ".join(f"`{choice}`" for choice in setting.choices if choice)
+        return ", ".join(f"`{choice}`" for choice in shown_choices(setting))
     if setting.low is None:
         return "on, off" if bool in (type_of(cls, name), *getattr(type_of(cls, name), "__args__", ())) else ""
     return f"{'(' if setting.open_low else '['}{_short(setting.low)}, {_short(setting.high)}]"

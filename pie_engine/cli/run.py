@@ -229,6 +229,7 @@ def main(arguments: argparse.Namespace) -> int:
     from pie_engine.imaging.item import check_findings, check_item
     from pie_engine.outputs import check_outputs, check_source
     from pie_engine.rounds.resuming import Interrupted
+    from pie_engine.rounds.severity import choose_severity
 
     # Everything that can be refused cheaply is refused before a model is loaded.
     config, method, outputs = config_from(arguments), method_from(arguments), outputs_from(arguments)
@@ -245,6 +246,7 @@ def main(arguments: argparse.Namespace) -> int:
     item = item_from(arguments, config)
     check_findings([item], method)
     check_item(item, config)
+    severity = choose_severity(config)
     if arguments.from_ is not None:
         check_inputs(arguments, item, config)
     if outputs.native_size or outputs.dicom:
@@ -261,6 +263,7 @@ def main(arguments: argparse.Namespace) -> int:
             method=method,
             on_progress=progress,
             interpolate=arguments.interpolate,
+            severity=severity,
             resume=None if partial is None else arguments.output,
         )
     except Interrupted as interrupt:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from pie_engine.config.checks import MAX_RESOLUTION
@@ -67,8 +68,15 @@ class RunConfig:
     )  # fmt: skip
     pace: str = setting(
         "constant: blend with beta2 in every round, as in the paper; even: so that frame n lies n/N of the way to "
-        "where the constant run ends",
-        default="constant", choices=PACES, label="Pace", vary=" and ".join(PACES), on_a_line=False,
+        "where the constant run ends; even:CLASSIFIER: so that a classifier's logit rises in equal parts (its JSON "
+        "file)",
+        default="constant", choices=PACES, longer=f"{PACES[1]}:CLASSIFIER", label="Pace", vary=" and ".join(PACES),
+        on_a_line=False,
+    )  # fmt: skip
+    until: float | None = setting(
+        "even pace by a classifier: the confidence that the last frame is to have", default=None, low=0.0, high=1.0,
+        open_low=True, open="where the constant run ends", example=0.8, metavar="P", label="Confidence of the last "
+        "frame",
     )  # fmt: skip
     displacement: float | None = setting(
         "even pace: how far the last frame lies from the input, as the norm of the region's latents", default=None,
@@ -131,13 +139,14 @@ class RunConfig:
             raise ConfigError(f"{mention('scheduler')} '' is no name; pass {use('scheduler', 'ddim')}, or leave it out")
         if self.inversion == "ddim" and self.noise == "fresh" and not official:
             raise ConfigError("noise 'fresh' means nothing where a round inverts (inversion \"ddim\"); leave it out")
-        if self.pace == "even" and self.noise == "fresh" and self.inversion == "noise" and not official:
+        if self.pace != "constant" and self.noise == "fresh" and self.inversion == "noise" and not official:
             raise ConfigError(
-                f"{mention('pace')} 'even' needs rounds that converge, and with fresh noise they do not; "
+                f"{mention('pace')} {self.pace!r} needs rounds that converge, and with fresh noise they do not; "
                 f"pass {use('noise', 'shared')}"
             )
-        if self.displacement is not None and self.pace != "even":
+        if self.displacement is not None and self.pace == "constant":
             raise ConfigError(f"{mention('displacement')} belongs to even pace; pass {use('pace', 'even')} with it")
+        self._check_until()
         for index, one in enumerate(self.rounds, start=1):
             if one.kind.denoising_steps < 1:
                 self._refuse_strength(index, one)
@@ -176,12 +185,31 @@ class RunConfig:
     @property
     def even(self) -> bool:
         """Whether blends are solved for; the one frame of one round is where the constant run ends."""
-        return self.pace == "even" and self.steps > 1
+        return self.pace != "constant" and self.steps > 1
+
+    @property
+    def severity(self) -> Path | None:
+        """The classifier whose logit is to rise evenly; None where displacement does."""
+        file = self.pace.partition(":")[2]
+        return Path(file) if file else None
 
     @property
     def guided(self) -> bool:
         """Whether classifier-free guidance runs: the empty prompt is evaluated too when g > 1."""
         return self.guidance_scale > 1.0
+
+    def _check_until(self) -> None:
+        if self.until is None:
+            return
+        if self.pace == "constant":
+            raise ConfigError(
+                f"{mention('until')} belongs to an even pace by a classifier; pass {use('pace', 'even:CLASSIFIER')}"
+            )
+        if self.until == 1 or self.steps == 1:
+            raise ConfigError(
+                f"{mention('until')} {self.until:g} in {self.steps} round{'s' * (self.steps > 1)} cannot be reached; "
+                f"pass less than 1, such as {use('until', 0.8)}, and at least 2 rounds"
+            )
 
     def _refuse_strength(self, index: int, one: RoundSettings) -> None:
         least = math.ceil(100 / self.num_inference_steps) / 100  # rounded up: the remedy has to work when copied

@@ -39,6 +39,7 @@ class Setting:
         low, high: limits; None for none.
         open_low: whether `low` itself is refused.
         choices: the names that it may be; empty for any.
+        longer: the one of the choices that may go on after a colon, and how: "even:CLASSIFIER"; empty where none may.
         example: what a remedy passes; the default, where that is a value.
         open: what the default None stands for, in words.
         symbol: the paper's (arXiv 2309.11745).
@@ -58,6 +59,7 @@ class Setting:
     high: float | None = None
     open_low: bool = False
     choices: tuple[str, ...] = ()
+    longer: str = ""
     example: Any = None
     open: str = ""
     symbol: str = ""
@@ -85,7 +87,11 @@ def setting(help: str, *, default: Any = ..., compare: bool = True, **declared: 
         bounds["gt" if spec.open_low else "ge"] = spec.low
     if spec.high is not None:
         bounds |= {"le": spec.high, "allow_inf_nan": False} if isinstance(spec.high, float) else {"le": spec.high}
-    extra: dict[str, Any] = {"enum": [*spec.choices, *([None] if default is None else [])]} if spec.choices else {}
+    extra: dict[str, Any] = {}
+    if spec.longer:
+        extra["pattern"] = f"^({'|'.join(spec.choices)}|{spec.longer.partition(':')[0]}:.+)$"
+    elif spec.choices:
+        extra["enum"] = [*spec.choices, *([None] if default is None else [])]
     field = pydantic.Field(default, description=spec.help, json_schema_extra=extra or None, **bounds)
     field.metadata.append(spec)
     return field if compare else dataclasses.field(default=field, compare=False)
@@ -115,8 +121,8 @@ def settings(cls: type[T]) -> type[T]:
             raise _refusal(made, error) from None
         for name, spec in declared(made):
             value = getattr(self, name)
-            if spec.choices and value is not None and value not in spec.choices:
-                raise _unknown(spec.called or name, value, spec.choices)
+            if spec.choices and value is not None and value not in spec.choices and not _goes_on(spec, value):
+                raise _unknown(spec.called or name, value, spec)
 
     made.__init__ = __init__
     return made
@@ -189,7 +195,7 @@ def _one(cls: Any, part: Any) -> PieError:
 def _refuse(name: str, value: Any, kind: str, spec: Setting, annotation: Any, default: Any) -> PieError:
     called = spec.called or name
     if spec.choices:
-        return _unknown(called, value, spec.choices)
+        return _unknown(called, value, spec)
     remedy = f"pass {use(called, default if spec.example is None else spec.example)}"
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
         text = f"{spec.low:g}, {spec.high:g}" if isinstance(spec.high, float) else f"{spec.low}, {spec.high}"
@@ -210,8 +216,19 @@ def _kinds(annotation: Any) -> tuple[Any, ...]:
     return getattr(annotation, "__args__", None) or (annotation,)
 
 
-def _unknown(name: str, value: Any, choices: tuple[str, ...]) -> ConfigError:
-    limit = ", ".join(choice for choice in choices if choice)
+def shown_choices(spec: Setting) -> tuple[str, ...]:
+    """The names that a setting may be, as help and docs show them."""
+    return (*(choice for choice in spec.choices if choice), *([spec.longer] if spec.longer else []))
+
+
+def _goes_on(spec: Setting, value: str) -> bool:
+    """Whether a value is the choice that more may follow, with what follows it."""
+    choice, colon, rest = value.partition(":")
+    return bool(spec.longer and colon and rest) and choice == spec.longer.partition(":")[0]
+
+
+def _unknown(name: str, value: Any, spec: Setting) -> ConfigError:
+    limit = ", ".join(shown_choices(spec))
     return ConfigError(
         f"{mention(name)} {value!r} is unknown; pass one of {limit}", field=name, value=value, limit=limit
     )

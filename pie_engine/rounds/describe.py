@@ -19,13 +19,18 @@ log = logging.getLogger(__name__)
 
 
 def describe_pace(
-    targets: np.ndarray, blends: np.ndarray, config: RunConfig, item_ids: Sequence[str]
+    targets: np.ndarray,
+    blends: np.ndarray,
+    config: RunConfig,
+    item_ids: Sequence[str],
+    severities: Sequence[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """What provenance says of each item's even pace; lists hold a value per finding where there are several.
 
     Args:
         targets: [N, R, B], the displacement of each frame.
         blends: [N, R, B], the b that it took; 1 is all that a round's edit gives.
+        severities: what there is to say of each item's severity, where that sets the pace (`run_severity_pass`).
     """
     found = []
     for i, item in enumerate(item_ids):
@@ -42,9 +47,15 @@ def describe_pace(
                 "blends": [round(float(b[0]), 4) if one else [round(float(v), 4) for v in b] for b in blends[:, :, i]],
                 "pilot_rounds": pilot_rounds(config),
                 "falling_short": short,
+                **({} if severities is None else {"severity": severities[i], "targets": _shares(targets[:, :, i])}),
             }
         )
     return found
+
+
+def _shares(targets: np.ndarray) -> list[float]:
+    """Of [N, R], the displacement of each frame as a share of the last one's; findings go the same way."""
+    return [round(float(share), 4) for share in targets[:, 0] / targets[-1, 0]]
 
 
 def describe_computation(loop: Loop, runtime: RuntimeConfig, *, evaluations: int, rounds: bool) -> dict[str, Any]:

@@ -27,12 +27,14 @@ from pie_engine.rounds.methods import Previous
 from pie_engine.rounds.pace import pilot_rounds, run_pilot
 from pie_engine.rounds.plan import Batch, Plan
 from pie_engine.rounds.resuming import Finished, Interrupted, restore
+from pie_engine.rounds.severity import run_severity_pass
 from pie_engine.rounds.turns import Turns
 
 if TYPE_CHECKING:
     from pie_engine.backends import Backend
     from pie_engine.config import RunConfig, RuntimeConfig
     from pie_engine.imaging.item import PreparedItem
+    from pie_engine.metrics.severity import Severity
     from pie_engine.rounds.methods import Chosen
     from pie_engine.rounds.timeline import Timeline
 
@@ -85,6 +87,7 @@ class Simulator:
         report: OnProgress,
         between: int,
         finished: Finished | None = None,
+        severity: Severity | None = None,
     ) -> list[Simulated]:
         """The rounds of one batch (`group_items`). Batches of several threads take turns.
 
@@ -92,6 +95,7 @@ class Simulator:
             chosen: the method, and its settings with the resolution filled in.
             between: K pictures between two frames.
             finished: rounds of the one item that were run before; of PIE.
+            severity: of even pace, what is to rise evenly instead of the displacement.
 
         Raises:
             BackendError: the model gave values that are not finite, or memory ran out; or see `Turns.turn`.
@@ -99,7 +103,7 @@ class Simulator:
             Interrupted: a KeyboardInterrupt came when rounds were finished, which it holds.
         """
         with self._turns.turn(), torch.inference_mode(), self._explaining_memory(len(items), chosen.config):
-            return self._simulate(items, chosen, report, between, finished)
+            return self._simulate(items, chosen, report, between, finished, severity)
 
     def _simulate(
         self,
@@ -108,6 +112,7 @@ class Simulator:
         report: OnProgress,
         between: int,
         finished: Finished | None,
+        severity: Severity | None,
     ) -> list[Simulated]:
         start = time.monotonic()
         batch, config, method = make_batch(items), chosen.config, chosen.frames
@@ -120,7 +125,9 @@ class Simulator:
         total = loop.plan.total_evaluations if method is None else method.evaluations(loop.plan, config)
         done, paced = 0 if finished is None else finished.rounds, method is None and config.even
         step = sum(map(loop.plan.evaluations_of, range(done)))
-        total += sum(map(loop.plan.evaluations_of, range(pilot_rounds(config)))) if paced else 0
+        severity = severity if paced else None
+        before = [pilot_rounds(config) if paced else 0, config.steps if severity else 0]
+        total += sum(loop.plan.evaluations_of(index) for rounds in before for index in range(rounds))
 
         def on_step() -> None:
             nonlocal step
@@ -134,16 +141,19 @@ class Simulator:
         pictures: list[np.ndarray] = []
         blends = [] if finished is None else list(finished.blends)
         aims = run_pilot(loop, batch, config, on_step) if paced else None
+        seen = None
+        if aims is not None and severity is not None:
+            aims, seen = run_severity_pass(loop, config, aims, frames, severity, on_step)
         interrupt: KeyboardInterrupt | None = None
         try:
             with finishing(frames) as host:
-                before = None
-                for before in () if finished is None else restore(loop, finished):
-                    host.add(before)
+                restored = None
+                for restored in () if finished is None else restore(loop, finished):
+                    host.add(restored)
                 seconds["rounds"] += () if finished is None else finished.seconds
                 last = time.monotonic()
                 rounds = (
-                    loop.rounds(on_step, done=done, last=before)
+                    loop.rounds(on_step, done=done, last=restored)
                     if method is None
                     else method.rounds(loop, batch, config, on_step)
                 )
@@ -162,7 +172,9 @@ class Simulator:
             interrupt, pictures = raised, []
         computed = describe_computation(loop, self.runtime, evaluations=total, rounds=method is None)
         computed["seconds"] = seconds
-        paces = [None] * len(items) if aims is None else describe_pace(aims, np.array(blends), config, batch.item_ids)
+        paces: list[dict[str, Any] | None] = [None] * len(items)
+        if aims is not None:
+            paces[:] = describe_pace(aims, np.array(blends), config, batch.item_ids, seen)
         simulated = [
             Simulated(one, original[i], _between(one, [stack[i] for stack in pictures]), computed, paces[i])
             for i, one in enumerate(frames)

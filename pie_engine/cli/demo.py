@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pie_engine.config.run import PACES
 from pie_engine.demo import DOMAINS
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--patient", type=int, metavar="N", help="which held-out phantom, 0 to 999 (0)")
     parser.add_argument("--steps", "--rounds", type=int, metavar="N", help="rounds (10)")
     parser.add_argument("--backend", choices=("onnxruntime", "torch"), help="(onnxruntime)")
+    parser.add_argument(
+        "--pace", choices=PACES, help="even: every round shows another stage; constant: the paper's rounds (even)"
+    )
     parser.add_argument("--regress", action="store_true", help="from the disease towards the healthy prompt")
     parser.add_argument(
         "--phantoms", type=int, metavar="N",
@@ -50,7 +54,7 @@ def main(arguments: argparse.Namespace) -> int:
     from pie_engine.errors import ConfigError
 
     if arguments.phantoms is not None:
-        for option in ("patient", "steps", "backend", "regress"):
+        for option in ("patient", "steps", "backend", "pace", "regress"):
             value = getattr(arguments, option)
             if value is not None and value is not False:  # 0 is a patient
                 raise ConfigError(f"--{option} belongs to a run, and --phantoms runs nothing; leave one of them out")
@@ -102,6 +106,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
         steps=steps,
         backend=arguments.backend or "onnxruntime",
         regress=arguments.regress,
+        pace=arguments.pace or "even",
         on_component=(lambda line: None) if arguments.quiet else (lambda line: say(f"  {line}")),
         on_progress=Progress(steps, quiet=arguments.quiet),
     )
@@ -142,7 +147,7 @@ def _settings(config: RunConfig) -> list[str]:
 
     shown, usual = config.to_dict(), RunConfig().to_dict()
     words = []
-    for name in ("steps", "strength", "guidance_scale", "inversion", "beta2"):
+    for name in ("steps", "strength", "guidance_scale", "inversion", "beta2", "pace"):
         if shown[name] != usual[name]:
             value = shown[name]
             words += [f"--{name.replace('_', '-')}", value if isinstance(value, str) else f"{value:g}"]

@@ -222,8 +222,22 @@ def _keep(
     )
 
 
+def _standing_still(result: Result, method: MethodConfig) -> str:
+    """That the last half of a run's rounds is one picture, and what spreads the change over all; or nothing."""
+    from pie_engine.metrics.change import late_change
+
+    config, steps = result.config, result.config.steps
+    converging = config.pace == "constant" and config.semantics == "engine" and method.name == "pie"
+    if not converging or steps < 4 or late_change(result.frames, result.mask) >= 1:
+        return ""
+    return (
+        f"rounds {steps // 2 + 1} to {steps} change less than a grey level inside the region; --pace even spreads the "
+        "change over all of them"
+    )
+
+
 def main(arguments: argparse.Namespace) -> int:
-    from pie_engine.cli.progress import Progress
+    from pie_engine.cli.progress import Progress, say
     from pie_engine.files import check_folder
     from pie_engine.imaging import read_stored
     from pie_engine.imaging.item import check_findings, check_item
@@ -268,6 +282,8 @@ def main(arguments: argparse.Namespace) -> int:
         )
     except Interrupted as interrupt:
         raise _keep(interrupt, arguments, method, outputs, partial) from None
+    if not arguments.quiet and (still := _standing_still(result, method)):
+        say(still)
     written = _with_options(result, arguments, method, outputs).save(arguments.output, outputs)
     if arguments.json:
         sys.stdout.write(json.dumps({**written, "change": result.change.to_dict()}) + "\n")

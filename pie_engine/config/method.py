@@ -8,7 +8,7 @@ from pie_engine.config.run import RunConfig
 from pie_engine.config.settings import setting, settings
 from pie_engine.errors import ConfigError, mention, use
 
-METHODS = ("pie", "walk", "one-shot", "previous", "vae", "control")
+METHODS = ("pie", "interpolation", "walk", "one-shot", "previous", "vae", "control")
 # By option, the methods that it belongs to.
 METHOD_OPTIONS = {
     "start_prompt": ("walk",),
@@ -21,7 +21,7 @@ METHOD_OPTIONS = {
 class MethodConfig:
     """How the frames after the input come about (docs/baselines.md).
 
-    "pie"; "walk", a Stable Diffusion walk from the inverted input to the item's noise and from the start prompt to the
+    "pie"; "interpolation", latents on the straight line from the input to where PIE's rounds end; "walk", a Stable Diffusion walk from the inverted input to the item's noise and from the start prompt to the
     item's; "one-shot", one image-to-image edit of the input per frame, of rising strength; "previous", the input again;
     "vae", repeated round trips through the autoencoder; "control", PIE towards the healthy prompt.
 

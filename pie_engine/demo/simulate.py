@@ -49,6 +49,7 @@ def simulate(
     steps: int | None = None,
     backend: str = "onnxruntime",
     regress: bool = False,
+    pace: str = "even",
     on_component: Callable[[str], None] = lambda line: None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Demo:
@@ -58,6 +59,7 @@ def simulate(
         domain: one of `pie_engine.demo.DOMAINS`.
         patient: number of a held-out phantom; none of them was seen in training.
         steps: rounds; None for the validated default.
+        pace: "even", so that every round shows another stage; or the paper's, "constant".
         regress: start from the same patient with the disease, and go towards the healthy prompt.
 
     Raises:
@@ -67,7 +69,7 @@ def simulate(
     chosen = load_domain(domain)
     classifier = Classifier(chosen.classifier)
     config = chosen.defaults.regression_config() if regress else chosen.defaults.run_config()
-    config = replace(config, steps=steps or config.steps)
+    config = replace(config, steps=steps or config.steps, pace=pace)
     prompt = chosen.defaults.healthy_prompt if regress else chosen.defaults.prompt
     phantom, name = chosen.phantom(patient, diseased=regress), chosen.item_id(patient, diseased=regress)
     engine = PieEngine.load(checkpoint=chosen.checkpoint, backend=backend, on_component=on_component)

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 TABLE = "compare.csv"
 PIE = "pie"
 SSIM = "ssim_inside"
+# Of each method's own summary.
+_KEPT = ("patients", "runs", "final", "rounds", "monotonicity", "unevenness")
 
 
 def compare(
@@ -57,7 +59,8 @@ def compare(
 
     Returns:
         summary.json's content: "methods" (by name: patients, runs, and means with intervals of every measure in the
-        last round, "final", and per round, "rounds", and the values of `by`, "settings"), "matched" (see
+        last round, "final", and per round, "rounds", how evenly they rise, "monotonicity" and "unevenness", and the
+        values of `by`, "settings"), "matched" (see
         `match_methods`), "differ", "models" and "files".
 
     Raises:
@@ -201,7 +204,7 @@ def _summarise(
     summary: dict[str, Any] = {"methods": {}, "matched": []}
     for name, group in methods.items():
         found = summarise(group, seed)
-        summary["methods"][name] = {key: found[key] for key in ("patients", "runs", "final", "rounds")}
+        summary["methods"][name] = {key: found[key] for key in _KEPT}
         if by:
             summary["methods"][name]["settings"] = {one: group[0].run.settings[one] for one in by}
         summary["interval"] = found["interval"]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from pie_engine.evaluation.measures import CLIP_I, CONFIDENCE, STRUCTURE, Measured
+from pie_engine.evaluation.measures import CLIP_I, CONFIDENCE, SHARPNESS, STRUCTURE, Measured
 from pie_engine.evaluation.tables import ESTIMATE, Table, column_names, interval_text, means_of, to_csv
 
 _SHOWN = (CLIP_I, "ssim_inside", "ssim_outside", STRUCTURE)
 
 
 def to_tables(summary: dict[str, Any]) -> list[Table]:
-    """Of `compare`'s summary: last frames; confidence at equal similarity; similarity at equal confidence."""
+    """Of `compare`'s summary: last frames; how evenly frames come; confidence at equal similarity, and the reverse."""
     return [
         _last_frames(summary),
+        _evenness(summary),
         _matched(summary, "confidence", "similarity"),
         _matched(summary, "similarity", "confidence"),
     ]
@@ -48,6 +49,20 @@ def _last_frames(summary: dict[str, Any]) -> Table:
         for name, method in methods.items()
     ]
     return Table(["last frame", "patients", *shown], rows)
+
+
+def _evenness(summary: dict[str, Any]) -> Table:
+    """How evenly each method's frames come, and how sharp the one half-way is."""
+    methods = summary["methods"]
+    trends = [name for name in next(iter(methods.values()))["monotonicity"] if name.startswith(CONFIDENCE)]
+    columns = [f"{what} of {name}" for name in trends for what in ("rho", "R2")]
+    rows = []
+    for name, method in methods.items():
+        half = (max(entry["round"] for entry in method["rounds"][SHARPNESS]) + 1) // 2
+        sharp = next((one for one in method["rounds"][SHARPNESS] if one["round"] == half), None)
+        risen = [_cell(method["monotonicity"][one][what]) for one in trends for what in ("rho", "linearity")]
+        rows.append([name, _cell(method["unevenness"]), *risen, _cell(sharp)])
+    return Table(["evenness", "displacement off n/N", *columns, "sharpness half-way"], rows)
 
 
 def _matched(summary: dict[str, Any], measure: str, equal: str) -> Table:

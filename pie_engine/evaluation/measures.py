@@ -9,16 +9,18 @@ import numpy as np
 
 from pie_engine.errors import InputError
 from pie_engine.evaluation.runs import Run
+from pie_engine.metrics.change import unevenness
 from pie_engine.metrics.classifier import Classifier
 from pie_engine.metrics.clip import ClipEncoder, clip_i
 from pie_engine.metrics.perceptual import PictureDistance
-from pie_engine.metrics.similarity import Monotonicity, measure_similarity, monotonicity
+from pie_engine.metrics.similarity import Monotonicity, measure_similarity, monotonicity, sharpness
 from pie_engine.metrics.structure import structure_kept
 
 CONFIDENCE = "confidence: "
 CLIP_I = "clip_i"
 DISTANCE = "distance: "
 STRUCTURE = "structure_kept"
+SHARPNESS = "sharpness_inside"
 # By column, what provenance.json calls it under "change". They exist from round 1 on.
 RECORDED = {
     "increment_inside": "increment_inside",
@@ -42,12 +44,14 @@ class Measured:
         confidence: by the classifiers' names, N + 1 values.
         series: by measure, N + 1 values, the input's first.
         trends: by measure, how steadily it rises.
+        unevenness: how far its frames lie from an even way (`pie_engine.metrics.change.unevenness`).
     """
 
     run: Run
     confidence: dict[str, list[float]]
     series: dict[str, Series]
     trends: dict[str, Monotonicity]
+    unevenness: float | None = None
 
 
 def measure_run(
@@ -81,6 +85,7 @@ def measure_run(
     rising = {name: [value for value in values if value is not None] for name, values in series.items()}
     similar = [measure_similarity(frame, frames[0], mask).to_dict() for frame in frames]
     series |= {name: [one[name] for one in similar] for name in SIMILARITY}
+    series[SHARPNESS] = [sharpness(frame, mask if mask is None or mask.any() else None) for frame in frames]
     if structure is not None:
         try:
             series[STRUCTURE] = [float(value) for value in structure_kept(frames, structure, mask)]
@@ -90,4 +95,5 @@ def measure_run(
         values = run.provenance["change"].get(key)
         series[name] = [None, *(values or [None] * run.rounds)]
     rising["change_inside"] = [value for value in series["change_inside"] if value is not None]
-    return Measured(run, confidence, series, {name: monotonicity(values) for name, values in rising.items() if values})
+    trends = {name: monotonicity(values) for name, values in rising.items() if values}
+    return Measured(run, confidence, series, trends, unevenness(run.provenance["change"]["displacement_inside"]))

@@ -46,8 +46,8 @@ def summarise(measured: Sequence[Measured], seed: int) -> dict[str, Any]:
 
     Returns:
         "patients", "runs", "runs_by_round" (how many have come so far), "interval", "differ" (what the runs do not
-        have in common), "final" (last rounds) and "rounds" (a list by measure), and "monotonicity" (share of rising
-        rounds, and Spearman's rho, by measure).
+        have in common), "final" (last rounds) and "rounds" (a list by measure), "monotonicity" (share of rising
+        rounds, Spearman's rho, and R squared of a straight line, by measure) and "unevenness" of the displacement.
     """
 
     def over(value: Callable[[Measured], float | None]) -> dict[str, Any] | None:
@@ -73,9 +73,11 @@ def summarise(measured: Sequence[Measured], seed: int) -> dict[str, Any]:
             name: {
                 "rising": over(trend(name, "rising")),
                 "rho": over(trend(name, "rho")),
+                "linearity": over(trend(name, "linearity")),
             }
             for name in trends
         },
+        "unevenness": over(lambda one: one.unevenness),
         "rounds": {
             name: [{"round": index, **found} for index in range(most + 1) if (found := over(at(name, index)))]
             for name in names
@@ -166,8 +168,13 @@ def to_table(summary: dict[str, Any]) -> Table:
     heading += " [95 % interval, bootstrap over patients]" if patients > 1 else ", no interval with one patient"
     notes = []
     for name, trend in summary["monotonicity"].items():
-        rho = "not defined" if trend["rho"] is None else f"{trend['rho']['mean']:.2f}"
-        notes.append(f"{name}: rises in {trend['rising']['mean']:.0%} of rounds, Spearman's rho {rho}")
+        rho, line = (
+            "not defined" if trend[what] is None else f"{trend[what]['mean']:.2f}" for what in ("rho", "linearity")
+        )
+        rises = f"{trend['rising']['mean']:.0%} of rounds"
+        notes.append(f"{name}: rises in {rises}, Spearman's rho {rho}, R2 of a straight line {line}")
+    if (uneven_by := summary["unevenness"]) is not None:
+        notes.append(f"displacement: at most {interval_text(uneven_by, '.2g')} of the way from n/N")
     return Table(["round", *shown, *["runs"] * uneven], rows, heading, notes)
 
 

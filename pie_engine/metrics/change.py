@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -120,6 +121,32 @@ def measure_change(
     for latent, decoded_frame, frame in zip(latents, decoded, frames[1:], strict=True):
         meter.add(latent, decoded_frame, frame)
     return meter.change
+
+
+def unevenness(displacements: Sequence[float]) -> float | None:
+    """How far frames lie from an even way: the largest |d_n / d_N - n/N|, 0 for an even pace.
+
+    Args:
+        displacements: d_1 to d_N, `Change.displacement_inside`.
+
+    Returns:
+        A share of the whole way; None where the last frame lies where the first one began.
+    """
+    values = np.asarray(displacements, np.float64)
+    if not values[-1]:
+        return None
+    return float(np.abs(values / values[-1] - np.arange(1, len(values) + 1) / len(values)).max())
+
+
+def late_change(frames: np.ndarray, mask: np.ndarray | None) -> float:
+    """Mean absolute grey levels inside the region between the last frame and the one half-way.
+
+    Args:
+        frames: [N + 1, H, W, 3] uint8, the input first.
+        mask: [H, W] bool with at least one True, or None for all of the picture.
+    """
+    differences = grey_differences(frames[-1], frames[(len(frames) - 1) // 2])
+    return float((differences if mask is None else differences[mask]).mean())
 
 
 def _rms(values: np.ndarray) -> float:

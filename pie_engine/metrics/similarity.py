@@ -49,10 +49,12 @@ class Monotonicity:
     Attributes:
         rising: share of the N rounds whose value is greater than the one before.
         rho: Spearman's rank correlation of value and round, -1 to 1; None where all values are equal.
+        linearity: R squared of the straight line through the values over the rounds, 0 to 1; None likewise.
     """
 
     rising: float
     rho: float | None
+    linearity: float | None
 
 
 def measure_similarity(image: np.ndarray, reference: np.ndarray, roi: np.ndarray | None = None) -> Similarity:
@@ -122,6 +124,18 @@ def ssim_map(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return np.asarray(full[0].mean(0).numpy())
 
 
+def sharpness(image: np.ndarray, region: np.ndarray | None = None) -> float:
+    """Mean length of the luma's gradient (central differences), in grey levels per pixel; blur lowers it.
+
+    Args:
+        image: [H, W, 3] uint8.
+        region: [H, W] bool with at least one True, or None for all of the picture.
+    """
+    down, right = np.gradient(image @ np.array([0.299, 0.587, 0.114]))
+    lengths = np.hypot(down, right)
+    return float((lengths if region is None else lengths[region]).mean())
+
+
 def psnr(image: np.ndarray, reference: np.ndarray, region: np.ndarray | None = None) -> float:
     """Peak signal-to-noise ratio, 10 log10(255^2 / mean squared error), in decibels; infinite for equal pictures.
 
@@ -158,8 +172,12 @@ def monotonicity(series: Sequence[float]) -> Monotonicity:
             "pass at least 2 finite values, the input's first"
         )
     rising = float(np.mean(np.diff(values) > 0))
-    constant = bool((values == values[0]).all())
-    return Monotonicity(rising, None if constant else float(spearmanr(np.arange(len(values)), values).statistic))
+    if (values == values[0]).all():
+        return Monotonicity(rising, None, None)
+    rounds = np.arange(len(values))
+    return Monotonicity(
+        rising, float(spearmanr(rounds, values).statistic), float(np.corrcoef(rounds, values)[0, 1] ** 2)
+    )
 
 
 def _check_pair(image: np.ndarray, reference: np.ndarray) -> None:

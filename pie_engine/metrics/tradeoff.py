@@ -36,7 +36,12 @@ class Stable:
 
 
 def unstable(
-    confidence: Mapping[str, Estimate], similarity: Estimate, ratio: Estimate | None, limits: Stable
+    confidence: Mapping[str, Estimate],
+    similarity: Estimate,
+    ratio: Estimate | None,
+    limits: Stable,
+    *,
+    even: bool = False,
 ) -> list[str]:
     """Why one setting is not stable; nothing where it is.
 
@@ -48,6 +53,7 @@ def unstable(
         confidence: after the last round, by classifier.
         similarity: after the last round.
         ratio: `shrinking` of the increments; None where it is not defined.
+        even: whether the pace is even, so that increments are not to shrink, and the end is given.
     """
     reasons = []
     for name, estimate in confidence.items():
@@ -55,6 +61,8 @@ def unstable(
             reasons.append(f"confidence ({name}) from {_low(estimate):.3g} up, below {limits.confidence:g}")
     if _low(similarity) < limits.similarity:
         reasons.append(f"similarity from {_low(similarity):.3g} up, below {limits.similarity:g}")
+    if even:
+        return reasons
     if ratio is None:
         reasons.append("increments: fewer than two rounds that change anything")
     elif (high := ratio.mean if ratio.high is None else ratio.high) >= 1:

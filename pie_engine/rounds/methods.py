@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pie_engine.config import RoundRange, RoundSchedule
 from pie_engine.rounds.buffers import ENCODE
-from pie_engine.rounds.equations import enter, run_inversion, run_steps
+from pie_engine.rounds.equations import Noises, enter, run_inversion, run_round, run_steps
 from pie_engine.rounds.loop import Round
 from pie_engine.rounds.noise import item_noise
 from pie_engine.rounds.schedule import build_schedule, make_scheduler
@@ -52,6 +52,37 @@ def slerp(first: Tensor, second: Tensor, share: float) -> Tensor:
     left = torch.where(straight, torch.full_like(angle, 1 - share), ((1 - share) * angle).sin() / sine)
     right = torch.where(straight, torch.full_like(angle, share), (share * angle).sin() / sine)
     return (left[:, None] * a + right[:, None] * b).to(first.dtype).view_as(first)
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """Latents on the straight line from the input's to where PIE's N rounds end: z0 + n/N (z_N - z0).
+
+    As even as a progression can be in its latents, and what an even pace has to be sharper than half-way.
+    """
+
+    def evaluations(self, plan: Plan, config: RunConfig) -> int:
+        return plan.total_evaluations
+
+    def rounds(self, loop: Loop, batch: Batch, config: RunConfig, on_step: OnStep) -> Iterator[Round]:
+        plan, b = loop.plan, loop.plan.buffers
+        noises, end = Noises(plan, batch, config), plan.original_latent.clone()
+
+        def go_on(index: int) -> None:
+            plan.enter(index)
+            noises.fill(index)
+            b.x.copy_(end)
+            run_round(plan, loop.run, on_step)
+
+        for index in range(config.steps):
+            loop.compute(index + 1, partial(go_on, index), decoded=False)
+            end.copy_(b.x)
+
+        def mix(share: float) -> None:
+            torch.lerp(plan.original_latent, end, share, out=b.x)
+
+        for number in range(1, config.steps + 1):
+            yield loop.compute(number, partial(mix, number / config.steps))
 
 
 @dataclass(frozen=True)
@@ -175,6 +206,7 @@ class Chosen:
 
 _WHAT = {
     "pie": "{n} rounds of progression from one image towards the prompt",
+    "interpolation": "{n} frames on the straight line to where that many rounds of progression towards the prompt end",
     "walk": "{n} frames of a Stable Diffusion walk from the input towards the prompt",
     "one-shot": "{n} image-to-image edits of the input, of rising strength, towards the prompt",
     "previous": "the input {n} times",
@@ -209,7 +241,7 @@ def choose_method(method: MethodConfig, config: RunConfig, scheduler_config: Map
         each = rising_steps(steps, config.steps)
         rising = replace(config, schedule=rising_schedule(each, most))
         return Chosen(OneShot(), rising, what, {"total_strength": steps / most, "denoising_steps": list(each)})
-    frames: dict[str, Method] = {"previous": Previous(), "vae": RoundTrips()}
+    frames: dict[str, Method] = {"interpolation": Interpolation(), "previous": Previous(), "vae": RoundTrips()}
     return Chosen(frames.get(method.name), config, what, {})
 
 

@@ -29,6 +29,7 @@ class CellSummary:
         leakage: the same, grey levels outside the region before compositing; None where not defined.
         final: every measure after the last round.
         rise: by classifier, confidence after the last round less that of the input, patient by patient.
+        unevenness: how far frames lie from an even way; None where not defined.
         ratio: `shrinking` of the increments inside the region; None where not defined.
         reasons: why the cell is not stable; empty where it is.
     """
@@ -41,6 +42,7 @@ class CellSummary:
     leakage: list[Estimate | None]
     final: dict[str, Estimate | None]
     rise: dict[str, Estimate]
+    unevenness: Estimate | None
     ratio: Estimate | None
     reasons: list[str]
 
@@ -70,6 +72,7 @@ class CellSummary:
             "not_stable": self.reasons,
             "final": {name: _as_dict(estimate) for name, estimate in self.final.items()},
             "rise": {name: _as_dict(estimate) for name, estimate in self.rise.items()},
+            "unevenness": _as_dict(self.unevenness),
             "increment_ratio": _as_dict(self.ratio),
             "by_round": {
                 **{CONFIDENCE + name: list(map(_as_dict, series)) for name, series in self.confidence.items()},
@@ -120,8 +123,9 @@ def summarise_cell(cell: Cell, measured: Sequence[Measured], similarity: str, li
         leakage=[estimate(at(LEAKAGE, index)) for index in range(rounds + 1)],
         final={name: estimate(at(name, -1)) for name in measured[0].series},
         rise={name: defined(rise(name)) for name in classifiers},
+        unevenness=estimate(lambda one: one.unevenness),
         ratio=ratio,
-        reasons=unstable(last, similarities[-1], ratio, limits),
+        reasons=unstable(last, similarities[-1], ratio, limits, even=_even(measured[0])),
     )
 
 
@@ -187,6 +191,10 @@ def _by_patient(summary: CellSummary) -> Mapping[str, float]:
         if value is not None:
             known.setdefault(one.run.patient, []).append(value)
     return {patient: sum(values) / len(values) for patient, values in known.items()}
+
+
+def _even(one: Measured) -> bool:
+    return str(one.run.settings.get("pace", "constant")) != "constant"
 
 
 def _ratio(one: Measured) -> float | None:

@@ -13,6 +13,7 @@ from pie_engine.evaluation.sweep.grid import Cell, Grid, make_cells
 from pie_engine.evaluation.sweep.patients import check_id
 from pie_engine.imaging.item import Item, check_item
 from pie_engine.imaging.item_ids import check_item_ids
+from pie_engine.rounds.pace import pilot_rounds
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ class PlannedRun:
     def simulation(self) -> tuple[object, ...]:
         """Equal for runs that differ in their number of rounds alone: the shorter is the beginning of the longer.
 
-        Of a baseline that has no rounds it is not: its frames depend on how many there are.
+        Of a baseline and of an even pace it is not: their frames depend on how many there are.
         """
-        baseline = not self.method.is_pie
-        values = tuple((name, value) for name, value in self.cell.values.items() if baseline or name != STEPS)
+        apart = not self.method.is_pie or self.config.even
+        values = tuple((name, value) for name, value in self.cell.values.items() if apart or name != STEPS)
         return (values, self.item.item_id, self.config.seed)
 
 
@@ -146,10 +147,14 @@ def evaluations(runs: Sequence[PlannedRun]) -> int:
 
 
 def cost(run: PlannedRun) -> int:
-    """U-Net evaluations of one run: N int(T gamma), and as many again for DDIM inversion; a baseline's own."""
+    """U-Net evaluations of one run: N int(T gamma), and as many again for DDIM inversion; a baseline's own.
+
+    An even pace adds its pilot's rounds, and once more all of them where a classifier sets it.
+    """
     config, method = run.config, run.method
-    if method.is_pie:
-        return config.steps * config.denoising_steps * (2 if config.inversion == "ddim" else 1)
+    if method.is_pie or method.name == "interpolation":
+        rounds = config.steps * (2 if config.even and config.severity else 1) + pilot_rounds(config)
+        return rounds * config.denoising_steps * (2 if config.inversion == "ddim" else 1)
     steps = int(config.num_inference_steps * (1.0 if method.total_strength is None else method.total_strength))
     if method.name == "walk":
         return (config.steps + 1) * steps

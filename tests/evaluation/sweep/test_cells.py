@@ -26,7 +26,7 @@ def run_of(patient: str, confidence: float, similarity: float, leakage: float | 
         "increment_inside": [None, 0.4, 0.2],
         "decoded_leakage": [None, leakage, leakage],
     }
-    run: Any = SimpleNamespace(rounds=2, patient=patient)
+    run: Any = SimpleNamespace(rounds=2, patient=patient, settings={})
     return Measured(run, {"x": series["confidence: x"]}, series, {})
 
 

@@ -31,7 +31,7 @@ def cells_of(grid: dict[str, Any], *, stable: bool = False, leakage: float | Non
         similar = [Estimate(1.0, 1.0, 1.0, 2), Estimate(1 - value / 2, 0.5, 1.0, 2)]
         leaks = [None, None if leakage is None else Estimate(leakage, leakage, leakage, 2)]
         reasons = [] if stable else ["shy"]
-        found.append(CellSummary(cell, runs, 1, {"x": sure}, similar, leaks, {}, {}, None, reasons))
+        found.append(CellSummary(cell, runs, 1, {"x": sure}, similar, leaks, {}, {}, None, None, reasons))
     return found
 
 

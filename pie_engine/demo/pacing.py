@@ -1,0 +1,191 @@
+"""How evenly each way of pacing progresses, measured: `python -m pie_engine.demo.pacing --domain chest --output DIR`.
+
+Held-out phantoms towards the disease: the paper's rounds, an even pace by displacement and by the classifier's logit, and
+what they are compared with. A phantom's disease is measured in its pixels, by no network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.special import logit
+
+from pie_engine import Item, PieEngine, Result, RunConfig
+from pie_engine.demo import DOMAINS
+from pie_engine.demo.domain import Domain, load_domain
+from pie_engine.files import new_folder
+from pie_engine.metrics.bootstrap import mean_interval
+from pie_engine.metrics.classifier import Classifier
+from pie_engine.metrics.similarity import monotonicity, sharpness
+from pie_engine.metrics.structure import structure_kept
+from pie_engine.outputs.frames import png_metadata
+
+log = logging.getLogger(__name__)
+MARKER = "pacing.json"
+CONSTANT, EVEN, BY_CLASSIFIER = "constant", "even", "even, by the classifier"
+# One that is sure beyond this is sure; logits beyond it are of roundings.
+_SURE = 1e-6
+
+
+@dataclass(frozen=True)
+class Case:
+    """One phantom: what it is run with, and what its frames are measured by."""
+
+    item: Item
+    mask: NDArray[np.uint8]
+    structure: NDArray[np.float32] | None
+
+
+def ways(domain: Domain) -> dict[str, tuple[RunConfig, str]]:
+    """Settings and method by name."""
+    config = domain.defaults.run_config()
+    even = replace(config, pace="even")
+    noising = replace(config, inversion="noise")  # a walk inverts once, whatever the rounds do
+    return {
+        CONSTANT: (config, "pie"),
+        EVEN: (even, "pie"),
+        "interpolation": (config, "interpolation"),
+        BY_CLASSIFIER: (replace(config, pace=f"even:{domain.classifier}"), "pie"),
+        "one-shot": (config, "one-shot"),
+        "walk": (noising, "walk"),
+    }
+
+
+def displacements(result: Result, mask: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """|m (z_n - z0)| after rounds 1 to N, [N]; m is the region's share of each latent."""
+    height, width = result.original_latent.shape[1:]
+    blocks = mask.reshape(height, mask.shape[0] // height, width, mask.shape[1] // width)
+    weight = (blocks > 0).mean((1, 3))
+    moved = weight * (result.latents - result.original_latent)
+    return np.asarray(np.sqrt(np.square(moved, dtype=np.float64).sum((1, 2, 3))))
+
+
+def measure(
+    domain: Domain, result: Result, case: Case, classifier: Classifier, constant: NDArray[np.float64]
+) -> dict[str, Any]:
+    """Of one progression; lists hold a value per frame, the input's first.
+
+    Args:
+        constant: `displacements` of the constant run; the ways that have an end of their own are measured by that.
+    """
+    inside, frames = case.mask > 0, result.frames
+    way, count = displacements(result, case.mask), len(frames) - 1
+    confidence = classifier.confidence(frames)
+    severity = [domain.measure(frame, case.mask) for frame in frames]
+    kept = None if case.structure is None else structure_kept(frames, case.structure, inside)
+    sharp, half = [sharpness(frame, inside) for frame in frames], count // 2
+    logits = logit(confidence.clip(_SURE, 1 - _SURE))
+    trend = monotonicity(severity) if np.isfinite(severity).all() else None
+    return {
+        "displacement": [0.0, *(way / way[-1]).tolist()],
+        "confidence": confidence.tolist(),
+        "severity": [float(value) for value in severity],
+        "off_the_way": float(np.abs(way / way[-1] - np.arange(1, count + 1) / count).max()),
+        "end": float(way[-1] / constant[-1]),
+        "rho": None if trend is None else trend.rho,
+        "linearity": None if trend is None else trend.linearity,
+        "logit_linearity": monotonicity(logits.tolist()).linearity,
+        "sharpness_half_way": sharp[half] / sharp[0],
+        "sharpness_end": sharp[-1] / sharp[0],
+        "structure_half_way": None if kept is None else float(kept[half]),
+        "structure_end": None if kept is None else float(kept[-1]),
+        "confidence_end": float(confidence[-1]),
+        "severity_end": float(severity[-1]),
+        "evaluations": result.provenance["schedule"]["unet_evaluations"],
+        "followed": result.provenance.get("pace", {}).get("severity", {}).get("followed"),
+    }
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over patients with bootstrap intervals; of lists, the mean of each frame."""
+    found: dict[str, Any] = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows if row[name] is not None]
+        if not values:
+            found[name] = None
+        elif isinstance(values[0], list):
+            found[name] = [round(float(value), 4) for value in np.nanmean(values, axis=0)]
+        elif name == "followed":
+            found[name] = sum(values)
+        else:
+            finite = [value for value in values if np.isfinite(value)]
+            found[name] = {**mean_interval(finite).to_dict(), "least": min(finite), "most": max(finite)}
+    return found
+
+
+def evaluate_pacing(
+    output: Path, name: str, patients: int = 20, backend: str = "onnxruntime", steps: int | None = None
+) -> dict[str, Any]:
+    """Run every way on the first `patients` held-out phantoms of a domain.
+
+    Writes `pacing.json` and `pacing.png` (the first phantom, one way a row) into the folder `output`, whole or not at
+    all.
+
+    Args:
+        steps: rounds; None for the demo's.
+
+    Raises:
+        OutputError: the folder cannot be written. BackendError: onnxruntime is not installed.
+    """
+    domain = load_domain(name)
+    classifier = Classifier(domain.classifier)
+    with new_folder(output, replaceable=MARKER) as folder:
+        engine = PieEngine.load(checkpoint=domain.checkpoint, backend=backend)
+        phantoms = [domain.phantom(index) for index in range(patients)]
+        cases = [
+            Case(
+                Item(domain.render(one), domain.defaults.prompt, domain.roi_mask(one), item_id=domain.item_id(index)),
+                domain.roi_mask(one),
+                None if domain.structure is None else domain.structure(one),
+            )
+            for index, one in enumerate(phantoms)
+        ]
+        measured: dict[str, Any] = {}
+        constant: list[NDArray[np.float64]] = []
+        rows = []
+        for way, (config, method) in ways(domain).items():
+            config = config if steps is None else replace(config, steps=steps)
+            found = []
+            for index, case in enumerate(cases):
+                result = engine.run(case.item, config, method=method)
+                if way == CONSTANT:
+                    constant.append(displacements(result, case.mask))
+                found.append(measure(domain, result, case, classifier, constant[index]))
+                if index == 0:
+                    rows.append(np.concatenate(list(result.frames), axis=1))
+                log.info("%s, %s: phantom %d of %d", name, way, index + 1, patients)
+            measured[way] = summarise(found) | {"by_patient": found}
+        picture = Image.fromarray(np.concatenate(rows))
+        picture.save(folder / "pacing.png", pnginfo=png_metadata(simulated=True))
+        report = {
+            "domain": name, "patients": patients, "backend": backend, "measured": domain.measured, "ways": measured,
+            "files": sorted(["pacing.png", MARKER]),
+        }  # fmt: skip
+        (folder / MARKER).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--domain", choices=DOMAINS, default="chest")
+    parser.add_argument("--patients", type=int, default=20)
+    parser.add_argument("--output", type=Path, default=Path("demo-pacing"))
+    parser.add_argument("--backend", default="onnxruntime", help="onnxruntime or torch")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("pie_engine.rounds").setLevel(logging.WARNING)
+    evaluate_pacing(arguments.output, arguments.domain, arguments.patients, arguments.backend)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

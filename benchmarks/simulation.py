@@ -47,6 +47,11 @@ def collect(kind: str, outputs: Sequence[Path]) -> Values:
         return {way: _kept_of_compare(outputs[i])["methods"] for way, i in (("tuning", 3), ("tuning-back", 7))}
     if kind in ("methods", "settings"):
         return _kept_of_compare(outputs[-1])
+    if kind == "pacing":
+        report = _read(outputs[-1] / "pacing.json")
+        for way in report["ways"].values():
+            del way["by_patient"]
+        return report
     if kind == "regression":
         return _read(outputs[-1] / "regression.json")
     summary = _read(outputs[-1] / "summary.json")

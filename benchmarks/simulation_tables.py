@@ -157,6 +157,33 @@ def align_table(values: Values) -> str:
     return f"{table}\n\n{values['runs']} runs, n = {values['patients']}. {test[0].upper()}{test[1:]}."
 
 
+def pacing_table(values: Values) -> str:
+    """A line per way: how evenly it goes, how sharp it is half-way, where it ends, and what it costs."""
+    kept = next(iter(values["ways"].values()))["structure_end"] is not None
+    rows = [
+        [name, _cell(way["off_the_way"]), _cell(way["rho"]), _cell(way["linearity"]), _cell(way["logit_linearity"]),
+         _cell(way["sharpness_half_way"]), *([_cell(way["structure_half_way"])] if kept else []), _cell(way["end"]),
+         _cell(way["confidence_end"]), _cell(way["severity_end"]), f"{way['evaluations']['mean']:.0f}"]
+        for name, way in values["ways"].items()
+    ]  # fmt: skip
+    head = ["way", "displacement off n/N", "rho", "R2", "R2 of the logit", "sharpness half-way",
+            *(["own structure half-way"] if kept else []), "displacement, last frame", "confidence, last frame",
+            f"{values['measured']}, last frame", "evaluations"]  # fmt: skip
+    found = values["ways"]["even, by the classifier"]["followed"]
+    note = f"n = {values['patients']}; the classifier rises along {found} of the runs that are even in displacement."
+    return f"{_table(head, rows)}\n\n{note}"
+
+
+def pacing_frames_table(values: Values) -> str:
+    """A line per frame: means over patients, of the paper's rounds and of an even pace."""
+    ways = {name: values["ways"][name] for name in ("constant", "even", "even, by the classifier")}
+    what = ("displacement", "confidence", "severity")
+    count = len(ways["constant"]["displacement"])
+    rows = [[str(n or "input"), *(f"{way[one][n]:.3f}" for one in what for way in ways.values())] for n in range(count)]
+    names = {"displacement": "displacement", "confidence": "confidence", "severity": values["measured"]}
+    return _table(["frame", *(f"{names[one]}, {name}" for one in what for name in ways)], rows)
+
+
 TABLES = {
     "methods": methods_table,
     "matched": matched_table,
@@ -166,5 +193,7 @@ TABLES = {
     "tuning-back": lambda values: tuning_table(values["tuning-back"]),
     "sweep": sweep_table,
     "regression": regression_table,
+    "pacing": pacing_table,
+    "pacing-frames": pacing_frames_table,
     "align": align_table,
 }

@@ -227,8 +227,10 @@ def _standing_still(result: Result, method: MethodConfig) -> str:
     from pie_engine.metrics.change import late_change
 
     config, steps = result.config, result.config.steps
-    converging = config.pace == "constant" and config.semantics == "engine" and method.name == "pie"
-    if not converging or steps < 4 or late_change(result.frames, result.mask) >= 1:
+    settling = config.noise == "shared" or config.inversion == "ddim"
+    if method.name != "pie" or config.semantics != "engine" or config.pace != "constant" or not settling:
+        return ""
+    if steps < 4 or late_change(result.frames, result.mask) >= 1:
         return ""
     return (
         f"rounds {steps // 2 + 1} to {steps} change less than a grey level inside the region; --pace even spreads the "

@@ -233,12 +233,14 @@ def _table(summary: dict[str, Any]) -> Table:
     from pie_engine.evaluation.tables import Table, interval_text
 
     names = [*summary["models"]["classifiers"]]
-    columns = ["cell", *(f"confidence: {name}" for name in names), summary["similarity"], "leakage", "ratio", "unevenness", ""]
+    columns = ["cell", *(f"confidence: {name}" for name in names), summary["similarity"]]
+    columns += ["leakage", "ratio", "unevenness", ""]
     rows = []
     for cell in summary["cells"]:
         final = cell["final"]
         estimates = [final[f"confidence: {name}"] for name in names]
-        estimates += [final[summary["similarity"]], final["decoded_leakage"], cell["increment_ratio"], cell["unevenness"]]
+        estimates += [final[summary["similarity"]], final["decoded_leakage"]]
+        estimates += [cell["increment_ratio"], cell["unevenness"]]
         marks = " ".join(word for word, holds in (("stable", cell["stable"]), ("front", cell["front"])) if holds)
         rows.append([cell["cell"], *(interval_text(estimate, ".3g") for estimate in estimates), marks])
     return Table(columns, rows)

@@ -21,9 +21,10 @@ METHOD_OPTIONS = {
 class MethodConfig:
     """How the frames after the input come about (docs/baselines.md).
 
-    "pie"; "interpolation", latents on the straight line from the input to where PIE's rounds end; "walk", a Stable Diffusion walk from the inverted input to the item's noise and from the start prompt to the
-    item's; "one-shot", one image-to-image edit of the input per frame, of rising strength; "previous", the input again;
-    "vae", repeated round trips through the autoencoder; "control", PIE towards the healthy prompt.
+    "pie"; "interpolation", latents on the straight line from the input to where PIE's rounds end; "walk", a Stable
+    Diffusion walk from the inverted input to the item's noise and from the start prompt to the item's; "one-shot",
+    one image-to-image edit of the input per frame, of rising strength; "previous", the input again; "vae", repeated
+    round trips through the autoencoder; "control", PIE towards the healthy prompt.
 
     Raises:
         ConfigError: an unknown name, a value out of range, or an option of another method.

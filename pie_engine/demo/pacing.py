@@ -1,7 +1,7 @@
 """How evenly each way of pacing progresses, measured: `python -m pie_engine.demo.pacing --domain chest --output DIR`.
 
-Held-out phantoms towards the disease: the paper's rounds, an even pace by displacement and by the classifier's logit, and
-what they are compared with. A phantom's disease is measured in its pixels, by no network.
+Held-out phantoms towards the disease: the paper's rounds, an even pace by displacement and by the classifier's logit,
+and what they are compared with. A phantom's disease is measured in its pixels, by no network.
 """
 
 from __future__ import annotations

@@ -85,6 +85,8 @@ def check_run(folder: Path) -> CheckedRun:
         ) from error
     if settings.get("schedule"):
         raise InputError(f"{folder} ran on a schedule, and a decay is that of equal rounds; pass a run without one")
+    if settings.get("pace", "constant") != "constant":
+        raise InputError(f"{folder} has an even pace, whose increments are equal on purpose; pass a run without one")
     if method not in ("pie", "control"):
         raise InputError(f"{folder} was made by method {method!r}, whose frames are no rounds; pass a run of PIE")
     # Without a mask nothing is blended, and a constant edit adds up in full.

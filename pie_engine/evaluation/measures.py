@@ -96,4 +96,5 @@ def measure_run(
         series[name] = [None, *(values or [None] * run.rounds)]
     rising["change_inside"] = [value for value in series["change_inside"] if value is not None]
     trends = {name: monotonicity(values) for name, values in rising.items() if values}
-    return Measured(run, confidence, series, trends, unevenness(run.provenance["change"]["displacement_inside"]))
+    way = run.provenance["change"].get("displacement_inside") or []
+    return Measured(run, confidence, series, trends, unevenness(way))

@@ -130,10 +130,10 @@ def unevenness(displacements: Sequence[float]) -> float | None:
         displacements: d_1 to d_N, `Change.displacement_inside`.
 
     Returns:
-        A share of the whole way; None where the last frame lies where the first one began.
+        A share of the whole way; None without any, or where the last frame lies where the first one began.
     """
     values = np.asarray(displacements, np.float64)
-    if not values[-1]:
+    if not len(values) or not values[-1]:
         return None
     return float(np.abs(values / values[-1] - np.arange(1, len(values) + 1) / len(values)).max())
 

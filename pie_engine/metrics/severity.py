@@ -1,4 +1,4 @@
-"""How far a disease has come, as a number that frames are measured by: what `pace="even:CLASSIFIER"` makes rise evenly."""
+"""How far a disease has come, as a number of a frame: what `pace="even:CLASSIFIER"` makes rise in equal parts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
-from scipy.special import expit, logit
+from scipy.special import logit
 
 from pie_engine.files import sha256_file
 from pie_engine.metrics.classifier import Classifier
@@ -27,14 +27,13 @@ class Severity:
     Attributes:
         name: what provenance calls it.
         measure: of [N, H, W, 3] uint8, float [N].
-        scale: from the measure to where equal parts mean equal steps; rises with the measure. `unscale` is the way back.
+        scale: from the measure to where equal parts mean equal steps; rises with the measure.
         facts: what provenance says of it beside its name.
     """
 
     name: str
     measure: Callable[[np.ndarray], np.ndarray]
     scale: Callable[[np.ndarray], np.ndarray] = _same
-    unscale: Callable[[np.ndarray], np.ndarray] = _same
     facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -44,7 +43,7 @@ class Severity:
             return what
         if isinstance(what, Classifier):
             facts = {"file": what.file.name, "sha256": sha256_file(what.file)}
-            return cls(what.name, what.confidence, _logit, expit, facts)
+            return cls(what.name, what.confidence, _logit, facts)
         return cls(getattr(what, "__name__", type(what).__name__), what)
 
 

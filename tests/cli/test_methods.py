@@ -34,7 +34,8 @@ def test_methods_and_their_comparison(pie: Any, runs: Path, tmp_path: Path) -> N
     assert sorted(outcome.err.splitlines()) == sorted(str(runs / name) for name in methods)
     lines = outcome.out.splitlines()
     assert [line.split()[0] for line in lines[:4]] == ["last", "pie", "one-shot", "vae"]
-    assert lines[5].startswith("PIE minus  confidence at equal similarity")
+    assert lines[5].startswith("evenness  displacement off n/N")
+    assert lines[10].startswith("PIE minus  confidence at equal similarity")
     assert lines[-1] == f"{tmp_path / 'out'}: compare.csv, means.csv, compare.png, summary.json"
     again = json.loads(pie(*words, "--json", "--quiet").out)
     assert list(again["methods"]) == ["pie", "one-shot", "vae"]

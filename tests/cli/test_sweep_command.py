@@ -41,7 +41,7 @@ def test_one_patient(pie: Any, words: list[object], alone: list[object], tmp_pat
     assert any(line.startswith("run 1/4, evaluation 1/16") for line in said)
     assert said[-1] == "measuring runs/mask=off/0_seed=1"
     lines = outcome.out.splitlines()
-    assert lines[0].split() == ["cell", "confidence:", "bright", "ssim_inside", "leakage", "ratio"]
+    assert lines[0].split() == ["cell", "confidence:", "bright", "ssim_inside", "leakage", "ratio", "unevenness"]
     assert [line.split()[0] for line in lines[1:3]] == ["mask=on", "mask=off"]
     assert lines[4].startswith("Asked: does the region of interest keep the rest of the anatomy?")
     assert lines[5] == f"{tmp_path / 'out'}: sweep.csv, means.csv, pareto.png, rounds.png, summary.json"

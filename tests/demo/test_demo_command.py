@@ -62,7 +62,11 @@ def test_demo_prints_one_object_and_writes_everything(tmp_path: Path, capsys: py
     printed = capsys.readouterr()
     assert "confidence of an enlarged heart" in printed.out
     assert f"look at: {tmp_path / 'demo' / 'report.html'}" in printed.out
-    assert "run --checkpoint" in printed.out
+    assert "run --checkpoint" in printed.out and "--pace even" in printed.out
+    assert main([*arguments, "--pace", "constant", "--json"]) == 0
+    constant = json.loads(capsys.readouterr().out)
+    first, last = report["change"]["frame_inside"], constant["change"]["frame_inside"]
+    assert first[0] < 0.6 * last[0]  # the paper's first round goes most of the way
 
 
 def test_what_was_left_out_is_told_in_one_line(

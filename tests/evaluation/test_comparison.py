@@ -156,7 +156,7 @@ def test_latex(save: Save, classifier: Path, tmp_path: Path, capsys: pytest.Capt
     assert main([*words, "--format", "latex"]) == 0
     captured = capsys.readouterr()
     assert captured.out.startswith("% \\usepackage{booktabs}\n\\begin{table}\n")
-    assert captured.out.count("\\begin{table}") == captured.out.count("\\end{table}") == 3
+    assert captured.out.count("\\begin{table}") == captured.out.count("\\end{table}") == 4
     assert "ssim\\_inside" in captured.out and "PIE minus & confidence at equal similarity" in captured.out
     assert captured.err.splitlines()[-1].startswith(f"{tmp_path / 'out'}: compare.csv, means.csv, compare.png")
     assert main([*words, "--format", "latex", "--json"]) == 2

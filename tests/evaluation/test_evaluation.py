@@ -112,6 +112,7 @@ def test_one_run_by_hand(save: Save, classifier: Path, tmp_path: Path) -> None:
     assert summary["final"]["psnr_outside"] is None
     assert summary["monotonicity"]["confidence: bright"]["rising"]["mean"] == 1
     assert summary["monotonicity"]["confidence: bright"]["rho"]["mean"] == pytest.approx(1)
+    assert summary["unevenness"]["mean"] == pytest.approx(1 / 1.5 - 0.5)  # displacements of 1 and 1.5
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
     assert (summary["patients"], summary["runs"], summary["differ"]) == (1, 1, [])
     assert list(summary["models"]["classifiers"]) == ["bright"]
@@ -122,7 +123,7 @@ def test_one_run_by_hand(save: Save, classifier: Path, tmp_path: Path) -> None:
         "round", "confidence:", "bright", "ssim_inside", "change_inside", "increment_inside", "decoded_leakage",
     ]  # fmt: skip
     assert table[2].split()[:2] == ["input", "0.2"]
-    assert table[5] == "confidence: bright: rises in 100% of rounds, Spearman's rho 1.00"
+    assert table[5] == "confidence: bright: rises in 100% of rounds, Spearman's rho 1.00, R2 of a straight line 1.00"
 
 
 def test_a_cohort_is_averaged_over_patients(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pie_engine.errors import BackendError, InputError
-from pie_engine.metrics.similarity import measure_similarity, monotonicity, psnr, ssim_map
+from pie_engine.metrics.similarity import measure_similarity, monotonicity, psnr, sharpness, ssim_map
 
 # Of float32 at 255 levels, a single pixel's at worst: see `ssim_map`.
 SSIM_ROUNDING = 3e-4
@@ -103,7 +103,21 @@ def test_monotonicity_by_hand() -> None:
     assert monotonicity([0.1, 0.2, 0.9]).rho == pytest.approx(1)
     down = monotonicity([3, 2, 2, 1])  # ranks 4, 2.5, 2.5, 1 from their mean: 1.5, 0, 0, -1.5
     assert (down.rising, down.rho) == (0, pytest.approx(-4.5 / math.sqrt(4.5 * 5)))
-    assert monotonicity([2, 2, 2]).rho is None
+    still = monotonicity([2, 2, 2])
+    assert (still.rho, still.linearity) == (None, None)
+    # Of 0, 1, 4 over 0, 1, 2: covariance 4, variances 2 and 26 / 3.
+    assert monotonicity([0, 1, 4]).linearity == pytest.approx(16 / (2 * 26 / 3))
+    assert monotonicity([5, 3, 1]).linearity == pytest.approx(1)
+
+
+def test_sharpness_is_the_slope_of_greys() -> None:
+    ramp = np.repeat((5 * np.arange(12, dtype=np.uint8))[None, :, None], 12, axis=0).repeat(3, axis=2)
+    assert sharpness(ramp) == pytest.approx(5)
+    half = np.zeros((12, 12), bool)
+    half[:, :5] = True
+    step = np.where(np.arange(12)[None, :, None] < 6, 0, 60).repeat(12, axis=0).repeat(3, axis=2).astype(np.uint8)
+    assert sharpness(step, half) == 0
+    assert sharpness(step, ~half) == pytest.approx(2 * 30 / 7)  # of seven columns, two see half of the step
 
 
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:

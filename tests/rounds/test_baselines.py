@@ -267,7 +267,18 @@ def test_pie_and_control_are_pie(engine: PieEngine) -> None:
     assert np.abs(control.latents - plain.latents).max() > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["walk", "one-shot", "vae", "previous"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_interpolation_is_the_line_to_where_the_rounds_end(engine: PieEngine, masked: bool) -> None:
+    item = Item(IMAGE, PROMPT, ROI if masked else None)
+    rounds, line = engine.run(item, SHORT), engine.run(item, SHORT, method="interpolation")
+    start, end = rounds.original_latent, rounds.latents[-1]
+    expected = [start + np.float32(n / 3) * (end - start) for n in (1, 2, 3)]
+    np.testing.assert_allclose(line.latents, expected, atol=TOLERANCE, rtol=1e-6)
+    np.testing.assert_array_equal(line.frames[-1], rounds.frames[-1])
+    assert line.provenance["schedule"]["unet_evaluations"] == rounds.provenance["schedule"]["unet_evaluations"]
+
+
+@pytest.mark.parametrize("name", ["interpolation", "walk", "one-shot", "vae", "previous"])
 def test_batches_and_backends_agree(engine: PieEngine, bundle: Bundle, name: str) -> None:
     """An item of a batch is what it would be alone, also after another kind of run, and on ONNX Runtime."""
     config = replace(SHORT, steps=2, num_inference_steps=4)
@@ -285,7 +296,7 @@ def test_batches_and_backends_agree(engine: PieEngine, bundle: Bundle, name: str
             # A grey level that is rounded the other way is encoded again.
             np.testing.assert_allclose(result.latents, alone.latents, atol=0.02 if name == "vae" else TOLERANCE)
     evaluations = together[0].provenance["schedule"]["unet_evaluations"]
-    assert evaluations == {"walk": 12, "one-shot": 4, "vae": 0, "previous": 0}[name]
+    assert evaluations == {"interpolation": 4, "walk": 12, "one-shot": 4, "vae": 0, "previous": 0}[name]
     assert [done for done, _ in said] == list(range(1, 2 * evaluations + 1))
     assert {total for _, total in said} <= {2 * evaluations}
     runtime = together[0].provenance["runtime"]
@@ -377,7 +388,11 @@ def test_slerp_by_hand() -> None:
 @pytest.mark.parametrize(
     ("method", "settings", "line"),
     [
-        ({"name": "gan"}, {}, r"method 'gan' is unknown; pass one of pie, walk, one-shot, previous, vae, control"),
+        (
+            {"name": "gan"},
+            {},
+            r"method 'gan' is unknown; pass one of pie, interpolation, walk, one-shot, previous, vae, control",
+        ),
         ({"name": "vae", "start_prompt": "x"}, {}, "start_prompt belongs to method walk, not to 'vae'"),
         ({"name": "pie", "total_strength": 0.5}, {}, "total_strength belongs to method walk and one-shot"),
         ({"name": "walk", "healthy_prompt": "x"}, {}, "healthy_prompt belongs to method control"),

@@ -18,6 +18,7 @@ from pie_engine.bundling import model_info
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.errors import ConfigError, InputError
 from pie_engine.imaging import fit, open_image
+from pie_engine.metrics.change import late_change, unevenness
 from pie_engine.reference import progress_engine
 from pie_engine.rounds.pace import extrapolate, targets
 
@@ -206,7 +207,7 @@ def test_pilots_that_cannot_be_paced(measured: list[float], line: str) -> None:
             "pace 'even' needs rounds that converge, and with fresh noise they do not; pass noise='shared'",
         ),
         ({"semantics": "official"}, "pace 'even' is not what the published code computes ('constant')"),
-        ({"pace": "slow"}, "pace 'slow' is unknown; pass one of constant, even"),
+        ({"pace": "slow"}, "pace 'slow' is unknown; pass one of constant, even, even:CLASSIFIER"),
         ({"pace": "constant", "displacement": 2.0}, "displacement belongs to even pace; pass pace='even' with it"),
         ({"displacement": -1.0}, "displacement -1.0 is outside (0"),
         ({"displacement": float("inf")}, "displacement inf is not a finite number"),
@@ -221,3 +222,18 @@ def test_refused_settings(settings: dict[str, Any], line: str) -> None:
 def test_baselines_have_no_pace() -> None:
     with pytest.raises(ConfigError, match=r"pace 'even' means nothing to method 'walk'; pass pace='constant'"):
         MethodConfig("walk").check(RunConfig(pace="even"))
+
+
+def test_how_far_frames_lie_from_an_even_way() -> None:
+    assert unevenness([1.0, 2.0, 3.0, 4.0]) == 0
+    assert unevenness([3.0, 3.5, 4.0]) == pytest.approx(0.75 - 1 / 3)
+    assert unevenness([1.0, 0.0]) is None
+
+
+def test_late_change_is_that_of_the_last_half_inside() -> None:
+    frames = np.zeros((6, 4, 4, 3), np.uint8)
+    frames[2, :, :2], frames[5, :, :2] = 10, 16  # of rounds 1 to 5, 3 to 5 are the last half
+    left = np.zeros((4, 4), bool)
+    left[:, :2] = True
+    assert late_change(frames, left) == 6
+    assert late_change(frames, None) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -135,3 +136,13 @@ def test_what_is_left_is_told_at_the_rate_so_far(monkeypatch: pytest.MonkeyPatch
     assert told[0] == Progress(0, 2, 1, 100, None)
     assert told[1] == Progress(0, 2, 11, 100, pytest.approx(44.5))
     assert (told[2].runs, told[2].evaluations) == (1, 50)
+
+
+def test_an_even_pace_need_not_settle() -> None:
+    """Its increments are equal on purpose."""
+    even = run_of("p", 0.9, 0.9)
+    even.series["increment_inside"][2] = 0.4
+    assert cell_of(Cell({}), even).reasons == ["increments do not shrink (ratio up to 1)"]
+    even.run.settings["pace"] = "even"
+    found = cell_of(Cell({}), replace(even, unevenness=0.01))
+    assert found.stable and found.unevenness is not None and found.unevenness.mean == 0.01

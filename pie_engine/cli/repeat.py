@@ -109,23 +109,25 @@ def _changed(what: str, option: str) -> str:
     return f"{what} is not what the run was made with (another SHA-256); put it back, or pass another with {option}"
 
 
-class _Roi(BaseModel):
+class _Read(BaseModel, defer_build=True):
+    """What is read of a provenance.json, which may be anybody's. Most commands read none, so nothing is built yet."""
+
+
+class _Roi(_Read):
     regions: list[dict[str, Any]] = []
     keep: list[dict[str, Any]] = []
 
 
-class _Input(BaseModel):
+class _Input(_Read):
     image_sha256: str
     roi: _Roi = _Roi()
 
 
-class _Model(BaseModel):
+class _Model(_Read):
     hashes: dict[str, str]
 
 
-class _Provenance(BaseModel):
-    """What is read of a provenance.json, which may be anybody's."""
-
+class _Provenance(_Read):
     options: dict[str, Any]
     settings: dict[str, Any]
     input: _Input
@@ -150,7 +152,7 @@ def _read(path: str) -> _Provenance:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ConfigError(
-            f"{FROM} {path} is not as a run writes it ({where}: {first['msg']}); pass the provenance.json of a run"
+            f"{FROM} {path} is not what a run writes ({where}: {first['msg']}); pass the provenance.json of a run"
         ) from None
 
 

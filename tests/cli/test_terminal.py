@@ -40,7 +40,8 @@ def test_commands_on_files_with_such_names(pie: Any, simulate: Any, mask: Path, 
     evaluated = pie("eval", folder, "--output", tmp_path / NASTY / "eval")
     is_harmless(evaluated.err, 1)  # which run is measured
     is_harmless(evaluated.out, 7)
-    converged = pie("converge", folder, folder, "--output", tmp_path / f"{NASTY}.svg")
+    other = shutil.copytree(folder, tmp_path / NASTY / "other")
+    converged = pie("converge", folder, other, "--output", tmp_path / f"{NASTY}.svg")
     assert converged.code == 0, converged.err
     is_harmless(converged.out, converged.out.count("\n"))
     drawn = pie("mask", "--image", tmp_path / f"{NASTY}.png", "--mask", mask, "--output", tmp_path / f"{NASTY}-m.png")

@@ -117,7 +117,7 @@ def _prompt_from(arguments: argparse.Namespace, config: RunConfig, regions: list
     last = scheduled[-1]
     if None not in scheduled and last is not None:
         if arguments.prompt is not None:
-            raise ConfigError("prompt is read in no round, for the schedule gives each its own; leave out --prompt")
+            raise ConfigError("prompt is never used: the schedule gives every round its own; leave out --prompt")
         return last
     if arguments.prompt is None and config.schedule is not None:
         silent = 1 + scheduled.index(None)

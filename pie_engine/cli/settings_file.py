@@ -64,7 +64,7 @@ def to_words(options: dict[str, Any]) -> list[str]:
     """A mapping as a command line has it.
 
     Raises:
-        ConfigError: an option's value is no number, text or list of these, or the regions are no list of single pairs.
+        ConfigError: a value is not a number, a text or a list of these, or `regions` is not a list of single pairs.
     """
     words: list[str] = []
     for name, value in options.items():
@@ -83,12 +83,12 @@ def to_words(options: dict[str, Any]) -> list[str]:
 
 
 def check_regions(value: Any) -> list[dict[str, Any]]:
-    """What stands under `regions`. Raises ConfigError: it is no list of single pairs."""
+    """What stands under `regions`. Raises ConfigError: it is not a list of single pairs."""
     pairs = [] if value is None else value
     if not isinstance(pairs, list) or any(
         not isinstance(pair, dict) or len(pair) != 1 or REGIONS in pair for pair in pairs
     ):
-        raise ConfigError(f"{REGIONS} hold something else than a list of single pairs; write [{{mask: roi.png}}]")
+        raise ConfigError(f"{REGIONS} is not a list of single pairs; write [{{mask: roi.png}}]")
     return pairs
 
 

@@ -204,7 +204,7 @@ def _no_progress_bar() -> Iterator[None]:
 def _kind(folder: Path) -> str:
     remedy = "pass the folder of a CLIP checkpoint"
     if not folder.is_dir():
-        raise CheckpointError(f"CLIP checkpoint {folder} is no folder; {remedy}")
+        raise CheckpointError(f"CLIP checkpoint {folder} is not a folder; {remedy}")
     kind = _json(folder / "config.json").get("model_type")
     if kind not in _KINDS:
         raise CheckpointError(f"{folder} holds a model of type {kind!r}, and not {' or '.join(_KINDS)}; {remedy}")

@@ -68,12 +68,12 @@ def test_polygons_of_special_kinds() -> None:
 
 WRONG = [
     (Box, "1,2,3", "box '1,2,3' has 3 numbers, not 4; write x0,y0,x1,y1"),
-    (Box, "1,2,3,x", "holds 'x', which is no number"),
-    (Box, "", "holds '', which is no number"),
+    (Box, "1,2,3,x", "holds 'x', which is not a number"),
+    (Box, "", "holds '', which is not a number"),
     (Box, "9,2,3,8", "has x1 3, which is not above x0 9; write the left top corner first"),
     (Box, "1,8,3,8", "has y1 8, which is not above y0 8"),
-    (Box, "1,2,3,nan", "box holds nan, which is no finite number"),
-    (Box, "1,2,inf,4", "box holds inf, which is no finite number"),
+    (Box, "1,2,3,nan", "box holds nan, which is not a finite number"),
+    (Box, "1,2,inf,4", "box holds inf, which is not a finite number"),
     (Ellipse, "1,2,0,4", "has rx 0, which is not greater than 0"),
     (Ellipse, "1,2,3,-4", "has ry -4, which is not greater than 0"),
     (Ellipse, "1,2,3,4,5", "has 5 numbers, not 4; write cx,cy,rx,ry"),
@@ -123,7 +123,7 @@ def test_regions_from_text() -> None:
     assert Region.parse("1,2,3,4:0.25", Box) == Region(Box(1, 2, 3, 4), 0.25)
     assert Region.parse("1,2,3,4", Ellipse) == Region(Ellipse(1, 2, 3, 4))
     for text, shape, line in (
-        ("roi.png:x", None, "mask's beta 'x' in 'roi.png:x' is no number; write one such as roi.png:0.75"),
+        ("roi.png:x", None, "mask's beta 'x' in 'roi.png:x' is not a number; write one such as roi.png:0.75"),
         ("roi.png:", None, "mask's beta '' in"),
         ("roi.png:1.5", None, r"mask's beta 1.5 is outside \[0, 1\]"),
         ("roi.png:nan", None, "mask's beta nan is not a finite number"),

@@ -114,7 +114,7 @@ def test_an_onnx_model_of_one_batch_size_and_two_outputs(tmp_path: Path) -> None
 
     assert confidence() == pytest.approx([0, 0.2, 0.4], abs=1e-6)
     assert confidence(tensor="half", output=2) == pytest.approx([0.4] * 3, abs=1e-6)
-    with pytest.raises(ConfigError, match=r"tensor 'other' is no output of m\.onnx; pass one of mean, half"):
+    with pytest.raises(ConfigError, match=r"tensor 'other' is not an output of m\.onnx; pass one of mean, half"):
         confidence(tensor="other")
     with pytest.raises(
         CheckpointError, match=r"classifier .*a\.json: .*does not take .*2, 3, 5, 5.*it takes \[2, 3, 4, 4\]"
@@ -164,8 +164,8 @@ def test_refusals(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert str(caught.value).startswith(f"classifier {tmp_path / 'spec.json'}: "), caught.value
     for text, line in (
         ("[]", "no JSON object"),
-        ("{", "is no JSON object"),
-        ("[" * 100_000, r"is no JSON object \(nested deeper than 64 levels\)"),
+        ("{", "is not a JSON object"),
+        ("[" * 100_000, r"is not a JSON object \(nested deeper than 64 levels\)"),
         ("{}", "'size' is missing"),
     ):
         (tmp_path / "spec.json").write_text(text)

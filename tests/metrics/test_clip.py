@@ -128,7 +128,7 @@ def test_refusals(clip: Any, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=line) as caught:
             ClipEncoder(copy)
         assert "\n" not in str(caught.value)
-    with pytest.raises(CheckpointError, match="is no folder; pass the folder of a CLIP checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a folder; pass the folder of a CLIP checkpoint"):
         ClipEncoder(tmp_path / "nowhere")
     other = {**json.loads((folder / "preprocessor_config.json").read_text()), "crop_size": 15}
     (shutil.copytree(folder, tmp_path / "crop") / "preprocessor_config.json").write_text(json.dumps(other))

@@ -117,14 +117,14 @@ def test_written_as_it_was_read(tmp_path: Path) -> None:
 REFUSALS: dict[str, tuple[Any, str]] = {
     "no list": ({"rounds": 1}, "schedule: a list is expected, not dict; write [{"),
     "empty": ([], "schedule: there are no rounds in it"),
-    "no object": ([3], "schedule: 3 is no object; write {"),
+    "no object": ([3], "schedule: 3 is not an object; write {"),
     "unknown key": (
         [{"rounds": 1, "gamma": 0.5}],
         "key 'gamma' is unknown; pass one of rounds, prompt, strength, guidance",
     ),
     "no rounds": ([{"prompt": "a"}], "names no rounds"),
     "nothing changes": ([{"rounds": 1}], "rounds 1 change nothing"),
-    "words": ([{"rounds": "first", "prompt": "a"}], "rounds 'first' are no rounds; write 3 or \"1-3\""),
+    "words": ([{"rounds": "first", "prompt": "a"}], "rounds 'first' do not name rounds; write 3 or \"1-3\""),
     "negative": ([{"rounds": -1, "prompt": "a"}], "round -1 is not a whole number from 1 on"),
     "zero": ([{"rounds": "0-2", "prompt": "a"}], "round 0 is not a whole number from 1 on"),
     "a flag": ([{"rounds": True, "prompt": "a"}], "rounds True are no rounds"),

@@ -69,7 +69,7 @@ def open_backend(source: Source, placement: Placement, on_component: Callable[[s
         return _build_checkpoint(source, placement, choice, on_component)
     if source.lora:
         raise ConfigError(
-            f"a LoRA cannot be fused into a bundle as it runs; make one: {commands.refit_with_lora()}", field="lora"
+            f"a LoRA cannot be fused into a bundle at run time; make one: {commands.refit_with_lora()}", field="lora"
         )
     return _open_bundle(source.engine, placement)
 

@@ -92,7 +92,7 @@ class ClipEncoder:
             CheckpointError: the checkpoint has no text half, or no tokenizer that fits it.
         """
         if not texts:
-            raise InputError("0 texts have no embeddings; pass at least 1")
+            raise InputError("no text is given to embed; pass at least 1")
         ids = self._tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
         rows = []
         for some in ids.split(batch):

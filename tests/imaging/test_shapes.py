@@ -104,8 +104,8 @@ def test_shapes_and_the_image(caplog: pytest.LogCaptureFixture) -> None:
         (Box(50, 0, 60, 10), "box 50,0,60,10 lies outside the image of 40 x 30"),
         (Box(-9, 5, 0, 9), "lies outside the image of 40 x 30"),
         (Ellipse(20, -10, 5, 9), "ellipse 20,-10,5,9 lies outside"),
-        (Box(3.6, 3, 4.4, 9), "holds no pixel's centre of the image of 40 x 30; make it larger"),
-        (Polygon([(3, 3), (9, 9), (20, 20)]), "holds no pixel's centre"),
+        (Box(3.6, 3, 4.4, 9), "contains no pixel centre of the image of 40 x 30; make it larger"),
+        (Polygon([(3, 3), (9, 9), (20, 20)]), "contains no pixel centre"),
     ):
         with pytest.raises(InputError, match=line):
             shape.draw((40, 30))

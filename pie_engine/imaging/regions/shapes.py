@@ -90,7 +90,7 @@ class Shape:
         x, y = np.arange(width)[columns] + 0.5, np.arange(height)[rows] + 0.5
         pixels[rows, columns] = self._inside(x, y)
         if not pixels.any():
-            raise InputError(f"{self} holds no pixel's centre of {where}; make it larger")
+            raise InputError(f"{self} contains no pixel centre of {where}; make it larger")
         if left < 0 or top < 0 or right > width or bottom > height:
             log.warning("%s reaches beyond %s and is clipped", self, where)
         return pixels

@@ -39,7 +39,7 @@ RANGES = [
     (["--resolution", "65"], "resolution 65 does not fit this U-Net (multiple of 16 expected); pass --resolution 64"),
     (["--resolution", "72"], "resolution 72 does not fit this U-Net (multiple of 16 expected); pass --resolution"),
     (["--resolution", "64.5"], "--resolution: invalid int value"),
-    (["--scheduler", ""], "scheduler '' is empty; pass --scheduler ddim"),
+    (["--scheduler", ""], "scheduler is empty; pass --scheduler ddim"),
     (["--scheduler", "magic"], "scheduler 'magic' is unknown; pass one of ddim, pndm, euler, dpm++, unipc"),
     (["--scheduler", "StableDiffusionPipeline"], "scheduler 'StableDiffusionPipeline' is unknown"),
     # A single ancestral step, the last one, draws nothing; two do.

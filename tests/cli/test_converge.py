@@ -244,7 +244,7 @@ def test_refusals(pie: Any, tmp_path: Path) -> None:
     edit(fp8, backend={"precision": "fp8"})
     again = "does not hold what a run writes"
     for words, line in (
-        (["missing"], "is no folder; pass a folder that pie-engine run wrote, or one that holds such folders"),
+        (["missing"], "is not a folder; pass a folder that pie-engine run wrote, or one that holds such folders"),
         (["file"], "is a file; pass a folder"),
         (["empty"], "holds no provenance.json, nor does a folder in it"),
         (["text"], f"{again} (JSONDecodeError in its files); run pie-engine run again"),

@@ -33,13 +33,13 @@ def is_harmless(said: str, lines: int) -> None:
 
 def test_commands_on_files_with_such_names(pie: Any, simulate: Any, mask: Path, tmp_path: Path) -> None:
     folder = tmp_path / NASTY / "run"
-    done = simulate("--mask", mask, "--steps", "2", "--item-id", NASTY, "--prompt", NASTY, "--output", folder)
+    done = simulate("--mask", mask, "--steps", "3", "--item-id", NASTY, "--prompt", NASTY, "--output", folder)
     assert done.code == 0, done.err
     is_harmless(done.out, 1)
     is_harmless(pie("view", folder, "--no-browser").out, 1)
     evaluated = pie("eval", folder, "--output", tmp_path / NASTY / "eval")
     is_harmless(evaluated.err, 1)  # which run is measured
-    is_harmless(evaluated.out, 7)
+    is_harmless(evaluated.out, 8)
     other = shutil.copytree(folder, tmp_path / NASTY / "other")
     converged = pie("converge", folder, other, "--output", tmp_path / f"{NASTY}.svg")
     assert converged.code == 0, converged.err

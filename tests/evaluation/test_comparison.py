@@ -325,7 +325,7 @@ def test_refusals(save: Save, classifier: Path, tmp_path: Path) -> None:
         ),
         (InputError, [walk], [classifier], "the runs are of walk alone"),
         (InputError, [pie, odd], [classifier], "does not say which method made it"),
-        (InputError, [tmp_path / "nowhere"], [classifier], "is no folder"),
+        (InputError, [tmp_path / "nowhere"], [classifier], "is not a folder"),
         (InputError, [pie, other], [classifier], "no patient has runs of both PIE and a baseline"),
         (ConfigError, [pie, walk], [], "no classifier is given"),
         (ConfigError, [pie, walk], [tmp_path / "none.json"], r"none\.json cannot be read"),

@@ -91,10 +91,10 @@ def test_numbers_that_make_no_shape(shape: type, text: str, line: str) -> None:
 
 def test_from_python() -> None:
     for wrong in ((1, 2, "3", 4), (1, 2, None, 4), (True, 0, 3, 4)):
-        with pytest.raises(ConfigError, match="no finite number"):
+        with pytest.raises(ConfigError, match="not a finite number"):
             Box(*wrong)
     for points in (3, [1, 2, 3], [(1, 2, 3), (4, 5, 6), (7, 8, 9)]):
-        with pytest.raises(ConfigError, match="no sequence of"):
+        with pytest.raises(ConfigError, match="not a sequence of"):
             Polygon(points)
     assert Box(np.float32(1), np.int64(2), 3, 4).draw((9, 9)).sum() == 4
 

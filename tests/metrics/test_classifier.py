@@ -146,14 +146,14 @@ def test_refusals(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ({"range": [1, 1]}, "makes every pixel the same"),
         ({"range": 255}, "range 255 has 1 numbers and not 2"),
         ({"layout": "CHW"}, "layout 'CHW' is unknown"),
-        ({"output": "x"}, "output 'x' is none of the classes"),
+        ({"output": "x"}, "output 'x' is not one of the classes"),
         ({"output": -1}, "output -1 is outside"),
         ({"normalise": True}, "'normalise' is unknown"),
         ({"file": "m.h5"}, r"m\.h5 is neither ONNX nor TorchScript"),
         ({"file": "none.pt"}, r"none\.pt does not exist"),
         ({"file": "bad.pt"}, r"bad\.pt is no TorchScript model"),
         ({"file": "bad.onnx"}, r"bad\.onnx is no ONNX model"),
-        ({"file": 3}, "file 3 is no text"),
+        ({"file": 3}, "file 3 is not text"),
         ({"tensor": "y"}, "names an ONNX output and m.pt is TorchScript"),
     ):
         for name in ("bad.pt", "bad.onnx"):

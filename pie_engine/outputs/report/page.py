@@ -50,7 +50,8 @@ def build_page(shown: Sequence[Shown], mask: bytes | None, provenance: Mapping[s
         policy=_policy(style, script),
         version=__version__,
         statement=STATEMENT,
-        style=Markup(style),  # nosec B704 (files of this package)
+        # Files of this package, which hold nothing of a run.
+        style=Markup(style),  # nosec B704
         script=Markup(script),  # nosec B704
         summary=_summary(provenance, frames.shape[1:3]),
         warnings=_warnings(provenance, mask is not None),

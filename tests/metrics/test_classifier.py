@@ -163,7 +163,7 @@ def test_refusals(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert "\n" not in str(caught.value)
         assert str(caught.value).startswith(f"classifier {tmp_path / 'spec.json'}: "), caught.value
     for text, line in (
-        ("[]", "no JSON object"),
+        ("[]", "not a JSON object"),
         ("{", "is not a JSON object"),
         ("[" * 100_000, r"is not a JSON object \(nested deeper than 64 levels\)"),
         ("{}", "'size' is missing"),

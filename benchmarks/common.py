@@ -152,7 +152,7 @@ def place(arguments: argparse.Namespace) -> tuple[str, int | None]:
     """
     import torch
 
-    from pie_engine.machine.devices import bound_threads
+    from pie_engine.machine.devices import limit_threads
     from pie_engine.machine.environment import processor_cores
 
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -162,7 +162,7 @@ def place(arguments: argparse.Namespace) -> tuple[str, int | None]:
             raise BenchmarkError(
                 f"device {device!r} is not here (cpu, or one of {torch.cuda.device_count()} GPUs); pass --device cpu"
             )
-    return device, bound_threads(arguments.threads) or (processor_cores() if device == "cpu" else None)
+    return device, limit_threads(arguments.threads) or (processor_cores() if device == "cpu" else None)
 
 
 def measured_limits(

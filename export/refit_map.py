@@ -165,7 +165,7 @@ def _open(path: Path) -> tuple[Any, ir.Model]:
         proto = onnx.load(path, load_external_data=False)
         model = ir.from_proto(proto)
     except Exception as error:  # protobuf's exceptions share no other base
-        raise BuildError(f"{path} is no ONNX graph ({str(error).partition(chr(10))[0]}); {_REMEDY}") from None
+        raise BuildError(f"{path} is not an ONNX graph ({str(error).partition(chr(10))[0]}); {_REMEDY}") from None
     map_weights(model, proto, path.parent)
     return proto, model
 

@@ -14,6 +14,7 @@ from pie_engine.config import MethodConfig, Placement, RunConfig, RuntimeConfig,
 from pie_engine.errors import ConfigError, argument
 from pie_engine.imaging.item import Item, check_findings, check_text, prepare_item
 from pie_engine.imaging.item_ids import check_item_ids
+from pie_engine.imaging.rules import check_trained_resolution
 from pie_engine.machine.loading import Source, open_backend
 from pie_engine.outputs import Result
 from pie_engine.outputs.partial import read_partial
@@ -74,6 +75,7 @@ class PieEngine:
         self.simulator = Simulator(backend, self.runtime)
         self.chosen = chosen
         self._source = source or {}
+        self._looked_at: set[int] = set()  # resolutions, each warned of once
 
     @property
     def backend(self) -> Backend:
@@ -135,6 +137,22 @@ class PieEngine:
         if torch_dtype is not None:
             settings["dtype"] = dtype_name(torch_dtype)
         return cls.load(**model, unet=unet, lora=lora, **settings)
+
+    def resolve_resolution(self, resolution: int | None) -> int:
+        """The side in pixels that is computed: the model's own where none is given.
+
+        One that is far from the model's is warned of, once.
+
+        Raises:
+            ConfigError: the model cannot compute at it.
+        """
+        model = self.backend.model
+        resolution = model.default_resolution if resolution is None else resolution
+        check_resolution(resolution, model.resolution_multiple)
+        if resolution not in self._looked_at:
+            self._looked_at.add(resolution)
+            check_trained_resolution(resolution, model.default_resolution)
+        return resolution
 
     def __call__(
         self,
@@ -331,8 +349,5 @@ class PieEngine:
 
     def _complete(self, config: RunConfig) -> RunConfig:
         """Settings with the resolution filled in, checked against the model."""
-        if config.resolution is None:
-            config = replace(config, resolution=self.backend.model.default_resolution)
-        check_resolution(config.resolution or 0, self.backend.model.resolution_multiple)
         check_text("negative-prompt", config.negative_prompt)
-        return config
+        return replace(config, resolution=self.resolve_resolution(config.resolution))

@@ -193,3 +193,16 @@ def test_build_settings() -> None:
 def test_load_refuses(arguments: dict[str, Any], line: str) -> None:
     with pytest.raises(PieError, match=line):
         PieEngine.load(**arguments)
+
+
+def test_a_resolution_far_from_the_models_is_warned_of_once(
+    engine: PieEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The golden checkpoint says 64 pixels; half and twice as many are near enough."""
+    for resolution in (None, 32, 128):
+        engine.resolve_resolution(resolution)
+    assert not caplog.text
+    for _ in range(2):
+        engine.run(Item(GOLDEN / "image.png", "heart"), RunConfig(steps=1, num_inference_steps=2, resolution=144))
+    (record,) = caplog.records
+    assert record.getMessage().startswith("resolution 144 is far from the 64 that the model was trained at")

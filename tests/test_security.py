@@ -12,10 +12,13 @@ import pytest
 import torch
 from dependencies import closure
 from packaging.requirements import Requirement
+from PIL import PngImagePlugin
 from safetensors.torch import save_file
 
 from pie_engine.checkpoint import archives, descriptions, json_files, tokenizer, weights
 from pie_engine.errors import CheckpointError
+from pie_engine.imaging import limits
+from pie_engine.imaging.formats import raster
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
@@ -44,6 +47,18 @@ LIMITS = {
     "header of a safetensors file": f"{weights.MAX_HEADER >> 20} MiB",
     "description of the tensors in a `.ckpt` or `.bin` file": f"{archives.MAX_PICKLE >> 20} MiB",
     "files of a tokenizer": f"{tokenizer.MAX_BYTES >> 20} MiB",
+    "any image: a picture, a DICOM frame, a NIfTI slice, a TIFF tile": f"{limits.MAX_PIXELS:,} pixels (8,192 x 8,192)",
+    "PNG: texts, unpacked": (
+        f"{PngImagePlugin.MAX_TEXT_CHUNK >> 20} MiB each, {PngImagePlugin.MAX_TEXT_MEMORY >> 20} MiB together"
+    ),
+    "JPEG: scans of a progressive file": f"{limits.MAX_SCANS}",
+    "TIFF: pages": f"{limits.MAX_PAGES:,}",
+    "GIF, WebP and animated PNG: all pictures up to the chosen one": f"{limits.MAX_ANIMATED_PIXELS:,} pixels",
+    "DICOM: a file": f"{limits.MAX_DICOM_FILE >> 30} GiB, {limits.MAX_FRAMES:,} frames",
+    "DICOM: a deflated data set, inflated": f"{limits.MAX_INFLATED >> 20} MiB",
+    "DICOM: a compressed frame, decoded": "the size that the header says",
+    "NIfTI: a gzipped file, unpacked": f"{limits.MAX_UNPACKED >> 30} GiB",
+    "NIfTI: what stands before the first voxel": f"{limits.MAX_NIFTI_HEADER >> 20} MiB",
 }
 
 
@@ -54,6 +69,11 @@ def test_every_limit_is_the_codes() -> None:
     assert rows.keys() == LIMITS.keys()
     for name, limit in LIMITS.items():
         assert rows[name].startswith(limit), name
+
+
+def test_the_formats_of_images_are_the_codes() -> None:
+    listed = re.search(r"whatever its name: (.+) \(Pillow\), DICOM", PAGE)
+    assert listed is not None and tuple(listed[1].upper().split(", ")) == raster.FORMATS
 
 
 def test_a_tokenizer_that_is_too_large(tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ def _check_unet(unet: Any) -> None:
         _check_resnet(resnet, timed=True)
     for _, _, transformer in _instances(unet, "Transformer2DModel"):
         if not transformer.is_input_continuous:
-            raise NotImplementedError("a transformer's input is no image")
+            raise NotImplementedError("a transformer's input is not an image")
         for block in transformer.transformer_blocks:
             attn1, attn2 = block.attn1, block.attn2
             plain = (

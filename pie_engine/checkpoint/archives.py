@@ -86,7 +86,7 @@ def _check_pickle(file: IO[bytes], path: Path) -> None:
                 )
             # A tuple of one tuple twice, and so on: some fifty would be hashed for years.
             if (position or 0) > MAX_PICKLE or _follow(operation, argument, stack, memo) > _MAX_SPREAD:
-                raise CheckpointError(f"{path} describes its tensors in more than is needed; {CONVERT}")
+                raise CheckpointError(f"{path} describes its tensors in too many operations; {CONVERT}")
     except (ValueError, IndexError) as error:
         raise CheckpointError(
             f"{path} is corrupt ({(str(error).splitlines() or ['no pickle'])[0][:160]}); copy or download it again"

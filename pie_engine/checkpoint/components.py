@@ -25,7 +25,7 @@ from pie_engine.checkpoint.descriptions import (
     UNetDescription,
     VaeDescription,
     bare,
-    describe,
+    validate_config,
 )
 from pie_engine.checkpoint.json_files import read_json
 from pie_engine.checkpoint.tokenizer import one_line, read_tokenizer
@@ -76,7 +76,7 @@ def read_part(folder: Path, source: str) -> Part:
 
 def empty_unet(config: Mapping[str, Any], source: str) -> UNet2DConditionModel:
     """The U-Net of a config, without weights. Raises CheckpointError."""
-    described = describe(UNetDescription, config, source)
+    described = validate_config(UNetDescription, config, source)
     return _make(lambda: UNet2DConditionModel.from_config(described), source)
 
 
@@ -91,7 +91,7 @@ def build_unet(part: Part) -> UNet2DConditionModel:
 def empty_vae(config: Mapping[str, Any], source: str) -> AutoencoderKL:
     """The VAE of a config, without weights. Raises CheckpointError."""
     # Configs written before diffusers 0.8 have no scaling factor; all of them are Stable Diffusion v1.
-    described = describe(VaeDescription, config, source)
+    described = validate_config(VaeDescription, config, source)
     complete = {**described, "scaling_factor": described.get("scaling_factor") or 0.18215}
     return _make(lambda: AutoencoderKL.from_config(complete), source)
 
@@ -104,7 +104,7 @@ def build_vae(part: Part) -> AutoencoderKL:
 
 def empty_text_encoder(config: Mapping[str, Any], source: str) -> CLIPTextModel:
     """The CLIP text model of a config, without weights. Raises CheckpointError."""
-    described = describe(TextEncoderDescription, config, source)
+    described = validate_config(TextEncoderDescription, config, source)
 
     def make() -> CLIPTextModel:
         settings = CLIPTextConfig.from_dict(described)
@@ -139,7 +139,7 @@ def load_tokenizer(folder: Path, text_encoder: CLIPTextModel) -> CLIPTokenizer:
     return tokenizer
 
 
-def check_together(unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder: CLIPTextModel, source: str) -> None:
+def check_compatible(unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder: CLIPTextModel, source: str) -> None:
     """Raise CheckpointError if the parts do not fit each other. source: the U-Net's."""
     latents = vae.config.latent_channels
     if unet.config.in_channels != latents or unet.config.out_channels != latents:
@@ -166,11 +166,11 @@ def checked_scheduler(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     """
     if not isinstance(config.get("_class_name"), str):
         raise CheckpointError(f"{source} names no scheduler (_class_name); copy or download it again")
-    described = describe(SchedulerDescription, config, source)
+    described = validate_config(SchedulerDescription, config, source)
     kind = described.get("prediction_type", "epsilon")
     if kind not in ("epsilon", "v_prediction", "sample"):
         raise CheckpointError(
-            f"{source} has prediction_type '{kind}'; epsilon, v_prediction or sample is expected: correct it"
+            f"{source} has prediction_type '{kind}'; epsilon, v_prediction or sample is expected: correct the file"
         )
     return described
 
@@ -185,7 +185,7 @@ def check_unet_config(part: Part) -> None:
                 f"U-Net {part.source} has {key}={bare(config[key])} ({kind}); none is expected in Stable Diffusion "
                 "v1.x: pass a checkpoint of that architecture"
             )
-    described = describe(UNetDescription, config, part.source)
+    described = validate_config(UNetDescription, config, part.source)
     blocks = [*described.get("down_block_types", ()), *described.get("up_block_types", ())]
     foreign = next((block for block in blocks if block not in _UNET_BLOCKS), None)
     if foreign is not None:

@@ -236,19 +236,19 @@ class IndexDescription(Description):
     weight_map: Annotated[dict[Annotated[str, Field(max_length=512)], Name], Field(min_length=1, max_length=20_000)]
 
 
-def describe(kind: type[Description], values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """What `kind` knows of a config, as it was written.
+def validate_config(description: type[Description], values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The keys of a config that its description knows, with their values as they were written.
 
     Raises:
         CheckpointError: a value of another type or beyond its bounds.
     """
     try:
-        kind.model_validate(dict(values))
+        description.model_validate(dict(values))
     except pydantic.ValidationError as error:
         raise CheckpointError(
             f"config of {source} is not usable ({first_problem(error, values)}); copy or download it again"
         ) from None
-    known = {field.alias or name for name, field in kind.model_fields.items()}
+    known = {field.alias or name for name, field in description.model_fields.items()}
     return {key: value for key, value in values.items() if key in known}
 
 

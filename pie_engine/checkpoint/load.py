@@ -20,10 +20,10 @@ from pie_engine.checkpoint.locate import (
     Place,
     class_of,
     component_folder,
+    enclosing_pipeline,
     hub_cache,
     hub_snapshot,
     is_pipeline,
-    pipeline_around,
     resolve,
     subfolder_classes,
     unet_folder,
@@ -88,7 +88,7 @@ def _load(base: str | Path | None, unet: str | Path | None, loras: tuple[LoraSpe
     tokenizer = components.load_tokenizer(parts.tokenizer, text_encoder)
     vae = components.build_vae(parts.vae)
     unet_model = components.build_unet(unet_part)
-    components.check_together(unet_model, vae, text_encoder, unet_part.source)
+    components.check_compatible(unet_model, vae, text_encoder, unet_part.source)
     sources = {
         "unet": unet_part.source,
         "vae": parts.vae.source,
@@ -115,7 +115,7 @@ def _known(place: Place | None) -> Place:
 
 def _implied_base(unet: Place) -> Place:
     """The base of a U-Net given alone: the pipeline folder around it, the file itself if it is whole, or SD v1.4."""
-    around = pipeline_around(unet.path)
+    around = enclosing_pipeline(unet.path)
     if around is not None:
         return Place(around, unet.label if around == unet.path else str(around), unet.hub_id)
     if unet.path.is_file() and single_file.identify(read_tensors(unet.path), unet.label) == "sd1":

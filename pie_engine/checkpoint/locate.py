@@ -165,7 +165,7 @@ def unet_folder(place: Place) -> Path:
     )
 
 
-def pipeline_around(path: Path) -> Path | None:
+def enclosing_pipeline(path: Path) -> Path | None:
     """The pipeline folder that a U-Net is or sits in, at most two levels up from a file and one from a folder."""
     path = path.absolute()
     candidates = [path.parent, path.parent.parent] if path.is_file() else [path, path.parent]

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pie_engine.checkpoint.descriptions import PeftDescription, describe
+from pie_engine.checkpoint.descriptions import PeftDescription, validate_config
 from pie_engine.checkpoint.json_files import parse_object, read_json
 from pie_engine.checkpoint.locate import resolve
 from pie_engine.checkpoint.spec import LoraSpec
@@ -221,7 +221,7 @@ def _peft_settings(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[
     for key, value in config.items():
         component, _, name = key.rpartition(".")  # "unet.lora_alpha"; in peft's own folder "lora_alpha"
         settings.setdefault(component, {})[name] = value
-    described = {name: describe(PeftDescription, values, f"LoRA {path}") for name, values in settings.items()}
+    described = {name: validate_config(PeftDescription, values, f"LoRA {path}") for name, values in settings.items()}
     for component, values in described.items():
         if values.get("use_dora"):
             raise CheckpointError(

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from pie_engine.checkpoint.components import Part
-from pie_engine.checkpoint.descriptions import UNetDescription, VaeDescription, describe
+from pie_engine.checkpoint.descriptions import UNetDescription, VaeDescription, validate_config
 from pie_engine.checkpoint.tokenizer import one_line
 from pie_engine.errors import CheckpointError, use
 
@@ -93,7 +93,7 @@ def unet_part(tensors: Mapping[str, Tensor], source: str, config: Mapping[str, A
 
     bare = {key.removeprefix(UNET_PREFIX): value for key, value in tensors.items() if key.startswith(UNET_PREFIX)}
     bare = bare or dict(tensors)
-    config = describe(UNetDescription, config or infer_unet(bare, source), source)
+    config = validate_config(UNetDescription, config or infer_unet(bare, source), source)
     # Taken apart by hand above: diffusers' converter would also read model_ema.* and warn about it.
     prefixed = {UNET_PREFIX + key: value for key, value in bare.items()}
     with _refusing(source, "U-Net"):
@@ -106,7 +106,7 @@ def vae_part(tensors: Mapping[str, Tensor], source: str, config: Mapping[str, An
 
     prefixed = {key: value for key, value in tensors.items() if key.startswith(VAE_PREFIX)}
     bare = {key.removeprefix(VAE_PREFIX): value for key, value in prefixed.items()}
-    config = describe(VaeDescription, config or infer_vae(bare, source), source)
+    config = validate_config(VaeDescription, config or infer_vae(bare, source), source)
     with _refusing(source, "VAE"):
         return Part(config, convert_ldm_vae_checkpoint(prefixed, config), source)
 
@@ -222,9 +222,9 @@ def _check_divides(widths: list[int], divisor: int, what: str, source: str) -> N
     # Heads and groups leave no trace in shapes. A guess that is wrong would give plausible, wrong images.
     if not widths or any(width % divisor for width in widths):
         raise CheckpointError(
-            f"{source} has {what} {widths}, Stable Diffusion v1.x has multiples of {divisor}, so its heads and groups "
-            "cannot be told; put the file into its diffusers folder (model_index.json and config.json files), or "
-            "pass that folder"
+            f"{source} has {what} {widths}, Stable Diffusion v1.x has multiples of {divisor}, so its heads and "
+            "groups cannot be inferred; put the file into its diffusers folder (model_index.json and config.json "
+            "files), or pass that folder"
         )
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pie_engine.checkpoint.archives import CONVERT, MAX_TENSORS, check_archive, check_tensors
-from pie_engine.checkpoint.descriptions import IndexDescription, describe
+from pie_engine.checkpoint.descriptions import IndexDescription, validate_config
 from pie_engine.checkpoint.json_files import read_json
 from pie_engine.checkpoint.tokenizer import one_line
 from pie_engine.errors import CheckpointError
@@ -50,7 +50,7 @@ def weight_files(folder: Path, stems: Iterable[str]) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     """The files that a shard index names, all beside it."""
-    names = sorted(set(describe(IndexDescription, read_json(index), str(index))["weight_map"].values()))
+    names = sorted(set(validate_config(IndexDescription, read_json(index), str(index))["weight_map"].values()))
     for name in names:
         if Path(name).name != name or not (index.parent / name).is_file():
             raise CheckpointError(f"shard {name} named by {index} is not beside it; copy or download it again")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +56,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> int:
     from pie_engine.benchmarks.quick import QUICKEST, Quick, bench
-    from pie_engine.cli.progress import say
-    from pie_engine.cli.spelling import plain
+    from pie_engine.cli.terminal import print_json, print_lines, say
     from pie_engine.files import check_file, write_file
 
     length = dict(QUICKEST) if arguments.quick else {}
@@ -81,10 +79,12 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.output is not None:
         check_file(arguments.output, suffix=".json")
     results = bench(config, (lambda line: None) if arguments.quiet else say)
-    text = json.dumps(results, allow_nan=False)
     if arguments.output is not None:
-        write_file(arguments.output, text + "\n")
-    sys.stdout.write((text if arguments.json else plain("\n".join(report(results)))) + "\n")
+        write_file(arguments.output, json.dumps(results, allow_nan=False) + "\n")
+    if arguments.json:
+        print_json(results)
+    else:
+        print_lines(*report(results))
     return 0
 
 

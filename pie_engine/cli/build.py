@@ -89,7 +89,7 @@ def _numbers(option: str, text: str | None, example: str) -> tuple[int, ...]:
 
 def main(arguments: argparse.Namespace) -> int:
     from pie_engine.checkpoint import LoraSpec, load_checkpoint
-    from pie_engine.cli.progress import say
+    from pie_engine.cli.terminal import say
     from pie_engine.files import check_folder
     from pie_engine.model.bundle import MANIFEST
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pie_engine.cli.doctor import size
-from pie_engine.cli.spelling import plain
+from pie_engine.cli.terminal import print_lines
 
 if TYPE_CHECKING:
     from pie_engine.files import Leftover
@@ -54,7 +53,7 @@ def main(arguments: argparse.Namespace) -> int:
     lines += [_line("left alone, as its owner may be writing it", one) for one in found if one.alive]
     done = "removed" if remove else "to remove"
     lines.append(f"{len(dead)} leftover{'s' * (len(dead) != 1)} {done}, {size(sum(one.size for one in dead))}")
-    sys.stdout.write(plain("\n".join(lines)) + "\n")
+    print_lines(*lines)
     return 0
 
 

@@ -31,5 +31,7 @@ class _Print(argparse.Action):
                     action.complete = shtab.FILE  # type: ignore[attr-defined]
                 elif "DIR" in metavar:
                     action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
-        sys.stdout.write(shtab.complete(parser, shell=str(values)))
+        # `shell` is the name of one; none is started.
+        script = shtab.complete(parser, shell=str(values))  # nosec B604
+        sys.stdout.write(script)
         parser.exit()

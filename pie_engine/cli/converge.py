@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pie_engine.cli.studies import add_folders
+from pie_engine.cli.terminal import print_json
 
 if TYPE_CHECKING:
     from pie_engine.evaluation.converge import CheckedRun
@@ -51,7 +50,7 @@ def main(arguments: argparse.Namespace) -> int:
         save_plot(runs, output)
     if arguments.json:
         found = runs[0].to_dict() if len(runs) == 1 else {"runs": [run.to_dict() for run in runs]}
-        sys.stdout.write(json.dumps({**found, "plot": None if output is None else str(output)}) + "\n")
+        print_json({**found, "plot": None if output is None else str(output)})
         return 0
     look = [] if output is None else [f"look at {output}"]
     if len(runs) == 1:

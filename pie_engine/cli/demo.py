@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pie_engine.cli.terminal import print_json, print_lines, say
 from pie_engine.config.run import PACES
 from pie_engine.demo import DOMAINS
 
@@ -74,15 +74,15 @@ def _write_phantoms(arguments: argparse.Namespace) -> int:
         validation=arguments.validation,
     )  # fmt: skip
     if arguments.json:
-        sys.stdout.write(json.dumps(written) + "\n")
+        print_json(written)
     else:
         count = f"{arguments.phantoms} held-out phantom{'s' * (arguments.phantoms != 1)}"
-        sys.stdout.write(f"{written['patients']}: {count}, in {written['truth']} their true values\n")
+        print_lines(f"{written['patients']}: {count}, in {written['truth']} their true values")
     return 0
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
-    from pie_engine.cli.progress import Progress, say
+    from pie_engine.cli.progress import show_rounds
     from pie_engine.demo.domain import load_domain
     from pie_engine.errors import ConfigError
     from pie_engine.files import check_folder
@@ -100,23 +100,24 @@ def _simulate(arguments: argparse.Namespace) -> int:
         say("loading; the first run exports the checkpoint to ONNX, later ones take it from the cache")
     from pie_engine.demo.simulate import simulate
 
-    demo = simulate(
-        domain=domain.name,
-        patient=patient,
-        steps=steps,
-        backend=arguments.backend or "onnxruntime",
-        regress=arguments.regress,
-        pace=arguments.pace or "even",
-        on_component=(lambda line: None) if arguments.quiet else (lambda line: say(f"  {line}")),
-        on_progress=Progress(steps, quiet=arguments.quiet),
-    )
+    with show_rounds(steps, quiet=arguments.quiet) as on_progress:
+        demo = simulate(
+            domain=domain.name,
+            patient=patient,
+            steps=steps,
+            backend=arguments.backend or "onnxruntime",
+            regress=arguments.regress,
+            pace=arguments.pace or "even",
+            on_component=(lambda line: None) if arguments.quiet else (lambda line: say(f"  {line}")),
+            on_progress=on_progress,
+        )
     passed_over = demo.result.provenance["runtime"]["fused_step_note"]
     if passed_over and not arguments.quiet:
         say(f"going on without a faster step ({passed_over})")
     written = demo.save(output)
     if arguments.json:
         facts = {"confidence": demo.confidence, domain.measured.replace(" ", "_"): demo.measured}
-        sys.stdout.write(json.dumps({**written, **facts, "change": demo.result.change.to_dict()}) + "\n")
+        print_json({**written, **facts, "change": demo.result.change.to_dict()})
         return 0
     prompt = demo.result.provenance["simulated"]["prompt"]
     what, which = ("regression", domain.diseased) if arguments.regress else ("progression", domain.healthy)
@@ -137,7 +138,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
     again += [*_settings(demo.result.config), "--item-id", demo.result.provenance["item_id"], "--output", "my-output"]
     look = [f"look at: {written['report']}", f"     or: {written['sheet']}", f"     or: {written['gif']}"]
     lines += [*look, f"try:     {shlex.join(again)}"]
-    sys.stdout.write("\n".join(lines) + "\n")
+    print_lines(*lines)
     return 0
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
-import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pie_engine.cli.spelling import plain, told
+from pie_engine.cli.spelling import told
+from pie_engine.cli.terminal import print_json, print_lines
 
 WIDTH = 100
 
@@ -33,7 +32,10 @@ def main(arguments: argparse.Namespace) -> int:
 
     with quiet():
         diagnosis = told(diagnose())
-    sys.stdout.write((json.dumps(diagnosis) if arguments.json else plain("\n".join(_report(diagnosis)))) + "\n")
+    if arguments.json:
+        print_json(diagnosis)
+    else:
+        print_lines(*_report(diagnosis))
     return 0 if any(backend["runs"] for backend in diagnosis["backends"]) else 2
 
 

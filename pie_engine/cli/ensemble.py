@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from pie_engine.cli.studies import add_folders
+from pie_engine.cli.terminal import print_json
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -36,7 +35,7 @@ def main(arguments: argparse.Namespace) -> int:
     ensemble = gather(find_runs(arguments.folders))
     written = ensemble.save(arguments.output)
     if arguments.json:
-        sys.stdout.write(json.dumps({**ensemble.facts, **written}) + "\n")
+        print_json({**ensemble.facts, **written})
         return 0
     deviation = ensemble.facts["deviation"]
     rows = [

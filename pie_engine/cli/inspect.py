@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from typing import Any
 
 from pie_engine.cli.doctor import fields, quiet, size
-from pie_engine.cli.spelling import plain, told
+from pie_engine.cli.spelling import told
+from pie_engine.cli.terminal import print_json, print_lines
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -29,7 +28,10 @@ def main(arguments: argparse.Namespace) -> int:
 
     with quiet():
         contents = told(inspect_bundle(arguments.bundle))
-    sys.stdout.write((json.dumps(contents) if arguments.json else plain("\n".join(_report(contents)))) + "\n")
+    if arguments.json:
+        print_json(contents)
+    else:
+        print_lines(*_report(contents))
     return 0
 
 

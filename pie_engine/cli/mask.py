@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +15,7 @@ from pie_engine.cli.patient import (
     reading_from,
     regions_from,
 )
+from pie_engine.cli.terminal import print_json, print_lines
 from pie_engine.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -77,7 +76,10 @@ def main(arguments: argparse.Namespace) -> int:
     picture = _draw(fit(image, arguments.resolution, how), roi, mask, truth, how, measures)
     write_file(arguments.output, picture)
     measures["overlay"] = str(arguments.output)
-    sys.stdout.write((json.dumps(measures) if arguments.json else "\n".join(_report(measures))) + "\n")
+    if arguments.json:
+        print_json(measures)
+    else:
+        print_lines(*_report(measures))
     return 0
 
 

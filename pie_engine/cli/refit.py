@@ -34,7 +34,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> int:
     from pie_engine.checkpoint import LoraSpec
-    from pie_engine.cli.progress import say
+    from pie_engine.cli.terminal import say
     from pie_engine.files import check_folder
     from pie_engine.model.bundle import MANIFEST, open_bundle
 

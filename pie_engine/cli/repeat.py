@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pie_engine.cli.settings_file import OPTION, REGIONS, region_pairs, to_words
+from pydantic import BaseModel, ValidationError
+
+from pie_engine.cli.settings_file import OPTION, REGIONS, check_regions, region_pairs, to_words
 from pie_engine.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -45,7 +48,7 @@ def with_provenance(words: Sequence[str]) -> list[str]:
     for index, word in enumerate(words):
         option, equals, value = word.partition("=")
         if option == FROM and (equals or index + 1 < len(words)):
-            options = _read(value if equals else words[index + 1])[KEY]
+            options = _read(value if equals else words[index + 1]).options
             return [words[0], *to_words(_without_replaced(options, words)), *words[1:]]
     return list(words)
 
@@ -59,19 +62,19 @@ def check_inputs(arguments: argparse.Namespace, item: Item, config: RunConfig) -
     from pie_engine.imaging.regions.region import as_regions, content_hash
 
     provenance = _read(arguments.from_)
-    options, inputs = provenance[KEY], provenance["input"]
-    if arguments.image == options["image"] and content_hash(item.image) != inputs["image_sha256"]:
+    options, inputs = provenance.options, provenance.input
+    if arguments.image == options.get("image") and content_hash(item.image) != inputs.image_sha256:
         raise InputError(_changed(f"image {item.image}", "--image"))
-    stored, given = options.get(REGIONS, []), region_pairs(vars(arguments))
+    stored, given = check_regions(options.get(REGIONS)), region_pairs(vars(arguments))
     for name, regions, facts in (
-        ("mask", as_regions(item.mask), inputs.get("roi", {}).get("regions", [])),
-        ("keep", as_regions(item.keep), inputs.get("roi", {}).get("keep", [])),
+        ("mask", as_regions(item.mask), inputs.roi.regions),
+        ("keep", as_regions(item.keep), inputs.roi.keep),
     ):
         if [pair for pair in stored if _group(pair) == name] == [pair for pair in given if _group(pair) == name]:
             _check_regions(name, regions, facts)
     if arguments.schedule is not None and arguments.schedule == options.get("schedule"):
         now = None if config.schedule is None else config.schedule.to_list()
-        if now != provenance["settings"].get("schedule"):
+        if now != provenance.settings.get("schedule"):
             raise InputError(_changed(f"schedule {arguments.schedule}", "--schedule"))
 
 
@@ -82,11 +85,11 @@ def check_model(arguments: argparse.Namespace, hashes: dict[str, str]) -> None:
         InputError: a component has other weights.
     """
     provenance = _read(arguments.from_)
-    options = provenance[KEY]
+    options = provenance.options
     names = ("engine", "checkpoint", "unet", "lora")
     if any((getattr(arguments, name) or None) != options.get(name) for name in names):
         return
-    for name, digest in provenance["model"]["hashes"].items():
+    for name, digest in provenance.model.hashes.items():
         if hashes.get(name) != digest:
             where = options.get("engine") or options.get("unet") or options.get("checkpoint")
             raise InputError(_changed(f"{name} of {where}", "--engine or --checkpoint"))
@@ -95,8 +98,10 @@ def check_model(arguments: argparse.Namespace, hashes: dict[str, str]) -> None:
 def _check_regions(name: str, regions: Sequence[Region], facts: Sequence[dict[str, Any]]) -> None:
     from pie_engine.imaging.regions.region import content_hash
 
-    for region, fact in zip(regions, facts, strict=True):
-        if isinstance(region.source, str | Path) and content_hash(region.source) != fact["sha256"]:
+    for region, fact in itertools.zip_longest(regions, facts):
+        if region is None or fact is None:
+            raise InputError(f"{FROM} tells of {len(facts)} regions and has options for {len(regions)}; pass them anew")
+        if isinstance(region.source, str | Path) and content_hash(region.source) != fact.get("sha256"):
             raise InputError(_changed(f"{name} {region.source}", f"--{name}"))
 
 
@@ -104,19 +109,51 @@ def _changed(what: str, option: str) -> str:
     return f"{what} is not what the run was made with (another SHA-256); put it back, or pass another with {option}"
 
 
-def _read(path: str) -> dict[str, Any]:
+class _Read(BaseModel, defer_build=True):
+    """What is read of a provenance.json, which may be anybody's. Most commands read none, so nothing is built yet."""
+
+
+class _Roi(_Read):
+    regions: list[dict[str, Any]] = []
+    keep: list[dict[str, Any]] = []
+
+
+class _Input(_Read):
+    image_sha256: str
+    roi: _Roi = _Roi()
+
+
+class _Model(_Read):
+    hashes: dict[str, str]
+
+
+class _Provenance(_Read):
+    options: dict[str, Any]
+    settings: dict[str, Any]
+    input: _Input
+    model: _Model
+
+
+def _read(path: str) -> _Provenance:
     try:
         provenance = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(provenance, dict) or "settings" not in provenance:
             raise ValueError("it holds no settings")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{FROM} {path} cannot be read ({error}); pass the provenance.json of a run") from error
     if not isinstance(provenance.get(KEY), dict):
         raise ConfigError(
             f"{FROM} {path} holds no {KEY}: it is not of pie-engine run, or of an earlier version; pass the options, "
             f"or {OPTION} FILE"
         )
-    return provenance
+    try:
+        return _Provenance.model_validate(provenance, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(
+            f"{FROM} {path} is not what a run writes ({where}: {first['msg']}); pass the provenance.json of a run"
+        ) from None
 
 
 def _without_replaced(options: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
@@ -126,7 +163,7 @@ def _without_replaced(options: dict[str, Any], words: Sequence[str]) -> dict[str
     groups = {_group({name: ""}) for name in given}
     kept = {name: value for name, value in options.items() if name not in replaced and name != "output"}
     if REGIONS in kept:
-        kept[REGIONS] = [pair for pair in kept[REGIONS] if _group(pair) not in groups]
+        kept[REGIONS] = [pair for pair in check_regions(kept[REGIONS]) if _group(pair) not in groups]
     return kept
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import signal
 import sys
@@ -24,6 +23,7 @@ from pie_engine.cli.patient import (
 from pie_engine.cli.repeat import KEY, add_from_option, check_inputs, check_model
 from pie_engine.cli.settings_file import add_config_options, to_mapping, to_text
 from pie_engine.cli.shared import add_checkpoint_options
+from pie_engine.cli.terminal import print_json, print_lines, say
 from pie_engine.config import Placement, RunConfig, RuntimeConfig, check_interpolation
 from pie_engine.errors import ConfigError
 
@@ -117,7 +117,7 @@ def _prompt_from(arguments: argparse.Namespace, config: RunConfig, regions: list
     last = scheduled[-1]
     if None not in scheduled and last is not None:
         if arguments.prompt is not None:
-            raise ConfigError("prompt is read in no round, for the schedule gives each its own; leave out --prompt")
+            raise ConfigError("prompt is never used: the schedule gives every round its own; leave out --prompt")
         return last
     if arguments.prompt is None and config.schedule is not None:
         silent = 1 + scheduled.index(None)
@@ -149,7 +149,6 @@ def engine_from(arguments: argparse.Namespace) -> PieEngine:
     """The engine that the options name, loaded; says on stderr what it is doing, unless it is to be quiet."""
     from pie_engine import PieEngine
     from pie_engine.checkpoint import LoraSpec
-    from pie_engine.cli.progress import say
 
     engine = PieEngine.load(
         arguments.engine,
@@ -166,7 +165,6 @@ def engine_from(arguments: argparse.Namespace) -> PieEngine:
 
 def _partial(arguments: argparse.Namespace, config: RunConfig, method: MethodConfig, item: Item) -> Partial | None:
     """The interrupted run that --resume goes on with, held to what is known before a model is loaded."""
-    from pie_engine.cli.progress import say
     from pie_engine.outputs.partial import read_partial
 
     if not arguments.resume:
@@ -239,7 +237,7 @@ def _standing_still(result: Result, method: MethodConfig) -> str:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from pie_engine.cli.progress import Progress, say
+    from pie_engine.cli.progress import show_rounds
     from pie_engine.files import check_folder
     from pie_engine.imaging import read_stored
     from pie_engine.imaging.item import check_findings, check_item
@@ -271,27 +269,25 @@ def main(arguments: argparse.Namespace) -> int:
     engine = engine_from(arguments)
     if arguments.from_ is not None:
         check_model(arguments, engine.backend.model.hashes)
-    progress = Progress(config.steps, quiet=arguments.quiet)
     try:
-        result = engine.run(
-            item,
-            config,
-            method=method,
-            on_progress=progress,
-            interpolate=arguments.interpolate,
-            severity=severity,
-            resume=None if partial is None else arguments.output,
-        )
+        with show_rounds(config.steps, quiet=arguments.quiet) as on_progress:
+            result = engine.run(
+                item,
+                config,
+                method=method,
+                on_progress=on_progress,
+                interpolate=arguments.interpolate,
+                severity=severity,
+                resume=None if partial is None else arguments.output,
+            )
     except Interrupted as interrupt:
         raise _keep(interrupt, arguments, method, outputs, partial) from None
     if not arguments.quiet and (still := _standing_still(result, method)):
         say(still)
     written = _with_options(result, arguments, method, outputs).save(arguments.output, outputs)
     if arguments.json:
-        sys.stdout.write(json.dumps({**written, "change": result.change.to_dict()}) + "\n")
+        print_json({**written, "change": result.change.to_dict()})
     else:
         look = written.get("report", written["sheet"])
-        sys.stdout.write(
-            f"{written['output']}: {config.steps} simulated frame{'s' * (config.steps != 1)}; look at {look}\n"
-        )
+        print_lines(f"{written['output']}: {config.steps} simulated frame{'s' * (config.steps != 1)}; look at {look}")
     return 0

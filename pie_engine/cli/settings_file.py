@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pie_engine.config.settings import declared
-from pie_engine.errors import ConfigError
+from pie_engine.errors import ConfigError, quoted
 
 OPTION, PRINT = "--config", "--print-config"
 REGIONS = "regions"
@@ -52,7 +52,7 @@ def read(path: str) -> dict[str, Any]:
 
     try:
         options = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: a date that there is not
         reason = (str(error).splitlines() or [""])[0]
         raise ConfigError(f"config {path} cannot be read ({reason}); write one with --print-config") from error
     if not isinstance(options, dict):
@@ -61,23 +61,42 @@ def read(path: str) -> dict[str, Any]:
 
 
 def to_words(options: dict[str, Any]) -> list[str]:
-    """A mapping as a command line has it."""
+    """A mapping as a command line has it.
+
+    Raises:
+        ConfigError: a value is not a number, a text or a list of these, or `regions` is not a list of single pairs.
+    """
     words: list[str] = []
     for name, value in options.items():
         if name == REGIONS:
-            for part in value or []:
-                words += to_words(part)
+            for pair in check_regions(value):
+                words += to_words(pair)
             continue
         option = f"--{str(name).replace('_', '-')}"
         if value is None:
             continue
         if isinstance(value, bool):
             words.append(option if value else f"--no-{option[2:]}")
-        elif isinstance(value, list):
-            words += [f"{option}={one}" for one in value]
         else:
-            words.append(f"{option}={value}")
+            words += [f"{option}={_scalar(str(name), one)}" for one in (value if isinstance(value, list) else [value])]
     return words
+
+
+def check_regions(value: Any) -> list[dict[str, Any]]:
+    """What stands under `regions`. Raises ConfigError: it is not a list of single pairs."""
+    pairs = [] if value is None else value
+    if not isinstance(pairs, list) or any(
+        not isinstance(pair, dict) or len(pair) != 1 or REGIONS in pair for pair in pairs
+    ):
+        raise ConfigError(f"{REGIONS} is not a list of single pairs; write [{{mask: roi.png}}]")
+    return pairs
+
+
+def _scalar(name: str, value: Any) -> Any:
+    if isinstance(value, dict | list | tuple | set):
+        kind = type(value).__name__
+        raise ConfigError(f"{quoted(name)} has a {kind} for its value; write a number, a text or a list of these")
+    return value
 
 
 def to_text(arguments: argparse.Namespace, resolved: Sequence[Any]) -> str:

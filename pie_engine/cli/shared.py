@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from typing import TYPE_CHECKING, Any
+
+from pie_engine.cli.terminal import print_json, print_lines
 
 if TYPE_CHECKING:
     from pie_engine.model.bundle import Bundle
@@ -29,6 +29,6 @@ def report(bundle: Bundle, arguments: argparse.Namespace) -> None:
     if arguments.json:
         components, engines = bundle.manifest["components"], bundle.engines()
         result = {"bundle": str(bundle.path), "bytes": size, "components": components, "engines": engines}
-        sys.stdout.write(json.dumps(result) + "\n")
+        print_json(result)
         return
-    sys.stdout.write(f"{bundle.path}: {size / 1e6:.1f} MB, {bundle.precision}\n")
+    print_lines(f"{bundle.path}: {size / 1e6:.1f} MB, {bundle.precision}")

@@ -6,6 +6,7 @@ import ast
 import logging
 import re
 import shlex
+import unicodedata
 from copy import copy
 from typing import Any
 
@@ -56,7 +57,11 @@ def told(data: Any) -> Any:
 
 def plain(text: str) -> str:
     """The text without what a terminal would take for a command: names in manifests may hold anything."""
-    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+    return "".join(char if char == "\n" or _is_shown(char) else ascii(char)[1:-1] for char in text)
+
+
+def _is_shown(char: str) -> bool:
+    return char.isprintable() or unicodedata.category(char) == "Zs"  # spaces of other widths, which names may hold
 
 
 def one_line(text: str) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pie_engine.cli.progress import say
+from pie_engine.cli.terminal import print_json, say
 from pie_engine.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -84,7 +82,7 @@ def end(arguments: argparse.Namespace, summary: dict[str, Any], tables: Sequence
 
     files = f"{arguments.output}: {', '.join(summary['files'])}"
     if arguments.json:
-        sys.stdout.write(json.dumps({"output": str(arguments.output), **summary}) + "\n")
+        print_json({"output": str(arguments.output), **summary})
     elif getattr(arguments, "format", None) == "latex":
         show_latex(tables)
         if not arguments.quiet:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from pie_engine.cli.run import (
     item_from,
 )
 from pie_engine.cli.studies import add_study_output, end
+from pie_engine.cli.terminal import say
 from pie_engine.config.axes import AXES
 from pie_engine.errors import ConfigError
 
@@ -93,7 +93,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from pie_engine.cli.progress import say
+    from pie_engine.cli.progress import show_progress
     from pie_engine.config import METHOD_OPTIONS
     from pie_engine.config.checks import integer
     from pie_engine.evaluation.results import check_plots
@@ -123,7 +123,7 @@ def main(arguments: argparse.Namespace) -> int:
     if not quiet:
         say(_size(design))
     engine = engine_from(arguments)
-    with _resumable(arguments.output):
+    with _resumable(arguments.output), show_progress(quiet=quiet) as show:
         summary = sweep(
             engine,
             design,
@@ -134,7 +134,7 @@ def main(arguments: argparse.Namespace) -> int:
             figures=arguments.figures,
             batch=arguments.batch or (4 if engine.backend.device.type == "cuda" else 1),
             on_start=(lambda missing: None) if quiet else (lambda missing: _say_missing(design.runs, missing)),
-            on_progress=_Line(quiet=quiet),
+            on_progress=lambda progress: show(*_where(progress)),
             on_run=(lambda name: None) if quiet else (lambda name: say(f"measuring {name}")),
         )
     return end(arguments, summary, [_table(summary)], "", summary["verdict"])
@@ -177,7 +177,6 @@ def _size(design: Any) -> str:
 
 
 def _say_missing(runs: Sequence[PlannedRun], missing: Sequence[PlannedRun]) -> None:
-    from pie_engine.cli.progress import say
     from pie_engine.evaluation.sweep.design import evaluations
 
     done = len(runs) - len(missing)
@@ -196,36 +195,10 @@ def _resumable(output: Path) -> Iterator[None]:
         raise KeyboardInterrupt(number, said) from None
 
 
-class _Line:
-    """Progress on stderr: one line that is rewritten on a terminal, a line per twentieth elsewhere."""
-
-    def __init__(self, *, quiet: bool):
-        self._quiet, self._shown = quiet, -1
-
-    def __call__(self, progress: Progress) -> None:
-        if self._quiet:
-            return
-        done, total = progress.evaluations, progress.all_evaluations
-        terminal = sys.stderr.isatty()
-        part = 20 * done // max(total, 1)  # none where nothing is edited (methods previous and vae alone)
-        if not terminal and part == self._shown:
-            return
-        self._shown = part
-        left = "" if progress.seconds_left is None else f", {_duration(progress.seconds_left)} left"
-        line = f"run {min(progress.runs + 1, progress.all_runs)}/{progress.all_runs}, evaluation {done}/{total}{left}"
-        end = "\n" if not terminal or done == total else ""
-        sys.stderr.write((f"\r\x1b[K{line}" if terminal else line) + end)
-        sys.stderr.flush()
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
+def _where(progress: Progress) -> tuple[str, int, int]:
+    """What a sweep's progress is shown as."""
+    run = min(progress.runs + 1, progress.all_runs)
+    return f"run {run}/{progress.all_runs}", progress.evaluations, progress.all_evaluations
 
 
 def _table(summary: dict[str, Any]) -> Table:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from pie_engine.cli.studies import add_folders
+from pie_engine.cli.terminal import print_lines, say
 
 # More tabs than these help nobody.
 _MOST_OPENED = 8
@@ -29,7 +29,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> int:
     import webbrowser
 
-    from pie_engine.cli.progress import say
     from pie_engine.outputs.report import find_report
 
     paths = []
@@ -37,7 +36,7 @@ def main(arguments: argparse.Namespace) -> int:
         path, written = find_report(folder)
         if written:
             say(f"the report of {folder} was missing and has been written")
-        sys.stdout.write(f"{path}\n")
+        print_lines(str(path))
         paths.append(path)
     if arguments.no_browser:
         return 0

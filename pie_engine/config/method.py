@@ -85,7 +85,7 @@ class MethodConfig:
         for option, value, allowed in refused:
             if value != allowed:
                 raise ConfigError(
-                    f"{mention(option)} {value!r} means nothing to method {self.name!r}; pass {use(option, allowed)}"
+                    f"{mention(option)} {value!r} is not used by method {self.name!r}; pass {use(option, allowed)}"
                 )
         if self.total_strength is not None and int(config.num_inference_steps * self.total_strength) < 1:
             raise ConfigError(

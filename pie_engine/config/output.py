@@ -48,4 +48,4 @@ def check_interpolation(count: int, *, rounds: bool = True) -> None:
     integer("interpolate", count, 0, MOST_BETWEEN, f"pass {use('interpolate', 4)}")
     if count and not rounds:
         name = mention("interpolate")
-        raise ConfigError(f"{name} {count} is between rounds, and this method has none; leave it out")
+        raise ConfigError(f"{name} {count} is between rounds, which this method does not have; leave it out")

@@ -109,7 +109,9 @@ class RoundRange:
         try:
             prompt.encode()
         except UnicodeEncodeError:
-            raise ConfigError(f"schedule: prompt {prompt!a} of rounds {self.name} is not UTF-8; write it so") from None
+            raise ConfigError(
+                f"schedule: prompt {prompt!a} of rounds {self.name} is not valid UTF-8; save it so"
+            ) from None
 
     def _check(self, name: str, ramp: Any, high: float, usual: float, *, open_low: bool = False) -> None:
         if ramp is None:
@@ -205,7 +207,7 @@ class RoundSchedule:
 
 def _range(entry: object) -> RoundRange:
     if not isinstance(entry, Mapping):
-        raise ConfigError(f"schedule: {entry!r} is no object; write {_EXAMPLE}")
+        raise ConfigError(f"schedule: {entry!r} is not an object; write {_EXAMPLE}")
     unknown = [key for key in entry if key not in _KEYS]
     if unknown:
         raise ConfigError(f"schedule: key {unknown[0]!r} is unknown; pass one of {', '.join(_KEYS)}")
@@ -225,7 +227,7 @@ def _bounds(rounds: object) -> tuple[int, int]:
         return rounds, rounds
     found = re.fullmatch(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?", rounds) if isinstance(rounds, str) else None
     if found is None:
-        raise ConfigError(f'schedule: rounds {rounds!r} are no rounds; write 3 or "1-3"')
+        raise ConfigError(f'schedule: rounds {rounds!r} do not name rounds; write 3 or "1-3"')
     return int(found[1]), int(found[2] or found[1])
 
 

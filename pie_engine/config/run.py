@@ -136,9 +136,9 @@ class RunConfig:
         if self.feather is None:
             object.__setattr__(self, "feather", 0 if official else FEATHER)
         if self.scheduler == "":
-            raise ConfigError(f"{mention('scheduler')} '' is no name; pass {use('scheduler', 'ddim')}, or leave it out")
+            raise ConfigError(f"{mention('scheduler')} is empty; pass {use('scheduler', 'ddim')}, or leave it out")
         if self.inversion == "ddim" and self.noise == "fresh" and not official:
-            raise ConfigError("noise 'fresh' means nothing where a round inverts (inversion \"ddim\"); leave it out")
+            raise ConfigError("noise 'fresh' is not used where a round inverts (inversion \"ddim\"); leave it out")
         if self.pace != "constant" and self.noise == "fresh" and self.inversion == "noise" and not official:
             raise ConfigError(
                 f"{mention('pace')} {self.pace!r} needs rounds that converge, and with fresh noise they do not; "

@@ -146,5 +146,5 @@ def prompt_of(run: Run) -> str:
             f"the prompt of {run.name} changes over its rounds ({argument('schedule')}); leave that run out"
         )
     if not isinstance(prompt, str):
-        raise InputError(f"the prompt of {run.name} is no text; run pie-engine run again")
+        raise InputError(f"the prompt of {run.name} is not text; run pie-engine run again")
     return prompt

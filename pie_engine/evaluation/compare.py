@@ -72,7 +72,7 @@ def compare(
     output = Path(output)
     if not classifiers:
         raise ConfigError(
-            f"no classifier is given, and confidence is what is compared; pass {use('classifiers', 'JSON')}",
+            f"no classifier is given, so there is no confidence to compare; pass {use('classifiers', 'JSON')}",
             field="classifiers",
         )
     check_results(output, figures)
@@ -86,7 +86,7 @@ def compare(
     patients = [{run.patient for run, name in zip(runs, names, strict=True) if _is_pie(name) == pie} for pie in (0, 1)]
     if patients[0].isdisjoint(patients[1]):
         raise InputError(
-            "no patient has runs of both PIE and a baseline, and patients are what is compared; pass runs on the same "
+            "no patient has runs of both PIE and a baseline, so there is nothing to compare; pass runs on the same "
             "input files"
         )
     maps = read_structures(structures, runs)
@@ -116,7 +116,7 @@ def label_methods(runs: Sequence[Run], by: Sequence[str] = ()) -> list[str]:
     known = sorted(set.intersection(*({*run.settings} for run in runs)))
     for setting in by:
         if setting not in known:
-            raise ConfigError(f"by {setting!r} is no setting of the runs; pass one of {', '.join(known)}")
+            raise ConfigError(f"by {setting!r} is not a setting of the runs; pass one of {', '.join(known)}")
     by_name: dict[str, list[dict[str, Any]]] = {}
     found = [_method(run) | {setting: run.settings[setting] for setting in by} for run in runs]
     for facts in found:

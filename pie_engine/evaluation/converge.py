@@ -88,7 +88,7 @@ def check_run(folder: Path) -> CheckedRun:
     if settings.get("pace", "constant") != "constant":
         raise InputError(f"{folder} has an even pace, whose increments are equal on purpose; pass a run without one")
     if method not in ("pie", "control"):
-        raise InputError(f"{folder} was made by method {method!r}, whose frames are no rounds; pass a run of PIE")
+        raise InputError(f"{folder} was made by method {method!r}, whose frames are not rounds; pass a run of PIE")
     # Without a mask nothing is blended, and a constant edit adds up in full.
     beta2 = 1.0 if not masked else betas[0] if len(betas) == 1 else None
     found = check_convergence(rounds, beta1=None if official else beta1, beta2=None if official else beta2, floor=floor)

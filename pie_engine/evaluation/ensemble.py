@@ -91,7 +91,7 @@ def gather(runs: Sequence[Run]) -> Ensemble:
         InputError: they do not belong together, or a file is damaged.
     """
     if len(runs) < 2:
-        raise InputError(f"{len(runs)} run makes no ensemble; pass two or more, of different {argument('seed')}")
+        raise InputError(f"{len(runs)} run is not an ensemble; pass two or more, of different {argument('seed')}")
     first = runs[0]
     members: dict[tuple[int, str], Run] = {}
     for run in runs:

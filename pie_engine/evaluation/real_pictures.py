@@ -28,7 +28,7 @@ def find_pictures(folder: str | Path) -> list[Path]:
     """
     path, remedy = Path(folder), "pass a folder of real pictures"
     if not path.is_dir():
-        raise InputError(f"reference {path} is {'a file' if path.exists() else 'no folder'}; {remedy}")
+        raise InputError(f"reference {path} is {'a file' if path.exists() else 'not a folder'}; {remedy}")
     found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
     if len(found) < 2:
         raise InputError(f"reference {path} holds {len(found)} pictures ({', '.join(SUFFIXES)}), 2 needed; {remedy}")

@@ -93,7 +93,7 @@ def find_folders(paths: Sequence[str | Path]) -> list[Path]:
     for path in paths:
         folder = Path(path)
         if not folder.is_dir():
-            raise InputError(f"{path} is {'a file' if folder.exists() else 'no folder'}; {_REMEDY}")
+            raise InputError(f"{path} is {'a file' if folder.exists() else 'not a folder'}; {_REMEDY}")
         below: dict[Path, None] = {}
         for depth in ("", "*/", "*/*/", "*/*/*/"):
             for one in sorted(file.parent for file in folder.glob(depth + PROVENANCE)):
@@ -122,7 +122,7 @@ def read_structures(folder: str | Path | None, runs: Sequence[Run]) -> list[np.n
     if folder is None:
         return [None] * len(runs)
     if not Path(folder).is_dir():
-        raise InputError(f"structures {folder} is no folder; pass one that holds ITEM_ID.png for every run")
+        raise InputError(f"structures {folder} is not a folder; pass one that holds ITEM_ID.png for every run")
     files = {file.name for file in Path(folder).iterdir()}
     found: list[np.ndarray | None] = []
     served: dict[str, Run] = {}

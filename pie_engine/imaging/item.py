@@ -199,7 +199,7 @@ def _check_findings(item: Item, regions: tuple[Region, ...], config: RunConfig) 
     findings = findings_of(item)
     if item.prompt and item.prompt not in findings:
         raise ConfigError(
-            f"prompt {quoted(item.prompt)} is read in no region, for each has its own finding; leave it empty",
+            f"prompt {quoted(item.prompt)} is never used: each region has its own finding; leave it empty",
             field="prompt",
         )
     scheduled = [one.prompt is not None for one in config.rounds]

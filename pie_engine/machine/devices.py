@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def bound_threads(threads: int | None) -> int | None:
+def limit_threads(threads: int | None) -> int | None:
     """As many threads as were asked for, at most one for each processor that this process may use, with a warning.
 
     More of them only wait for one another: 64 take a hundred times as long as 2 on two processors.

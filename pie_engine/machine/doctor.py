@@ -13,7 +13,7 @@ from pie_engine.backends.tensorrt.library import first_line
 from pie_engine.config import FLAVOURS, Placement
 from pie_engine.errors import BackendError, Notice, argument, use
 from pie_engine.machine.environment import (
-    Lack,
+    Problem,
     cache_facts,
     check_requirements,
     import_failure,
@@ -41,7 +41,7 @@ class Status:
     """
 
     name: str
-    lacks: tuple[Lack, ...]
+    lacks: tuple[Problem, ...]
     builds: bool | None = None
     build_note: str = ""
 
@@ -61,10 +61,10 @@ def diagnose() -> dict[str, Any]:
     broken, problems = check_requirements()
     cache, packages = cache_facts(), onnxruntime_packages()
     if not cache["writable"]:
-        problems.append(Lack(f"the cache folder {cache['folder']} cannot be written", "set PIE_ENGINE_CACHE"))
+        problems.append(Problem(f"the cache folder {cache['folder']} cannot be written", "set PIE_ENGINE_CACHE"))
     if len(packages) > 1:
         what = f"{' and '.join(packages)} overwrite each other's module; keep one"
-        problems.append(Lack(what, _replace_onnxruntime("gpu" if machine.gpus else "cpu")))
+        problems.append(Problem(what, _replace_onnxruntime("gpu" if machine.gpus else "cpu")))
     if broken:  # without torch and the like, nothing else can be asked
         statuses = [Status(name, tuple(broken)) for name in _BACKENDS]
     else:
@@ -102,7 +102,7 @@ def _torch() -> Any:
     return torch
 
 
-def _statuses(machine: Machine, openvino: tuple[Lack, ...]) -> list[Status]:
+def _statuses(machine: Machine, openvino: tuple[Problem, ...]) -> list[Status]:
     gpu, runtime = _torch_on_gpu(machine), _onnxruntime(machine)
     note = _NO_EXPORT if runtime else "anywhere: an export needs no GPU"
     return [
@@ -118,14 +118,14 @@ def _statuses(machine: Machine, openvino: tuple[Lack, ...]) -> list[Status]:
 _NO_EXPORT = "every export is compared with PyTorch in onnxruntime, which does not run here"
 
 
-def _tensorrt(flavour: str, machine: Machine, torch_gpu: tuple[Lack, ...], *, exports: bool) -> Status:
+def _tensorrt(flavour: str, machine: Machine, torch_gpu: tuple[Problem, ...], *, exports: bool) -> Status:
     """Told without the library's runtime and builder, which can end the process where there is no driver."""
     try:
         library.import_library(flavour)
     except Exception as error:  # broken libraries raise what they like
         what = first_line(error).partition("; ")[0].replace(f"backend '{flavour}'", flavour)
         note = "it is not installed" if what.endswith("is not installed") else "its library cannot be used"
-        return Status(flavour, (Lack(what, library.install_command(flavour)), *torch_gpu), False, note)
+        return Status(flavour, (Problem(what, library.install_command(flavour)), *torch_gpu), False, note)
     unfit = _unfit(flavour, machine)
     if not exports:
         builds, note = False, _NO_EXPORT
@@ -148,7 +148,7 @@ def _tensorrt(flavour: str, machine: Machine, torch_gpu: tuple[Lack, ...], *, ex
     return Status(flavour, (*unfit, *torch_gpu), builds, note)
 
 
-def _unfit(flavour: str, machine: Machine) -> list[Lack]:
+def _unfit(flavour: str, machine: Machine) -> list[Problem]:
     """What is wrong with the first GPU or the driver for an installed flavour."""
     lacks = []
     gpu = machine.gpus[0] if machine.gpus else None
@@ -157,29 +157,29 @@ def _unfit(flavour: str, machine: Machine) -> list[Lack]:
         what = f"it has no kernels for compute capability {gpu.capability} ({gpu.name}), only for {known}"
         other = library.installed_version("tensorrt") is not None
         remedy = Notice(f"pass {use('backend', 'tensorrt')}") if other else library.install_command("tensorrt")
-        lacks.append(Lack(what, remedy))
+        lacks.append(Problem(what, remedy))
     floor = library.driver_floor(flavour)
     if not machine.serves(floor):
         what = f"it needs a driver for CUDA {floor} or later, and this one serves {machine.driver}"
-        lacks.append(Lack(what, "update NVIDIA's driver"))
+        lacks.append(Problem(what, "update NVIDIA's driver"))
     return lacks
 
 
-def _torch_on_gpu(machine: Machine) -> tuple[Lack, ...]:
+def _torch_on_gpu(machine: Machine) -> tuple[Problem, ...]:
     torch = _torch()
     index = next(name for oldest, name in _TORCH_INDEX if numbers(machine.driver) >= oldest)
     install = f"pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/{index}"
     build = f"torch {torch.__version__} (CUDA {torch.version.cuda})"
     if not machine.gpus:
-        return (Lack(f"this machine shows no GPU ({machine.reason})", _gpu_remedy(machine)),)
+        return (Problem(f"this machine shows no GPU ({machine.reason})", _gpu_remedy(machine)),)
     if torch.version.cuda is None:
-        return (Lack(f"torch {torch.__version__} was built without CUDA", install),)
+        return (Problem(f"torch {torch.__version__} was built without CUDA", install),)
     if not torch.cuda.is_available():
-        return (Lack(f"{build} finds no GPU that it can use; the driver serves CUDA {machine.driver}", install),)
+        return (Problem(f"{build} finds no GPU that it can use; the driver serves CUDA {machine.driver}", install),)
     try:
         torch.zeros(1, device="cuda:0").add_(1).item()
     except Exception as error:  # an architecture that it was not built for, a GPU that is taken or broken
-        return (Lack(f"{build} does not run on {machine.gpus[0].name} ({first_line(error)})", install),)
+        return (Problem(f"{build} does not run on {machine.gpus[0].name} ({first_line(error)})", install),)
     return ()
 
 
@@ -191,33 +191,35 @@ def _gpu_remedy(machine: Machine) -> str:
     return "install NVIDIA's driver, if this machine has such a GPU"
 
 
-def _onnxruntime(machine: Machine) -> tuple[Lack, ...]:
+def _onnxruntime(machine: Machine) -> tuple[Problem, ...]:
     reason = import_failure("onnxruntime")
     if reason is None:
         return ()
     extra = "gpu" if machine.gpus else "cpu"
     if not onnxruntime_packages():
-        return (Lack("onnxruntime is not installed", f"pip install 'pie-engine[{extra}]'"),)
-    return (Lack(f"onnxruntime does not load ({reason})", _replace_onnxruntime(extra)),)
+        return (Problem("onnxruntime is not installed", f"pip install 'pie-engine[{extra}]'"),)
+    return (Problem(f"onnxruntime does not load ({reason})", _replace_onnxruntime(extra)),)
 
 
-def _openvino() -> tuple[Lack, ...]:
+def _openvino() -> tuple[Problem, ...]:
     try:
         openvino_session.import_openvino()
     except Exception as error:  # broken libraries raise what they like
         what = first_line(error).partition("; ")[0].replace("backend 'openvino'", "openvino")
-        return (Lack(what, openvino_session.INSTALL),)
+        return (Problem(what, openvino_session.INSTALL),)
     return ()
 
 
-def _onnxruntime_on_gpu(machine: Machine, torch_gpu: tuple[Lack, ...], runtime: tuple[Lack, ...]) -> tuple[Lack, ...]:
+def _onnxruntime_on_gpu(
+    machine: Machine, torch_gpu: tuple[Problem, ...], runtime: tuple[Problem, ...]
+) -> tuple[Problem, ...]:
     if runtime or not machine.gpus:
         return (*runtime, *torch_gpu)
     if "CUDAExecutionProvider" not in onnxruntime_providers():
-        return (Lack("the onnxruntime at hand has no CUDA provider", _replace_onnxruntime("gpu")), *torch_gpu)
+        return (Problem("the onnxruntime at hand has no CUDA provider", _replace_onnxruntime("gpu")), *torch_gpu)
     if not torch_gpu and not _cuda_provider_starts():
         what = "onnxruntime cannot start its CUDA provider (CUDA or cuDNN is missing or of another version)"
-        return (Lack(what, "pip install --upgrade 'pie-engine[gpu]'"),)
+        return (Problem(what, "pip install --upgrade 'pie-engine[gpu]'"),)
     return torch_gpu
 
 
@@ -263,7 +265,7 @@ def _fused_steps(statuses: list[Status]) -> list[dict[str, Any]]:
     return found
 
 
-def _auto(broken: list[Lack]) -> dict[str, Any]:
+def _auto(broken: list[Problem]) -> dict[str, Any]:
     """What `--backend auto` takes for a checkpoint."""
     if broken:
         return {"backend": None, "why": broken[0].what}

@@ -24,8 +24,8 @@ ONNXRUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml"
 
 
 @dataclass(frozen=True)
-class Lack:
-    """Something that is needed and not here.
+class Problem:
+    """What keeps something from running here.
 
     Attributes:
         what: in words.
@@ -74,10 +74,10 @@ def import_failure(module: str) -> str | None:
     return None
 
 
-def check_requirements() -> tuple[list[Lack], list[Lack]]:
+def check_requirements() -> tuple[list[Problem], list[Problem]]:
     """What nothing runs without, and what is installed but older than pie-engine asks for."""
-    broken: list[Lack] = []
-    old: list[Lack] = []
+    broken: list[Problem] = []
+    old: list[Problem] = []
     for line in _requirements():
         found = re.match(r"([\w.-]+)\s*>=\s*([\d.]+)", line)
         if found is None or re.search(r"extra == .(test|lint)\b", line):
@@ -85,13 +85,13 @@ def check_requirements() -> tuple[list[Lack], list[Lack]]:
         name, oldest = found.groups()
         here, remedy = installed(name), f"pip install '{name}>={oldest}'"
         if here is None and "extra ==" not in line:
-            broken.append(Lack(f"{name} is not installed", remedy))
+            broken.append(Problem(f"{name} is not installed", remedy))
         elif here is not None and numbers(here) < numbers(oldest):
-            lack = Lack(f"{name} {here} is too old ({oldest} or later needed)", remedy)
+            lack = Problem(f"{name} {here} is too old ({oldest} or later needed)", remedy)
             old += [] if lack in old else [lack]  # several extras name the same package
     reason = import_failure("torch")
     if reason is not None and not any(lack.what.startswith("torch ") for lack in broken):
-        broken.append(Lack(f"torch does not load ({reason})", "pip install --force-reinstall torch"))
+        broken.append(Problem(f"torch does not load ({reason})", "pip install --force-reinstall torch"))
     return broken, old
 
 

@@ -85,7 +85,7 @@ def _count_nodes(path: Path) -> tuple[int, int]:
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's exceptions share no other base
-        raise BundleError(f"{path} is no ONNX graph ({error}); rebuild the bundle") from None
+        raise BundleError(f"{path} is not an ONNX graph ({error}); rebuild the bundle") from None
     kinds = [node.op_type for graph in (model.graph, *model.functions) for node in graph.node]
     return len(kinds), kinds.count("Attention") or kinds.count("Softmax")
 

@@ -20,8 +20,8 @@ from pie_engine.backends.tensorrt.backend import TensorRTBackend, check_engines
 from pie_engine.bundling import cached_bundle, check_restorable, model_info, restore_checkpoint
 from pie_engine.config import COMPONENTS, FLAVOURS, BuildConfig, EngineConfig
 from pie_engine.errors import BackendError, BundleError, ConfigError, argument, use
-from pie_engine.machine.devices import bound_threads, check_gpu, check_openvino, onnx_device, torch_device
-from pie_engine.machine.selection import Choice, choose_for_bundle, choose_for_checkpoint, device_index, take
+from pie_engine.machine.devices import check_gpu, check_openvino, limit_threads, onnx_device, torch_device
+from pie_engine.machine.selection import Choice, choose_by_name, choose_for_bundle, choose_for_checkpoint, device_index
 from pie_engine.model.bundle import open_bundle
 from pie_engine.rounds.memory import explain_weights
 
@@ -44,7 +44,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedBackend:
     """A backend, what provenance says of its model's origin, and why this backend was taken."""
 
     backend: Backend
@@ -52,9 +52,9 @@ class Opened:
     why: str
 
 
-def open_backend(source: Source, placement: Placement, on_component: Callable[[str], None]) -> Opened:
+def open_backend(source: Source, placement: Placement, on_component: Callable[[str], None]) -> OpenedBackend:
     """See `PieEngine.load`, which documents the arguments."""
-    placement = replace(placement, threads=bound_threads(placement.threads))
+    placement = replace(placement, threads=limit_threads(placement.threads))
     given = source.checkpoint is not None or source.unet is not None
     if (source.engine is None) != given:
         found = "both" if given else "neither"
@@ -63,29 +63,29 @@ def open_backend(source: Source, placement: Placement, on_component: Callable[[s
             f"{argument('checkpoint')}"
         )
     if source.engine is None:
-        choice = choose_for_checkpoint(placement) if placement.backend == "auto" else take(placement)
+        choice = choose_for_checkpoint(placement) if placement.backend == "auto" else choose_by_name(placement)
         if choice.name == "torch":
             return _open_checkpoint(source, placement, choice)
         return _build_checkpoint(source, placement, choice, on_component)
     if source.lora:
         raise ConfigError(
-            f"a LoRA cannot be fused into a bundle as it runs; make one: {commands.refit_with_lora()}", field="lora"
+            f"a LoRA cannot be fused into a bundle at run time; make one: {commands.refit_with_lora()}", field="lora"
         )
     return _open_bundle(source.engine, placement)
 
 
-def _open_bundle(path: str | Path, placement: Placement) -> Opened:
+def _open_bundle(path: str | Path, placement: Placement) -> OpenedBackend:
     bundle = open_bundle(path)
     auto = placement.backend == "auto"
-    choice = choose_for_bundle(bundle, placement) if auto else take(placement, bundle.precision)
+    choice = choose_for_bundle(bundle, placement) if auto else choose_by_name(placement, bundle.precision)
     sources = {"bundle": str(path), **bundle.manifest["sources"]}
     if choice.name == "torch":
-        return Opened(_run_in_torch(bundle, placement, choice), sources, choice.why)
+        return OpenedBackend(_run_in_torch(bundle, placement, choice), sources, choice.why)
     asked = (choice.name, placement.dtype, bundle.precision)
     # OpenVINO computes in bf16 from weights in fp32: no bundle is built for it.
     if placement.dtype not in (None, bundle.precision) and asked != ("openvino", "bf16", "fp32"):
         raise ConfigError(_other_dtype(placement.dtype, bundle.precision))
-    return Opened(_run_bundle(bundle, choice.name, placement), sources, choice.why)
+    return OpenedBackend(_run_bundle(bundle, choice.name, placement), sources, choice.why)
 
 
 def _other_dtype(dtype: str | None, precision: str) -> str:
@@ -135,7 +135,7 @@ def _run_bundle(bundle: Bundle, backend: str, placement: Placement) -> Backend:
 
 def _build_checkpoint(
     source: Source, placement: Placement, choice: Choice, on_component: Callable[[str], None]
-) -> Opened:
+) -> OpenedBackend:
     """A checkpoint through a bundle in the cache: exported, and compiled if a compiled backend was asked for."""
     dtype = placement.dtype
     if dtype == "bf16" and choice.name != "openvino":
@@ -160,17 +160,17 @@ def _build_checkpoint(
     bundle = cached_bundle(loaded, config, on_component=on_component)
     sources = loaded.sources
     del loaded  # the weights are read from the bundle
-    return Opened(_run_bundle(bundle, choice.name, placement), sources, choice.why)
+    return OpenedBackend(_run_bundle(bundle, choice.name, placement), sources, choice.why)
 
 
-def _open_checkpoint(source: Source, placement: Placement, choice: Choice) -> Opened:
+def _open_checkpoint(source: Source, placement: Placement, choice: Choice) -> OpenedBackend:
     def load() -> Checkpoint:
         return checkpoints.load_checkpoint(source.checkpoint, unet=source.unet, lora=source.lora)
 
     device = torch_device(placement, choice)  # before a checkpoint of gigabytes is read
     loaded = load()
     backend = _start_torch(loaded, model_info(loaded), load, device, placement, choice)
-    return Opened(backend, loaded.sources, choice.why)
+    return OpenedBackend(backend, loaded.sources, choice.why)
 
 
 def _start_torch(

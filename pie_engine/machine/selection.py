@@ -143,7 +143,7 @@ def _choose_for_bf16(absent: str, passed: str) -> Choice:
     return Choice("openvino", f"{_FASTEST}; {passed}")
 
 
-def take(placement: Placement, precision: str = "fp32") -> Choice:
+def choose_by_name(placement: Placement, precision: str = "fp32") -> Choice:
     """The backend that was asked for by its name.
 
     Args:

@@ -104,10 +104,12 @@ def _parse(values: dict[str, Any], default: str) -> tuple[str, int, str]:
     one_of("activation", values["activation"], ACTIVATIONS)
     classes, output = values.get("classes", []), values.get("output", 0)
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise ConfigError(f"classes {classes!r} is no list of names; pass the outputs' names in their order")
+        raise ConfigError(f"classes {classes!r} is not a list of names; pass the outputs' names in their order")
     if isinstance(output, str):
         if output not in classes:
-            raise ConfigError(f"output {output!r} is none of the classes ({', '.join(classes) or 'none are declared'})")
+            raise ConfigError(
+                f"output {output!r} is not one of the classes ({', '.join(classes) or 'none are declared'})"
+            )
         output = classes.index(output)
     integer("output", output, 0, 10**6, 'pass its number from 0, or one of "classes"')
     return values.get("name", default), output, values["activation"]

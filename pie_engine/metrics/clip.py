@@ -92,7 +92,7 @@ class ClipEncoder:
             CheckpointError: the checkpoint has no text half, or no tokenizer that fits it.
         """
         if not texts:
-            raise InputError("0 texts have no embeddings; pass at least 1")
+            raise InputError("no text is given to embed; pass at least 1")
         ids = self._tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt").input_ids
         rows = []
         for some in ids.split(batch):
@@ -204,7 +204,7 @@ def _no_progress_bar() -> Iterator[None]:
 def _kind(folder: Path) -> str:
     remedy = "pass the folder of a CLIP checkpoint"
     if not folder.is_dir():
-        raise CheckpointError(f"CLIP checkpoint {folder} is no folder; {remedy}")
+        raise CheckpointError(f"CLIP checkpoint {folder} is not a folder; {remedy}")
     kind = _json(folder / "config.json").get("model_type")
     if kind not in _KINDS:
         raise CheckpointError(f"{folder} holds a model of type {kind!r}, and not {' or '.join(_KINDS)}; {remedy}")

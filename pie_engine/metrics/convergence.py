@@ -187,7 +187,7 @@ def _check(rounds: Rounds) -> None:
         if len(values) != count:
             raise InputError(f"{len(values)} displacements do not fit {count} increments; pass one of each per round")
         if not all(math.isfinite(value) and value >= 0 for value in values):
-            raise InputError("a change that is negative or not finite is none; run pie-engine run again")
+            raise InputError("a change is negative or not finite; run pie-engine run again")
 
 
 def _rms(values: np.ndarray) -> list[float]:

@@ -50,7 +50,7 @@ def fid(first: np.ndarray, second: np.ndarray) -> float:
     features, fewest = one.shape[1], min(len(one), len(two))
     if fewest <= features:
         raise InputError(
-            f"FID of {fewest} samples with {features} features means nothing, as their covariance has no full rank; "
+            f"FID of {fewest} samples with {features} features is meaningless, as their covariance has no full rank; "
             f"pass at least {features + 1} samples (ten times as many are better), or use KID"
         )
     squared = np.square(one.mean(axis=0) - two.mean(axis=0)).sum()

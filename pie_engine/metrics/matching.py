@@ -72,7 +72,7 @@ def _records(points: Sequence[tuple[float, float]], sign: float) -> np.ndarray:
     """[R, 2] float64: the points that go beyond all before, with x rising."""
     values = np.asarray(points, np.float64)
     if values.ndim != 2 or values.shape[1:] != (2,) or not len(values) or not np.isfinite(values).all():
-        raise InputError(f"a curve of {len(values)} points has none or one that is not finite; pass finite (x, y)")
+        raise InputError(f"a curve of {len(values)} points is empty or not finite; pass finite (x, y)")
     values = values * [sign, 1.0]
     beyond = np.concatenate([[True], values[1:, 0] > np.maximum.accumulate(values[:, 0])[:-1]])
     found: np.ndarray = values[beyond]

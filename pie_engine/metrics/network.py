@@ -109,7 +109,7 @@ class Network:
                 f"model {self.path.name} takes {taken[0].type}, tensor(float) expected; export it in fp32"
             )
         if output is not None and output not in given:
-            raise ConfigError(f"tensor {output!r} is no output of {self.path.name}; pass one of {', '.join(given)}")
+            raise ConfigError(f"tensor {output!r} is not an output of {self.path.name}; pass one of {', '.join(given)}")
         batch = taken[0].shape[0] if taken[0].shape else None
         self._fixed = batch if isinstance(batch, int) else None
         shapes = (", ".join(str(size) for size in one.shape) for one in taken)

@@ -116,7 +116,7 @@ def read_declaration(path: Path, kind: str, own_keys: tuple[str, ...]) -> dict[s
     except OSError as error:
         raise ConfigError(f"{kind} {path} cannot be read ({error.strerror}); {remedy}") from error
     except ValueError as error:
-        raise ConfigError(f"{kind} {path} is no JSON object ({error}); {remedy}") from error
+        raise ConfigError(f"{kind} {path} is not a JSON object ({error}); {remedy}") from error
     known = {*own_keys, *_KEYS}
     for key in values:
         if key not in known:
@@ -139,7 +139,7 @@ def check_texts(values: Mapping[str, Any]) -> None:
         raise ConfigError("'file' is missing; declare it")
     for key in ("file", "name", "tensor"):
         if key in values and not (isinstance(values[key], str) and values[key]):
-            raise ConfigError(f"{key} {values[key]!r} is no text; pass a name")
+            raise ConfigError(f"{key} {values[key]!r} is not text; pass a name")
 
 
 def _numbers(name: str, value: Any, count: int, remedy: str) -> tuple[float, ...]:

@@ -168,7 +168,7 @@ def monotonicity(series: Sequence[float]) -> Monotonicity:
     values = np.asarray(series, np.float64)
     if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
         raise InputError(
-            f"a series of {values.size} values has no trend or holds one that is not finite; "
+            f"a series of {values.size} values is too short or holds one that is not finite; "
             "pass at least 2 finite values, the input's first"
         )
     rising = float(np.mean(np.diff(values) > 0))

@@ -30,9 +30,9 @@ from pie_engine.checkpoint.descriptions import (
     TextEncoderDescription,
     UNetDescription,
     VaeDescription,
-    describe,
     first_problem,
     shown,
+    validate_config,
 )
 from pie_engine.checkpoint.json_files import read_object
 from pie_engine.checkpoint.tokenizer import one_line
@@ -167,13 +167,15 @@ def _rebuilding(manifest: dict[str, Any], path: Path) -> str:
 def _drop_unknown(manifest: dict[str, Any]) -> None:
     """Take what no library of ours knows out of the configurations, which come from files in the wild."""
     facts, source = manifest["model"], "bundle"
-    facts["scheduler_config"] = describe(SchedulerDescription, facts["scheduler_config"], source)
+    facts["scheduler_config"] = validate_config(SchedulerDescription, facts["scheduler_config"], source)
     kinds: dict[str, type[Description]] = {
         "unet": UNetDescription, "vae": VaeDescription, "text_encoder": TextEncoderDescription,
     }  # fmt: skip
     if "architecture" in manifest:
         known = manifest["architecture"]
-        manifest["architecture"] = {name: describe(kinds[name], config, source) for name, config in known.items()}
+        manifest["architecture"] = {
+            name: validate_config(kinds[name], config, source) for name, config in known.items()
+        }
 
 
 def _check_graphs(path: Path, manifest: dict[str, Any], rebuild: str) -> None:
@@ -185,7 +187,7 @@ def _check_graphs(path: Path, manifest: dict[str, Any], rebuild: str) -> None:
         try:
             found = graph_precision(path / file)
         except ValueError as error:
-            raise BundleError(f"{path / file} is no ONNX graph ({error}); {rebuild}") from None
+            raise BundleError(f"{path / file} is not an ONNX graph ({error}); {rebuild}") from None
         told = manifest["components"][name]["precision"]
         if told != found:
             raise BundleError(f"bundle {path} has {file} in {found} where its {MANIFEST} says {told}; {rebuild}")

@@ -17,7 +17,7 @@ def graph_precision(path: Path) -> str:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no ONNX graph.
+        ValueError: it is not an ONNX graph.
     """
     with path.open("rb") as file:
         if not path.stat().st_size:

@@ -210,7 +210,7 @@ def test_a_configuration_of_another_model(copied: Path, bundle: Bundle) -> None:
 
 def test_what_is_no_graph(copied: Path) -> None:
     (copied / "vae_encoder" / "model.onnx").write_bytes(b"garbage")
-    with pytest.raises(BundleError, match=r"\S+vae_encoder/model\.onnx is no ONNX graph"):
+    with pytest.raises(BundleError, match=r"\S+vae_encoder/model\.onnx is not an ONNX graph"):
         edit(copied)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hostile import ATTACKS, attack
 
-from pie_engine.checkpoint.descriptions import PeftDescription, describe
+from pie_engine.checkpoint.descriptions import PeftDescription, validate_config
 from pie_engine.checkpoint.json_files import MAX_DEPTH, parse_object, read_json
 from pie_engine.errors import CheckpointError, PieError
 
@@ -88,10 +88,10 @@ def test_layers_of_a_lora_are_named_and_not_matched(pattern: str, line: str | No
     """An expression from a file could take hours to match."""
     settings = {"alpha_pattern": {pattern: 4}}
     if line is None:
-        assert describe(PeftDescription, settings, "LoRA x") == settings
+        assert validate_config(PeftDescription, settings, "LoRA x") == settings
         return
     with pytest.raises(PieError, match=line):
-        describe(PeftDescription, settings, "LoRA x")
+        validate_config(PeftDescription, settings, "LoRA x")
 
 
 def test_what_chooses_code_is_dropped(folder: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_refusals(refuse: Any, tmp_path: Path, greys: np.ndarray) -> None:
         (("--image", cut), "cannot be decoded"),
         (("--mask", path, "--mask-label", "1"), "is a DICOM image and no segmentation, so mask-label 1 picks nothing"),
         (("--mask", cut), f"mask {cut} has pixel data that cannot be decoded"),
-        (("--window-center", "2", "--window-width", "9"), "is no 16-bit greyscale image"),
+        (("--window-center", "2", "--window-width", "9"), "is not a 16-bit greyscale image"),
         (("--fit", "pad", "--semantics", "official"), "fit 'pad' is not what the published code computes"),
     ):
         said = refuse(*words)

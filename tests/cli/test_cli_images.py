@@ -50,7 +50,7 @@ def test_unreadable(refuse: Any, tmp_path: Path, greys: np.ndarray, kind: str, n
 
 @pytest.mark.parametrize("kind", ["image", "mask"])
 def test_no_path_and_no_permission(refuse: Any, image: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    assert f"{kind} '' is no path" in refuse(f"--{kind}", "")
+    assert f"{kind} '' is not a path" in refuse(f"--{kind}", "")
     real = Image.open
 
     def denied(path: Path, *rest: Any, **named: Any) -> Image.Image:

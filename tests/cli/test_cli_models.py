@@ -76,7 +76,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "absolute": (entry("/etc/hostname"), "names a file outside itself (/etc/hostname)"),
     "null byte": (entry("a\0b"), "cannot be read (embedded null byte)"),
     "terminal codes": (entry("\x1b[31m\nred"), "lacks \\x1b[31m\\nred"),
-    "garbage graph": (garbage, "unet/model.onnx is no ONNX graph (field 12 is of an unknown kind); rebuild it"),
+    "garbage graph": (garbage, "unet/model.onnx is not an ONNX graph (field 12 is of an unknown kind); rebuild it"),
 }
 
 

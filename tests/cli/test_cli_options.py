@@ -39,7 +39,7 @@ RANGES = [
     (["--resolution", "65"], "resolution 65 does not fit this U-Net (multiple of 16 expected); pass --resolution 64"),
     (["--resolution", "72"], "resolution 72 does not fit this U-Net (multiple of 16 expected); pass --resolution"),
     (["--resolution", "64.5"], "--resolution: invalid int value"),
-    (["--scheduler", ""], "scheduler '' is no name; pass --scheduler ddim"),
+    (["--scheduler", ""], "scheduler is empty; pass --scheduler ddim"),
     (["--scheduler", "magic"], "scheduler 'magic' is unknown; pass one of ddim, pndm, euler, dpm++, unipc"),
     (["--scheduler", "StableDiffusionPipeline"], "scheduler 'StableDiffusionPipeline' is unknown"),
     # A single ancestral step, the last one, draws nothing; two do.
@@ -84,7 +84,7 @@ CONTRADICTIONS = [
     (["--checkpoint", "DIR", "--engine", "BUNDLE"], "(both given); pass --engine or --checkpoint"),
     (["--unet", "x"], "(both given)"),
     (["--semantics", "official", "--inversion", "ddim"], "inversion 'ddim' is not what the published code computes"),
-    (["--inversion", "ddim", "--noise", "fresh"], "noise 'fresh' means nothing where a round inverts"),
+    (["--inversion", "ddim", "--noise", "fresh"], "noise 'fresh' is not used where a round inverts"),
     (["--semantics", "official", "--noise", "shared"], "noise 'shared' is not what the published code computes"),
     (["--dtype", "fp16"], "dtype fp16 is not this bundle's (fp32); build one: pie-engine build --precision fp16"),
     (["--lora", "x"], "a LoRA cannot be fused into a bundle"),

@@ -244,7 +244,7 @@ def test_refusals(pie: Any, tmp_path: Path) -> None:
     edit(fp8, backend={"precision": "fp8"})
     again = "does not hold what a run writes"
     for words, line in (
-        (["missing"], "is no folder; pass a folder that pie-engine run wrote, or one that holds such folders"),
+        (["missing"], "is not a folder; pass a folder that pie-engine run wrote, or one that holds such folders"),
         (["file"], "is a file; pass a folder"),
         (["empty"], "holds no provenance.json, nor does a folder in it"),
         (["text"], f"{again} (JSONDecodeError in its files); run pie-engine run again"),
@@ -253,7 +253,7 @@ def test_refusals(pie: Any, tmp_path: Path) -> None:
             for name in ("list", "other", "bundle", "numbers", "damaged", "shape", "no_mask", "odd_mask")
         ),
         (["fp8"], again),
-        (["nan"], "a change that is negative or not finite is none"),
+        (["nan"], "a change is negative or not finite"),
         ([planted(tmp_path / "one", 0.75, rounds=1)], "1 round cannot show convergence (at least 3 needed)"),
         ([planted(tmp_path / "two", 0.75, rounds=2)], "2 rounds cannot show convergence"),
         ([good, "--output", tmp_path / "plot.jpg"], "does not end in .png, .svg or .pdf; pass another name"),

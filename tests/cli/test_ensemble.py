@@ -79,12 +79,12 @@ def test_refusals(pie: Any, runs: Path, tmp_path: Path) -> None:
     missing = Path(shutil.copytree(seeds / "1", tmp_path / "missing"))
     (missing / "frames/001.png").unlink()
     for words, line in (
-        ([seeds / "0"], "1 run makes no ensemble; pass two or more"),
+        ([seeds / "0"], "1 run is not an ensemble; pass two or more"),
         ([seeds / "0", runs / "other"], "differ in their prompt; pass runs that differ in --seed"),
         ([seeds / "0", runs / "bare"], "differ in their region of interest"),
         ([seeds / "0", copied], "have the same noise (seed 0, item 0); pass another --seed"),
         ([seeds / "0", missing], "001.png is missing or damaged"),
-        ([seeds / "0", tmp_path / "nothing"], "is no folder"),
+        ([seeds / "0", tmp_path / "nothing"], "is not a folder"),
         ([seeds, "--output", tmp_path / "full"], "is not empty and holds no ensemble.json"),
     ):
         outcome = pie("ensemble", *words, *([] if "--output" in words else ["--output", tmp_path / "out"]))

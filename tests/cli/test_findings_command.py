@@ -59,7 +59,7 @@ def test_outputs(pie: Any, bundle: Any, image: Path, tmp_path: Path) -> None:
     ("words", "line"),
     [
         (("--finding", "lung"), "finding 'lung' has no region; put its --mask after it, or pass the text as --prompt"),
-        (("--finding", "lung", "--mask", "MASK"), "prompt 'heart' is read in no region, for each has its own finding"),
+        (("--finding", "lung", "--mask", "MASK"), "prompt 'heart' is never used: each region has its own finding"),
         (
             ("--mask", "MASK", "--finding", "lung", "--mask-box", "9,9,99,99", "--semantics", "official"),
             "a mask of 2 regions is not what the published code computes",

@@ -271,7 +271,7 @@ def test_errors_are_one_line(pie: Any, make: MakeBundle, tmp_path: Path) -> None
     (folder / "unet" / "model.onnx").write_bytes(b"no graph at all")
     write_manifest(folder, json.loads((folder / "manifest.json").read_text()))
     outcome = pie("inspect", folder)
-    assert outcome.code == 2 and "model.onnx is no ONNX graph (" in outcome.err
+    assert outcome.code == 2 and "model.onnx is not an ONNX graph (" in outcome.err
 
 
 def test_names_cannot_command_the_terminal(pie: Any, make: MakeBundle) -> None:

@@ -25,7 +25,7 @@ def test_the_animation_has_more_pictures(simulate: Any, tmp_path: Path) -> None:
     [
         (("--interpolate", "15"), "interpolate 15 is outside [0, 14]; pass --interpolate 4"),
         (("--interpolate", "-1"), "interpolate -1 is outside [0, 14]"),
-        (("--interpolate", "2", "--method", "previous"), "interpolate 2 is between rounds, and this method has none"),
+        (("--interpolate", "2", "--method", "previous"), "interpolate 2 is between rounds, which this method does"),
     ],
 )
 def test_refusals(simulate: Any, tmp_path: Path, words: tuple[str, ...], line: str) -> None:

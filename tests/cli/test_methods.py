@@ -49,7 +49,7 @@ def test_methods_and_their_comparison(pie: Any, runs: Path, tmp_path: Path) -> N
     assert "differ in their method" in outcome.err
     outcome = pie("converge", runs / "one-shot")
     assert (outcome.code, outcome.out) == (2, "")
-    assert "was made by method 'one-shot', whose frames are no rounds; pass a run of PIE" in outcome.err
+    assert "was made by method 'one-shot', whose frames are not rounds; pass a run of PIE" in outcome.err
 
 
 @pytest.mark.parametrize(

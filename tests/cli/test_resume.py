@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ def test_patients_that_are_whole_are_kept_too(engine: PieEngine) -> None:
 def interrupt(monkeypatch: Any, evaluation: int, number: int = signal.SIGINT) -> None:
     """The command line is interrupted after some U-Net evaluations."""
 
-    monkeypatch.setattr("pie_engine.cli.progress.Progress", lambda *rest, **named: stopping_at(evaluation, number))
+    stop = stopping_at(evaluation, number)
+    monkeypatch.setattr("pie_engine.cli.progress.show_rounds", lambda rounds, quiet: nullcontext(stop))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

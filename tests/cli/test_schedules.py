@@ -46,7 +46,7 @@ def test_outputs_and_what_reads_them(simulate: Any, pie: Any, tmp_path: Path) ->
         (
             [{"rounds": "1-3", "prompt": "a"}],
             (),
-            "prompt is read in no round, for the schedule gives each its",
+            "prompt is never used: the schedule gives every round its",
         ),
         ([{"rounds": 1, "strength": 0.2}], (), "strength 0.2 in round 1 of the schedule of 2 steps runs no denoising"),
         (

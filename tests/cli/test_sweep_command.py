@@ -131,7 +131,7 @@ def test_refusals(pie: Any, words: list[object], alone: list[object], image: Pat
         ([*alone, "--grid", "gamma=1"], "grid axis 'gamma' is unknown (one of strength, steps,"),
         ([*alone, "--grid", "strength=0.5,2"], "strength 2.0 is outside (0, 1]"),
         ([*alone, *grid, *grid], "grid strength is given twice; list all of its values in one"),
-        ([*alone, "--seeds", "one"], "grid seed has 'one', which is none of its values"),
+        ([*alone, "--seeds", "one"], "grid seed has 'one', which is not one of its values"),
         ([*alone, "--recipe", "speed"], "invalid choice: 'speed'"),
         ([*alone, *grid, "--batch", "0"], "batch 0 is outside [1, 256]"),
         ([*alone, *grid, "--min-confidence", "2"], "min-confidence 2.0 is outside [0, 1]"),

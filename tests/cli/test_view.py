@@ -77,7 +77,7 @@ def test_view_takes_folders_of_runs(simulate: Any, pie: Any, tmp_path: Path, ope
 def test_view_refuses(pie: Any, tmp_path: Path, opened: list[str]) -> None:
     (tmp_path / "file").write_text("x")
     for name, line in (
-        ("missing", "is no folder; pass a folder that pie-engine run wrote, or one that holds such folders"),
+        ("missing", "is not a folder; pass a folder that pie-engine run wrote, or one that holds such folders"),
         ("file", "is a file; pass a folder"),
         (".", "holds no provenance.json, nor does a folder in it"),
     ):

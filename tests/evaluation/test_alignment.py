@@ -255,9 +255,23 @@ def test_refusals_leave_nothing(clip: Any, cohort: Path, tmp_path: Path) -> None
     schedule = [{"rounds": "1", "guidance_scale": 5}, {"rounds": "2", "prompt": NORMAL}]
     changing = write_run(tmp_path / "changing", 1, SEVERE, schedule=schedule)
     for folder, where, checkpoint, permutations, kind, line in (
-        (cohort, output, tmp_path / "none", 10, CheckpointError, "is no folder; pass the folder of a CLIP checkpoint"),
+        (
+            cohort,
+            output,
+            tmp_path / "none",
+            10,
+            CheckpointError,
+            "is not a folder; pass the folder of a CLIP checkpoint",
+        ),
         (cohort, output, clip[0], 0, InputError, "0 permutations are too few; pass at least 1"),
-        (tmp_path / "none", output, clip[0], 10, InputError, "is no folder; pass a folder that pie-engine run wrote"),
+        (
+            tmp_path / "none",
+            output,
+            clip[0],
+            10,
+            InputError,
+            "is not a folder; pass a folder that pie-engine run wrote",
+        ),
         (silent, output, clip[0], 10, InputError, "does not say its prompt; run pie-engine run again"),
         (changing, output, clip[0], 10, InputError, r"changes over its rounds \(schedule\); leave that run out"),
         (cohort, tmp_path / "other", clip[0], 10, OutputError, r"holds no summary\.json of an earlier result"),

@@ -250,7 +250,7 @@ def test_settings_tell_runs_of_one_method_apart(
     assert main(["compare", str(tmp_path / "runs"), *words, "--by", "beta2", "--by", "guidance-scale"]) == 0
     assert "pie, beta2 0.75 minus walk" in capsys.readouterr().out
     assert main(["compare", str(tmp_path / "runs"), *words, "--by", "gamma"]) == 2
-    assert "by 'gamma' is no setting of the runs; pass one of beta1, beta2," in capsys.readouterr().err
+    assert "by 'gamma' is not a setting of the runs; pass one of beta1, beta2," in capsys.readouterr().err
 
 
 def test_clip_is_matched_too(save: Save, classifier: Path, tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_refusals(save: Save, classifier: Path, tmp_path: Path) -> None:
         ),
         (InputError, [walk], [classifier], "the runs are of walk alone"),
         (InputError, [pie, odd], [classifier], "does not say which method made it"),
-        (InputError, [tmp_path / "nowhere"], [classifier], "is no folder"),
+        (InputError, [tmp_path / "nowhere"], [classifier], "is not a folder"),
         (InputError, [pie, other], [classifier], "no patient has runs of both PIE and a baseline"),
         (ConfigError, [pie, walk], [], "no classifier is given"),
         (ConfigError, [pie, walk], [tmp_path / "none.json"], r"none\.json cannot be read"),

@@ -103,7 +103,7 @@ def test_refusals(tmp_path: Path) -> None:
         evaluate([run], tmp_path / "out", reference=tmp_path / "real")
     for folder, line in (
         (tmp_path / "real", "holds 1 pictures"),
-        (tmp_path / "none", "is no folder"),
+        (tmp_path / "none", "is not a folder"),
         (tmp_path / "real" / "0.png", "is a file"),
     ):
         with pytest.raises(InputError, match=line):

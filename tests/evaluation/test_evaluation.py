@@ -284,7 +284,7 @@ def test_refusals(save: Save, classifier: Path, tmp_path: Path) -> None:
     more = json.dumps(provenance)
     small = Image.new("L", (8, 8))
     cases: list[tuple[list[Path], str]] = [
-        ([tmp_path / "nowhere"], "is no folder; pass a folder that pie-engine run wrote"),
+        ([tmp_path / "nowhere"], "is not a folder; pass a folder that pie-engine run wrote"),
         ([tmp_path / "file"], "is a file; pass"),
         ([tmp_path / "empty"], r"holds no provenance\.json, nor does a folder in it"),
         ([good, tmp_path / "empty" / ".." / "a"], "is named twice"),

@@ -110,7 +110,7 @@ def test_refusals(save: Save, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
         assert not output.exists()
 
-    refused([one], r"nowhere is no folder; pass one that holds ITEM_ID\.png", tmp_path / "nowhere")
+    refused([one], r"nowhere is not a folder; pass one that holds ITEM_ID\.png", tmp_path / "nowhere")
     refused([one], r"holds no 0\.png, the map of .*a; add it, or leave structures out")
     refused([long], "holds no x{80}, the map of .*c; add it")
     draw_map(maps, "0", lines(True))

@@ -87,7 +87,7 @@ def test_windows_of_16_bits_only(tmp_path: Path) -> None:
     assert np.asarray(image).tolist() == [[0, 128, 255, 255]]
     assert facts["bits"] == 16
     Image.new("L", (4, 4)).save(tmp_path / "flat.png")
-    with pytest.raises(InputError, match="is no 16-bit greyscale image"):
+    with pytest.raises(InputError, match="is not a 16-bit greyscale image"):
         read_image(tmp_path / "flat.png", reading=Reading(window_center=1000, window_width=2000))
     with pytest.raises(InputError, match="to which slice does not apply"):
         read_image(tmp_path / "flat.png", reading=Reading(slice=1))

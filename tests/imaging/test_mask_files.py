@@ -83,7 +83,7 @@ def test_a_mask_of_one_slice_for_a_picture(tmp_path: Path) -> None:
     flat = write_nifti(tmp_path / "c.nii", drawn[..., 0])
     assert roi_of(picture, flat).pixels.sum() == 1
     volume = write_nifti(tmp_path / "d.nii", drawn.repeat(3, axis=2))
-    assert "is a volume of 6 x 7 x 3 voxels and the image is none" in refused(picture, volume)
+    assert "is a volume of 6 x 7 x 3 voxels and the image is not one" in refused(picture, volume)
     assert "has 6 x 7 pixels and the image 7 x 7" in refused(np.zeros((7, 7), np.uint8), flat)
 
 

@@ -68,12 +68,12 @@ def test_polygons_of_special_kinds() -> None:
 
 WRONG = [
     (Box, "1,2,3", "box '1,2,3' has 3 numbers, not 4; write x0,y0,x1,y1"),
-    (Box, "1,2,3,x", "holds 'x', which is no number"),
-    (Box, "", "holds '', which is no number"),
+    (Box, "1,2,3,x", "holds 'x', which is not a number"),
+    (Box, "", "holds '', which is not a number"),
     (Box, "9,2,3,8", "has x1 3, which is not above x0 9; write the left top corner first"),
     (Box, "1,8,3,8", "has y1 8, which is not above y0 8"),
-    (Box, "1,2,3,nan", "box holds nan, which is no finite number"),
-    (Box, "1,2,inf,4", "box holds inf, which is no finite number"),
+    (Box, "1,2,3,nan", "box holds nan, which is not a finite number"),
+    (Box, "1,2,inf,4", "box holds inf, which is not a finite number"),
     (Ellipse, "1,2,0,4", "has rx 0, which is not greater than 0"),
     (Ellipse, "1,2,3,-4", "has ry -4, which is not greater than 0"),
     (Ellipse, "1,2,3,4,5", "has 5 numbers, not 4; write cx,cy,rx,ry"),
@@ -91,10 +91,10 @@ def test_numbers_that_make_no_shape(shape: type, text: str, line: str) -> None:
 
 def test_from_python() -> None:
     for wrong in ((1, 2, "3", 4), (1, 2, None, 4), (True, 0, 3, 4)):
-        with pytest.raises(ConfigError, match="no finite number"):
+        with pytest.raises(ConfigError, match="not a finite number"):
             Box(*wrong)
     for points in (3, [1, 2, 3], [(1, 2, 3), (4, 5, 6), (7, 8, 9)]):
-        with pytest.raises(ConfigError, match="no sequence of"):
+        with pytest.raises(ConfigError, match="not a sequence of"):
             Polygon(points)
     assert Box(np.float32(1), np.int64(2), 3, 4).draw((9, 9)).sum() == 4
 
@@ -104,8 +104,8 @@ def test_shapes_and_the_image(caplog: pytest.LogCaptureFixture) -> None:
         (Box(50, 0, 60, 10), "box 50,0,60,10 lies outside the image of 40 x 30"),
         (Box(-9, 5, 0, 9), "lies outside the image of 40 x 30"),
         (Ellipse(20, -10, 5, 9), "ellipse 20,-10,5,9 lies outside"),
-        (Box(3.6, 3, 4.4, 9), "holds no pixel's centre of the image of 40 x 30; make it larger"),
-        (Polygon([(3, 3), (9, 9), (20, 20)]), "holds no pixel's centre"),
+        (Box(3.6, 3, 4.4, 9), "contains no pixel centre of the image of 40 x 30; make it larger"),
+        (Polygon([(3, 3), (9, 9), (20, 20)]), "contains no pixel centre"),
     ):
         with pytest.raises(InputError, match=line):
             shape.draw((40, 30))
@@ -123,7 +123,7 @@ def test_regions_from_text() -> None:
     assert Region.parse("1,2,3,4:0.25", Box) == Region(Box(1, 2, 3, 4), 0.25)
     assert Region.parse("1,2,3,4", Ellipse) == Region(Ellipse(1, 2, 3, 4))
     for text, shape, line in (
-        ("roi.png:x", None, "mask's beta 'x' in 'roi.png:x' is no number; write one such as roi.png:0.75"),
+        ("roi.png:x", None, "mask's beta 'x' in 'roi.png:x' is not a number; write one such as roi.png:0.75"),
         ("roi.png:", None, "mask's beta '' in"),
         ("roi.png:1.5", None, r"mask's beta 1.5 is outside \[0, 1\]"),
         ("roi.png:nan", None, "mask's beta nan is not a finite number"),

@@ -15,7 +15,7 @@ from pie_engine.backends import torch_backend
 from pie_engine.backends.torch_backend import TorchBackend
 from pie_engine.config import Placement
 from pie_engine.errors import BackendError, ConfigError
-from pie_engine.machine.selection import choose_for_bundle, choose_for_checkpoint, take
+from pie_engine.machine.selection import choose_by_name, choose_for_bundle, choose_for_checkpoint
 from pie_engine.model.bundle import Bundle
 
 
@@ -208,9 +208,9 @@ def test_a_gpu_that_torch_does_not_see_is_named(
 
 def test_onnxruntime_by_name_says_that_it_leaves_the_gpu(a5000: pytest.MonkeyPatch) -> None:
     providers(a5000, "CUDAExecutionProvider")
-    assert take(Placement("onnxruntime")).why == "onnxruntime, as asked"
+    assert choose_by_name(Placement("onnxruntime")).why == "onnxruntime, as asked"
     providers(a5000)
-    why = take(Placement("onnxruntime")).why
+    why = choose_by_name(Placement("onnxruntime")).why
     assert why.startswith("onnxruntime, as asked, and on the processor though there is a GPU: onnxruntime ")
     assert why.endswith(" has no CUDA provider (pip install 'pie-engine[gpu]')")
-    assert take(Placement("onnxruntime", "cpu")).why == "onnxruntime, as asked"
+    assert choose_by_name(Placement("onnxruntime", "cpu")).why == "onnxruntime, as asked"

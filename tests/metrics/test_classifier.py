@@ -114,7 +114,7 @@ def test_an_onnx_model_of_one_batch_size_and_two_outputs(tmp_path: Path) -> None
 
     assert confidence() == pytest.approx([0, 0.2, 0.4], abs=1e-6)
     assert confidence(tensor="half", output=2) == pytest.approx([0.4] * 3, abs=1e-6)
-    with pytest.raises(ConfigError, match=r"tensor 'other' is no output of m\.onnx; pass one of mean, half"):
+    with pytest.raises(ConfigError, match=r"tensor 'other' is not an output of m\.onnx; pass one of mean, half"):
         confidence(tensor="other")
     with pytest.raises(
         CheckpointError, match=r"classifier .*a\.json: .*does not take .*2, 3, 5, 5.*it takes \[2, 3, 4, 4\]"
@@ -146,14 +146,14 @@ def test_refusals(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ({"range": [1, 1]}, "makes every pixel the same"),
         ({"range": 255}, "range 255 has 1 numbers and not 2"),
         ({"layout": "CHW"}, "layout 'CHW' is unknown"),
-        ({"output": "x"}, "output 'x' is none of the classes"),
+        ({"output": "x"}, "output 'x' is not one of the classes"),
         ({"output": -1}, "output -1 is outside"),
         ({"normalise": True}, "'normalise' is unknown"),
         ({"file": "m.h5"}, r"m\.h5 is neither ONNX nor TorchScript"),
         ({"file": "none.pt"}, r"none\.pt does not exist"),
         ({"file": "bad.pt"}, r"bad\.pt is no TorchScript model"),
         ({"file": "bad.onnx"}, r"bad\.onnx is no ONNX model"),
-        ({"file": 3}, "file 3 is no text"),
+        ({"file": 3}, "file 3 is not text"),
         ({"tensor": "y"}, "names an ONNX output and m.pt is TorchScript"),
     ):
         for name in ("bad.pt", "bad.onnx"):
@@ -163,9 +163,9 @@ def test_refusals(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert "\n" not in str(caught.value)
         assert str(caught.value).startswith(f"classifier {tmp_path / 'spec.json'}: "), caught.value
     for text, line in (
-        ("[]", "no JSON object"),
-        ("{", "is no JSON object"),
-        ("[" * 100_000, r"is no JSON object \(nested deeper than 64 levels\)"),
+        ("[]", "not a JSON object"),
+        ("{", "is not a JSON object"),
+        ("[" * 100_000, r"is not a JSON object \(nested deeper than 64 levels\)"),
         ("{}", "'size' is missing"),
     ):
         (tmp_path / "spec.json").write_text(text)

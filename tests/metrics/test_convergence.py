@@ -251,8 +251,8 @@ GOOD = Rounds([0.3, 0.2, 0.1], [0.3, 0.4, 0.5], [0.1, 0.1, 0.1])
         ({"increments": [0.3, 0.2], "displacement": [0.3, 0.4], "outside": None}, "2 rounds cannot show convergence"),
         ({"displacement": [0.3, 0.4]}, "2 displacements do not fit 3 increments"),
         ({"outside": [0.1] * 4}, "4 displacements do not fit 3 increments"),
-        ({"increments": [0.3, float("nan"), 0.1]}, "a change that is negative or not finite"),
-        ({"displacement": [0.3, -0.4, 0.5]}, "a change that is negative or not finite"),
+        ({"increments": [0.3, float("nan"), 0.1]}, "a change is negative or not finite"),
+        ({"displacement": [0.3, -0.4, 0.5]}, "a change is negative or not finite"),
     ],
 )
 def test_numbers_that_no_run_gives_are_refused(changes: dict[str, Any], line: str) -> None:

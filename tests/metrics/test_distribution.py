@@ -78,7 +78,7 @@ def test_extractor_and_refusals() -> None:
     assert sizes == [2, 2, 1]
     first, second = features()
     calls: list[tuple[Any, str]] = [
-        (lambda: fid(first[:5], second), "FID of 5 samples with 5 features means nothing.*pass at least 6"),
+        (lambda: fid(first[:5], second), "FID of 5 samples with 5 features is meaningless.*pass at least 6"),
         (lambda: kid(first[:1], second), "at least 2 each"),
         (lambda: fid(first, second[:, :4]), "cannot be compared"),
         (lambda: kid(first, np.full_like(second, np.nan)), "not finite"),

@@ -58,7 +58,7 @@ def test_refusals(make: Any, tmp_path: Path) -> None:
     for values, line in (
         ({"activation": "none"}, "'activation' is unknown"),
         ({"file": "none.pt"}, r"none\.pt does not exist"),
-        ({"name": 3}, "name 3 is no text"),
+        ({"name": 3}, "name 3 is not text"),
         ({"std": -1}, "std -1 is not above 0"),
     ):
         with pytest.raises(PieError, match=line) as caught:

@@ -401,10 +401,10 @@ def test_slerp_by_hand() -> None:
         ({"name": "walk", "start_prompt": 3}, {}, "start_prompt 3 is not text"),
         ({"name": "walk", "total_strength": 0.0}, {}, r"total_strength 0.0 is outside \(0, 1\]"),
         ({"name": "walk", "total_strength": 0.1}, {}, "0.1 of 8 steps runs no denoising step"),
-        ({"name": "walk"}, {"semantics": "official"}, "semantics 'official' means nothing to method 'walk'"),
+        ({"name": "walk"}, {"semantics": "official"}, "semantics 'official' is not used by method 'walk'"),
         ({"name": "one-shot"}, {"semantics": "official"}, "pass semantics='engine'"),
-        ({"name": "vae"}, {"inversion": "ddim"}, "inversion 'ddim' means nothing to method 'vae'"),
-        ({"name": "previous"}, {"noise": "fresh"}, "noise 'fresh' means nothing to method 'previous'"),
+        ({"name": "vae"}, {"inversion": "ddim"}, "inversion 'ddim' is not used by method 'vae'"),
+        ({"name": "previous"}, {"noise": "fresh"}, "noise 'fresh' is not used by method 'previous'"),
         ({"name": "walk"}, {"noise": "fresh"}, "pass noise='shared'"),
         ({"name": "one-shot"}, {"schedule": [RoundRange(1, 1, strength=0.5)]}, "leave out schedule"),
         (

@@ -193,7 +193,7 @@ def test_refusals(torch_engine: PieEngine) -> None:
             torch_engine.run(item, replace(SHORT, **settings))
         assert message in str(caught.value)
 
-    refused(Item(PICTURE, "base", REGIONS), "prompt 'base' is read in no region, for each has its own finding")
+    refused(Item(PICTURE, "base", REGIONS), "prompt 'base' is never used: each region has its own finding")
     refused(Item(PICTURE, "", [Region(HEART, prompt=3)]), "Region.prompt of type int is not text", InputError)  # type: ignore[arg-type]
     schedule = RoundSchedule.parse([{"rounds": 1, "prompt": "lung"}])
     refused(Item(PICTURE, "", REGIONS), "the schedule's prompts would take the place of 2 findings", schedule=schedule)

@@ -132,5 +132,5 @@ def test_refusals(engine: PieEngine, items: list[Item]) -> None:
     for count in (-1, MOST_BETWEEN + 1):
         with pytest.raises(ConfigError, match=rf"interpolate {count} is outside \[0, 14\]"):
             engine.run(items[0], CONFIG, interpolate=count)
-    with pytest.raises(ConfigError, match="between rounds, and this method has none"):
+    with pytest.raises(ConfigError, match="between rounds, which this method does not have"):
         engine.run(items[:1], CONFIG, method="previous", interpolate=2)

@@ -220,7 +220,7 @@ def test_refused_settings(settings: dict[str, Any], line: str) -> None:
 
 
 def test_baselines_have_no_pace() -> None:
-    with pytest.raises(ConfigError, match=r"pace 'even' means nothing to method 'walk'; pass pace='constant'"):
+    with pytest.raises(ConfigError, match=r"pace 'even' is not used by method 'walk'; pass pace='constant'"):
         MethodConfig("walk").check(RunConfig(pace="even"))
 
 

@@ -39,7 +39,7 @@ def changed(draw: st.DrawFn, original: dict[str, Any], *, most: int = 3) -> dict
         if isinstance(holder, dict):
             action = draw(st.sampled_from(["replace", "replace", "number", "drop", "add"]))
             if action == "drop":
-                del holder[path[-1]]
+                holder.pop(path[-1], None)
             elif action == "add":
                 holder[draw(st.text(max_size=10))] = draw(VALUES)
             else:

@@ -101,7 +101,7 @@ ATTACKS: dict[str, tuple[Callable[[Path], None], str]] = {
     "overlapping": (overlapping, "holds records that overlap"),
     "bytearray": (pickled(b"\x80\x02}X\x01\x00\x00\x00acbuiltins\nbytearray\n" + _LARGE + b"\x85Rs."), "bytearray"),
     "torch.Tensor": (pickled(b"\x80\x02}X\x01\x00\x00\x00actorch\nTensor\n" + _LARGE + b"\x85Rs."), "torch.Tensor"),
-    "tuples": (pickled(b"\x80\x02})" + _SPREAD + b"K\x01s."), "describes its tensors in more than is needed"),
+    "tuples": (pickled(b"\x80\x02})" + _SPREAD + b"K\x01s."), "describes its tensors in too many operations"),
     "expanded": (expanded, "is not stored as it is read"),
 }  # fmt: skip
 

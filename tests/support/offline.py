@@ -16,6 +16,7 @@ from typing import Any
 
 _SOCKETS = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg",
             "urllib.Request", "http.client.connect")  # fmt: skip
+DEMO = Path(__file__).parents[2] / "pie_engine" / "demo"
 opened: list[str] = []
 
 
@@ -29,6 +30,7 @@ def commands(bundle: str, golden: Path) -> list[list[str]]:
     """The smallest use of each command, in an order in which each finds what it needs."""
     checkpoint, image, mask = (str(golden / name) for name in ("checkpoint_ddim", "image.png", "mask.png"))
     short = ["--steps", "1", "--num-inference-steps", "2", "--resolution", "32", "--quiet", "--threads", "1"]
+    classifier, clip = (str(DEMO / name) for name in ("severity.json", "clip"))
     patient = ["--image", image, "--mask", mask, "--prompt", "heart", *short]
     return [
         ["help"],
@@ -41,7 +43,16 @@ def commands(bundle: str, golden: Path) -> list[list[str]]:
         ["run", "--checkpoint", checkpoint, "--output", "from-checkpoint", *patient],
         ["mask", "--image", image, "--mask", mask, "--output", "mask.png"],
         ["view", "torch", "--no-browser"],
-        ["eval", "torch", "--output", "evaluation", "--quiet"],
+        # Two methods and two seeds, which the studies below measure.
+        ["sweep", "--engine", bundle, "--backend", "torch", *patient, "--steps", "3", "--grid", "method=pie,vae",
+         "--seeds", "0,1", "--classifier", classifier, "--output", "swept"],
+        ["eval", "swept/runs", "--classifier", classifier, "--clip", clip, "--output", "evaluation", "--quiet"],
+        ["compare", "swept/runs", "--classifier", classifier, "--output", "comparison", "--quiet"],
+        ["align", "swept/runs/method=pie", "--clip", clip, "--output", "alignment", "--quiet"],
+        ["converge", "swept/runs/method=pie", "--output", "increments.png"],
+        ["ensemble", "swept/runs/method=pie", "--output", "ensemble"],
+        ["bench", "--engine", bundle, "--backend", "torch", "--quick", "--device", "cpu", "--resolution", "32",
+         "--threads", "1", "--limits-scale", "32", "--quiet"],
         ["demo", "--backend", "torch", "--steps", "1", "--quiet"],
         ["clean"],
     ]  # fmt: skip

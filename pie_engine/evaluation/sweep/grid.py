@@ -36,7 +36,7 @@ def parse_axis(text: str) -> tuple[str, tuple[Value, ...]]:
             values.append(axis.parse(word.strip()))
         except ValueError:
             raise ConfigError(
-                f"grid {name} has '{word.strip()}', which is none of its values ({axis.what}); "
+                f"grid {name} has '{word.strip()}', which is not one of its values ({axis.what}); "
                 f"pass {use('grid', _example(name, axis))}"
             ) from None
     return name, tuple(values)

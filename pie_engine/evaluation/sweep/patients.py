@@ -39,7 +39,7 @@ def read_patients(path: str | Path) -> list[Item]:
     except (ValueError, csv.Error) as error:
         what = str(error) if isinstance(error, csv.Error) else "it is empty"
         raise InputError(
-            f"patients file {path} is no table ({what}); write the columns {', '.join(COLUMNS)}"
+            f"patients file {path} is not a table ({what}); write the columns {', '.join(COLUMNS)}"
         ) from error
     names = [name.strip() for name in header]
     missing, unknown = set(_NEEDED) - set(names), set(names) - set(COLUMNS)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pie_engine import __version__
-from pie_engine.config import check_resolution
 from pie_engine.config.checks import integer, one_of
 from pie_engine.errors import ConfigError, use
 from pie_engine.evaluation.measures import CLIP_I, Measured, measure_run
@@ -174,8 +173,7 @@ def _prepare(engine: PieEngine, design: Design) -> tuple[list[PlannedRun], dict[
     Schedules of all settings are made too, so that none is refused after hours.
     """
     model = engine.backend.model
-    resolution = design.base.resolution or model.default_resolution
-    check_resolution(resolution, model.resolution_multiple)
+    resolution = engine.resolve_resolution(design.base.resolution)
     runs = [replace(run, config=replace(run.config, resolution=resolution)) for run in design.runs]
     prepared: dict[tuple[object, ...], PreparedItem] = {}
     for run in runs:

@@ -136,7 +136,7 @@ def check_pixels(dataset: Any, what: str) -> None:
     kind = dataset.get("SOPClassUID")
     if not kind and not any(name in dataset for name in _PIXELS):
         raise InputError(
-            f"{what} is no DICOM object (no SOP class, no pixel data, or cut off); pass a whole DICOM image"
+            f"{what} is not a DICOM object (no SOP class, no pixel data, or cut off); pass a whole DICOM image"
         )
     syntax = _syntax(dataset)
     if str(syntax).startswith("1.2.840.10008.1.2.4.10") and len(str(syntax).split(".")[-1].rstrip()) == 3:

@@ -126,7 +126,7 @@ def _voi(
             continue
         if function not in FUNCTIONS:
             raise InputError(
-                f"{what} has a VOI LUT function that is none of {', '.join(FUNCTIONS)}; "
+                f"{what} has a VOI LUT function other than {', '.join(FUNCTIONS)}; "
                 f"pass {argument('window_center')} and {argument('window_width')}",
                 field="window_center",
             )

@@ -50,7 +50,7 @@ def read_raster(source: str | Path, kind: str, reading: Reading) -> Stored:
         InputError: no file of these formats, damaged, beyond a limit, or `reading` names none of its pictures.
     """
     if not str(source):
-        raise InputError(f"{kind} '' is no path; {_REMEDY}")
+        raise InputError(f"{kind} '' is not a path; {_REMEDY}")
     path = Path(source)
     what = f"{kind} {path}"
     check_regular(path, kind, _REMEDY)
@@ -199,7 +199,7 @@ def from_picture(image: Image, what: str, reading: Reading) -> Stored:
 def _of_8_bits(image: Image, what: str, reading: Reading) -> Stored:
     if reading.window is not None:
         raise InputError(
-            f"{what} is no 16-bit greyscale image, and a window belongs to those, DICOM and NIfTI; "
+            f"{what} is not a 16-bit greyscale image, and a window belongs to those, DICOM and NIfTI; "
             f"leave out {argument('window_center')} and {argument('window_width')}",
             field="window_center",
         )

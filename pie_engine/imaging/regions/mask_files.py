@@ -117,7 +117,7 @@ def _only_axis(volume: Any, what: str) -> int:
     axes = [axis for axis in (2, 1, 0) if shape[axis] == 1]
     if not axes:
         raise InputError(
-            f"{what} is a volume of {' x '.join(map(str, shape))} voxels and the image is none; "
+            f"{what} is a volume of {' x '.join(map(str, shape))} voxels and the image is not one; "
             "save the image's slice of it alone"
         )
     return axes[0]

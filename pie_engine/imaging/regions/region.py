@@ -84,7 +84,7 @@ def _beta(text: str, what: str, beta: str) -> float:
     try:
         return float(beta)
     except ValueError:
-        raise ConfigError(f"mask's beta '{beta}' in '{text}' is no number; write one such as {what}:0.75") from None
+        raise ConfigError(f"mask's beta '{beta}' in '{text}' is not a number; write one such as {what}:0.75") from None
 
 
 def _exists(text: str) -> bool:

@@ -39,7 +39,9 @@ class Shape:
             try:
                 numbers.append(float(word))
             except ValueError:
-                raise ConfigError(f"{cls.name} '{text}' holds '{word}', which is no number; write {cls.form}") from None
+                raise ConfigError(
+                    f"{cls.name} '{text}' holds '{word}', which is not a number; write {cls.form}"
+                ) from None
         if numbers and all(0 <= number <= 1 for number in numbers):
             raise ConfigError(
                 f"{cls.name} '{text}' lies within one pixel; coordinates are pixels of the image, not shares of it: "
@@ -88,7 +90,7 @@ class Shape:
         x, y = np.arange(width)[columns] + 0.5, np.arange(height)[rows] + 0.5
         pixels[rows, columns] = self._inside(x, y)
         if not pixels.any():
-            raise InputError(f"{self} holds no pixel's centre of {where}; make it larger")
+            raise InputError(f"{self} contains no pixel centre of {where}; make it larger")
         if left < 0 or top < 0 or right > width or bottom > height:
             log.warning("%s reaches beyond %s and is clipped", self, where)
         return pixels
@@ -100,7 +102,7 @@ class Shape:
     def _check_finite(self) -> None:
         for number in self.numbers:
             if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
-                raise ConfigError(f"{self.name} holds {number!r}, which is no finite number; write {self.form}")
+                raise ConfigError(f"{self.name} holds {number!r}, which is not a finite number; write {self.form}")
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ class Polygon(Shape):
         try:
             points = tuple((x, y) for x, y in self.points)
         except (TypeError, ValueError):
-            raise ConfigError(f"polygon {self.points!r} is no sequence of (x, y); pass three or more") from None
+            raise ConfigError(f"polygon {self.points!r} is not a sequence of (x, y); pass three or more") from None
         object.__setattr__(self, "points", points)
         self._check_finite()
         if len(points) < 3:

@@ -50,8 +50,9 @@ def build_page(shown: Sequence[Shown], mask: bytes | None, provenance: Mapping[s
         policy=_policy(style, script),
         version=__version__,
         statement=STATEMENT,
-        style=Markup(style),
-        script=Markup(script),
+        # Files of this package, which hold nothing of a run.
+        style=Markup(style),  # nosec B704
+        script=Markup(script),  # nosec B704
         summary=_summary(provenance, frames.shape[1:3]),
         warnings=_warnings(provenance, mask is not None),
         colours=[(index / (len(DIVERGING) - 1), f"rgb{colour}") for index, colour in enumerate(DIVERGING)],

@@ -16,7 +16,8 @@ def read_asset(name: str) -> str:
 
 def render(name: str, **values: Any) -> Markup:
     """A template with its values; what it gives may stand in another."""
-    return Markup(_ENVIRONMENT.get_template(name).render(values))
+    # The environment has escaped every value.
+    return Markup(_ENVIRONMENT.get_template(name).render(values))  # nosec B704
 
 
 _ENVIRONMENT = Environment(

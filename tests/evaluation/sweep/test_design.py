@@ -102,7 +102,7 @@ def test_options_and_settings_that_no_method_takes_are_refused() -> None:
         Design([PATIENT], BASE, {"method": ("pie", "walk")}, {"healthy_prompt": "normal"})
     with pytest.raises(ConfigError, match=r"pass healthy_prompt=TEXT"):
         Design([PATIENT], BASE, {"method": ("control",)})
-    with pytest.raises(ConfigError, match=r"noise 'fresh' means nothing to method 'walk'"):
+    with pytest.raises(ConfigError, match=r"noise 'fresh' is not used by method 'walk'"):
         Design([PATIENT], BASE, {"method": ("walk",), "noise": ("fresh",)})
     with pytest.raises(ConfigError, match=r"grid method 'gan' is unknown"):
         Design([PATIENT], BASE, {"method": ("gan",)})
@@ -131,11 +131,11 @@ def test_recipes_are_grids_under_explicit_axes() -> None:
         ("gamma=0.1", "grid axis 'gamma' is unknown (one of strength, steps,"),
         ("strength", "grid 'strength' has no values; pass grid='strength=0.5'"),
         ("strength=", "has no values"),
-        ("strength=0.1,fast", "grid strength has 'fast', which is none of its values (numbers)"),
+        ("strength=0.1,fast", "grid strength has 'fast', which is not one of its values (numbers)"),
         ("strength=0.1,,0.2", "grid strength has '', which is"),
-        ("steps=2.5", "grid steps has '2.5', which is none of its values (whole numbers); pass grid='steps=10'"),
-        ("mask=yes", "grid mask has 'yes', which is none of its values (on and off)"),
-        ("shift=3", "grid shift has '3', which is none of its values (pixels right and down, DX:DY)"),
+        ("steps=2.5", "grid steps has '2.5', which is not one of its values (whole numbers); pass grid='steps=10'"),
+        ("mask=yes", "grid mask has 'yes', which is not one of its values (on and off)"),
+        ("shift=3", "grid shift has '3', which is not one of its values (pixels right and down, DX:DY)"),
         ("inversion=ddpm", "grid inversion has 'ddpm'"),
     ],
 )

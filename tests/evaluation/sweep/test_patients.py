@@ -47,7 +47,7 @@ def test_paths_are_the_tables_and_ids_the_items(folder: Path) -> None:
 
 
 REFUSED = {
-    "": "is no table",
+    "": "is not a table",
     "item_id,image\n": "lacks the column prompt; its first line is item_id,image,prompt or item_id,image,prompt,mask",
     "item_id,image,prompt,age\n1,pictures/a.png,x,80\n": "has the column 'age'",
     "item_id,item_id,image,prompt\n": "names a column twice",
@@ -59,7 +59,7 @@ REFUSED = {
     "item_id,image,prompt\n.a,pictures/a.png,x\n": "the id '.a' cannot name a folder",
     "item_id,image,prompt\n1,none.png,x\n": "names the image {folder}/none.png, which does not exist",
     "item_id,image,prompt,mask\n1,pictures/a.png,x,no.png:0.5\n": "names the mask {folder}/no.png, which does not",
-    'item_id,image,prompt\n1,pictures/a.png,"x\n': "is no table (unexpected end of data)",
+    'item_id,image,prompt\n1,pictures/a.png,"x\n': "is not a table (unexpected end of data)",
 }
 
 

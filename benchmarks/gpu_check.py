@@ -215,8 +215,8 @@ def tests_command(device: str) -> list[str]:
         if re.search(r"mark\.gpu\b", path.read_text(encoding="utf-8"))
     ]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "--tb=short", "-p", "no:cacheprovider"]
-    if importlib.util.find_spec("xdist"):
-        command += ["-n", "8" if device == "cuda" else "1"]
+    if device == "cuda" and importlib.util.find_spec("xdist"):
+        command += ["-n", "8"]
     if importlib.util.find_spec("pytest_timeout"):
         command += ["--timeout", "60"]
     return [*command, "--continue-on-collection-errors", *files]

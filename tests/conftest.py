@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 
@@ -41,6 +42,13 @@ def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> None:
     # Under pytest-xdist all workers share one cache, so that each component is exported once: it is locked.
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     os.environ["PIE_ENGINE_CACHE"] = str(shared / "cache")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _little_to_look_through() -> None:
+    # Builds and reruns collect garbage, which takes a second where all libraries are imported: what lives by now stays.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

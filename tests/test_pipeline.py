@@ -21,7 +21,7 @@ from pie_engine.errors import ConfigError, InputError
 from pie_engine.model.bundle import Bundle
 
 IMAGE, MASK, PROMPT = GOLDEN / "image.png", GOLDEN / "mask.png", "the heart lung"
-SHORT: dict[str, Any] = {"steps": 2, "num_inference_steps": 4, "resolution": 128, "seed": 3}
+SHORT: dict[str, Any] = {"steps": 2, "num_inference_steps": 4, "resolution": 64, "seed": 3}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_forms_of_pictures_and_of_frames(engine: PieEngine) -> None:
     # Items have noises of their own.
     assert len({frames[1].tobytes() for frames in got.frames}) == 4
     tensor = engine(PROMPT, array, output_type="pt", **SHORT).frames[0]
-    assert tensor.shape == (3, 3, 128, 128) and tensor.min() >= 0 and tensor.max() <= 1
+    assert tensor.shape == (3, 3, 64, 64) and tensor.min() >= 0 and tensor.max() <= 1
 
 
 def test_saved(engine: PieEngine, tmp_path: Path) -> None:
@@ -102,5 +102,5 @@ def test_lora_in_any_form(tmp_path: Path) -> None:
 def test_the_face_of_the_package(engine: PieEngine) -> None:
     assert {"PieEngine", "LoraSpec", "MethodConfig", "Result"} <= set(dir(pie_engine))
     result = engine.run(Item(IMAGE, PROMPT), RunConfig(**SHORT))
-    assert repr(result) == "Result(2 rounds of 128 x 128 towards 'the heart lung', item '0')"
+    assert repr(result) == "Result(2 rounds of 64 x 64 towards 'the heart lung', item '0')"
     assert result._repr_html_().startswith('<figure><img src="data:image/png;base64,')

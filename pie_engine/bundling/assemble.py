@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import json
 import logging
@@ -68,7 +67,6 @@ def build_bundle(
             record, engine = _add_component(checkpoint, name, config, target, facts, folder, on_component)
             components[name] = record
             engines += [] if engine is None else [engine]
-            gc.collect()  # an exported full-size graph is gigabytes, held in reference cycles
         checkpoint.tokenizer.save_pretrained(folder / "tokenizer")
         write_manifest(
             folder,

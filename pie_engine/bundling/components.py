@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import json
 import logging
@@ -74,6 +75,7 @@ def _fill_cache(
         record = _export(checkpoint, name, config, partial)
         record["seconds"] = round(time.monotonic() - start, 2)
         (partial / RECORD).write_text(json.dumps({"component": record, "files": describe_files(partial)}, indent=2))
+    gc.collect()  # an exported full-size graph is gigabytes, held in reference cycles
     size = sum(entry.stat().st_size for entry in folder.iterdir()) / 1e6
     on_component(
         f"{name}: {record['precision']}, {size:.1f} MB, relative error {record['relative_error']:.1e} "

@@ -25,7 +25,7 @@ from pie_engine.export.promote import to_single_precision
 from pie_engine.model.bundle import Bundle
 
 ITEM = Item(GOLDEN / "image.png", "the heart lung", GOLDEN / "mask.png")
-SHORT = RunConfig(steps=2, num_inference_steps=6, resolution=128)
+SHORT = RunConfig(steps=2, num_inference_steps=6, resolution=64, feather=4)
 
 
 @pytest.fixture(scope="module")

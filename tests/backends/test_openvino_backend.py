@@ -31,7 +31,7 @@ from pie_engine.model.bundle import Bundle
 pytestmark = pytest.mark.skipif(not openvino_session.installed(), reason="openvino is not installed")
 
 ITEM = Item(GOLDEN / "image.png", "the heart lung", GOLDEN / "mask.png")
-SHORT = RunConfig(steps=2, num_inference_steps=6, resolution=128)
+SHORT = RunConfig(steps=2, num_inference_steps=6, resolution=64, feather=4)
 BF16 = needs_openvino("bf16", dtype="bf16")
 FOUND = ("FP32", "INT8")  # what OpenVINO lists on a processor without bf16
 

@@ -149,7 +149,7 @@ def test_compiled_once_per_bound_shape(ddim_checkpoint: Checkpoint, monkeypatch:
     )
     plain = TorchBackend(copy.deepcopy(ddim_checkpoint), model_info(ddim_checkpoint))
     with torch._dynamo.config.patch(recompile_limit=1), torch.inference_mode():
-        for batch in range(1, 4):
+        for batch in (1, 2):
             calls = backend.bind_unet(batch, 2, 2), plain.bind_unet(batch, 2, 2)
             for call in calls:
                 for tensor in (call.sample, call.context):
@@ -158,7 +158,7 @@ def test_compiled_once_per_bound_shape(ddim_checkpoint: Checkpoint, monkeypatch:
                 call()
                 call()
             torch.testing.assert_close(calls[0].output, calls[1].output, rtol=1e-4, atol=1e-5)
-    assert counter.frame_count == 3
+    assert counter.frame_count == 2
     torch._dynamo.reset()
 
 

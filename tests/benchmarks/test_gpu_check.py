@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from pie_engine.benchmarks import gpu_parity, gpu_table
+from pie_engine.benchmarks import gpu_parity, gpu_rungs, gpu_sections, gpu_table
 from pie_engine.benchmarks.gpu_csv import VERSIONS, tables
 from pie_engine.benchmarks.gpu_profile import group_of, shorten
 from pie_engine.benchmarks.harness import results
@@ -253,22 +253,39 @@ def test_the_carried_reference_is_what_this_code_computes() -> None:
     np.testing.assert_allclose(own_frame.astype(int), frame, atol=1)
 
 
-def test_every_section_runs_on_a_processor(tmp_path: Path) -> None:
-    """The slow one: the whole check at small sizes, so that on a GPU it is not the script that fails."""
-    done = run_script(SCRIPT, "--device", "cpu", "--seconds", "600", "--results", str(tmp_path))
+def test_the_check_runs_on_a_processor(check: ModuleType, tmp_path: Path) -> None:
+    """With the quickest section and the tests; what the other sections measure is tried below."""
+    words = ["--device", "cpu", "--seconds", "600", "--results", str(tmp_path), "--sections", "kernels", "tests"]
+    done = run_script(SCRIPT, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     report = read(tmp_path)
     assert report["environment"]["versions"]["torch"] == torch.__version__
-    assert tuple(report["sections"]) == SECTIONS
-    rungs = {name: [result.get("rung") for result in entry["results"]] for name, entry in report["sections"].items()}
-    assert rungs["full_size"] == [
-        "eager", "step graph only", "+ channels last, fused projections", "+ cudnn.benchmark", "+ fused blocks",
-        "+ cuDNN attention", "everything on", "whole progression, first run", "whole progression, second run",
-        "kernels of step", "kernels of decoding",
-    ]  # fmt: skip
-    assert all("ms_per_guided_step" in result for result in report["sections"]["full_size"]["results"][:7])
-    assert all(entry["results"] for entry in report["sections"].values())
-    assert len(list(tmp_path.iterdir())) == 8  # as many files as a lent machine gives back
+    assert tuple(report["sections"]) == ("kernels", "tests")
+    assert all(entry["outcome"] == "ok" and entry["results"] for entry in report["sections"].values())
+    assert {path.name for path in tmp_path.iterdir()} == {"gpu-check.json", "kernels.log", "tests.log"}
+    assert tuple(check.SHARES) == SECTIONS
+    assert len(SECTIONS) + 1 == 8  # as many files as a lent machine gives back
+
+
+@pytest.mark.parametrize("section", [name for name in SECTIONS if name not in ("kernels", "tests")])
+def test_a_section_runs_on_a_processor(
+    section: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At small sizes, so that on a GPU it is not the script that fails; in this process, as imports take longest."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)  # which sections change
+    with torch.no_grad():
+        failed = gpu_rungs.run_rungs(gpu_sections.SECTIONS[section]("cpu"), 0, time.time() + 600, 1.0)
+    said = capsys.readouterr().out.splitlines()
+    results = [json.loads(line.removeprefix("RESULT ")) for line in said if line.startswith("RESULT ")]
+    assert not failed, said
+    assert results and all(result.get("ok", True) for result in results)
+    if section == "full_size":
+        assert [result["rung"] for result in results] == [
+            "eager", "step graph only", "+ channels last, fused projections", "+ cudnn.benchmark", "+ fused blocks",
+            "+ cuDNN attention", "everything on", "whole progression, first run", "whole progression, second run",
+            "kernels of step", "kernels of decoding",
+        ]  # fmt: skip
+        assert all("ms_per_guided_step" in result for result in results[:7])
 
 
 def test_the_results_are_those_of_the_carried_check() -> None:

@@ -6,16 +6,15 @@ What the scripts put into processes of their own runs in this one (tests of the 
 from __future__ import annotations
 
 import csv
-import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 from golden import GOLDEN
+from local_subject import Local
 
 from pie_engine.benchmarks import (
     build_times,
@@ -29,10 +28,9 @@ from pie_engine.benchmarks import (
     throughput,
     variants,
 )
-from pie_engine.benchmarks.harness import BenchmarkError, MemoryRanOut, Spec, remote, results, worker
+from pie_engine.benchmarks.harness import MemoryRanOut, Spec, remote, results
 from pie_engine.benchmarks.harness.measure import Call
 from pie_engine.config import COMPONENTS
-from pie_engine.errors import PieError
 from pie_engine.model.bundle import Bundle
 
 SCRIPTS = (build_times, components, denoise_step, growth, ladder, progression, round_share, throughput)
@@ -48,31 +46,6 @@ TINY = [
 ]  # fmt: skip
 ENGINES = ["engine, torch fp32", "engine, onnxruntime fp32"]
 CHOSEN = ["--variants", "; ".join(ENGINES)]
-
-
-class Local:
-    """Stands in for `Remote`: the same subject, asked through the same functions and JSON, in this process."""
-
-    def __init__(self, spec: Spec):
-        self._spec = spec
-        request = {"make": spec.make, "arguments": dict(spec.arguments), "threads": spec.threads}
-        with mock.patch.dict(os.environ, spec.environment):
-            try:
-                self._subject, made = worker._make(json.loads(json.dumps(request)))
-            except PieError as error:  # what cannot run here is told like this by a process, too
-                raise BenchmarkError(str(error)) from error
-        made = json.loads(json.dumps(made))
-        self.load_seconds, self.loaded_bytes, self.facts = made["seconds"], made["host_bytes"], made["facts"]
-
-    def __call__(self, *what: Any) -> Call:
-        with mock.patch.dict(os.environ, self._spec.environment):
-            return Call(**json.loads(json.dumps(worker._run(self._subject, list(what)))))
-
-    def __enter__(self) -> Local:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 @pytest.fixture(autouse=True)

@@ -67,13 +67,16 @@ def pie(capsys: pytest.CaptureFixture[str]) -> Pie:
 
 @pytest.fixture
 def simulate(pie: Pie, bundle: Bundle, image: Path, tmp_path: Path) -> Pie:
-    """`pie-engine run` in its smallest form; later options override these."""
+    """`pie-engine run` in its smallest form; later options override these.
+
+    A bundle runs on ONNX Runtime, which opens one in a third of the time that OpenVINO takes.
+    """
 
     def run(*words: object) -> Outcome:
+        source = [] if "--checkpoint" in words else ["--engine", bundle.path, "--backend", "onnxruntime"]
         return pie(
-            "run", *([] if "--checkpoint" in words else ["--engine", bundle.path]), "--image", image, "--prompt",
-            "heart", "--steps", "1", "--num-inference-steps", "2", "--resolution", "32", "--output",
-            tmp_path / "result", "--quiet", *words,
+            "run", *source, "--image", image, "--prompt", "heart", "--steps", "1", "--num-inference-steps", "2",
+            "--resolution", "32", "--output", tmp_path / "result", "--quiet", *words,
         )  # fmt: skip
 
     return run

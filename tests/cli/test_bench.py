@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from local_subject import Local
 
 from pie_engine.benchmarks import quick, quick_model
-from pie_engine.benchmarks.harness import BenchmarkError, MemoryRanOut
+from pie_engine.benchmarks.harness import BenchmarkError, MemoryRanOut, remote
 from pie_engine.benchmarks.harness.measure import Call
 from pie_engine.cli.bench import report
 from pie_engine.kernels.dispatch import select
@@ -71,7 +72,9 @@ def test_quick_is_short_where_nothing_else_is_said(
     assert asked == [length]
 
 
-def test_a_checkpoint_beside_eager(pie: Any, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_beside_eager(pie: Any, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (quick, remote):
+        monkeypatch.setattr(module, "Remote", Local)  # a bundle below has the processes
     path = tmp_path / "found.json"
     path.write_text("an earlier one")
     outcome = pie(

@@ -40,7 +40,7 @@ def test_a_build_with_engines(pie: Any, simulate: Any, checkpoint: Path, bundle:
     assert refused.code == 2
     assert "do not run here: this machine shows no GPU" in refused.err
     assert "rebuild it: pie-engine build" in refused.err and "or pass --backend onnxruntime" in refused.err
-    run = simulate(*engine)  # auto
+    run = simulate("--backend", "auto", *engine)
     assert run.code == 0, run.err
     assert "this machine shows no GPU" in run.err and "going on without them" in run.err
     found = json.loads((tmp_path / "result/provenance.json").read_text())["backend"]

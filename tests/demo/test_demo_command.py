@@ -26,7 +26,7 @@ def onnx_engine() -> PieEngine:
 
 
 # With inversion a step is two evaluations one after the other, so that a full schedule of them would take a minute.
-@pytest.mark.parametrize(("inversion", "num_inference_steps"), [("noise", 50), ("ddim", 20)])
+@pytest.mark.parametrize(("inversion", "num_inference_steps"), [("noise", 50), ("ddim", 10)])
 def test_ten_rounds_on_onnxruntime_are_the_reference(
     onnx_engine: PieEngine, inversion: str, num_inference_steps: int
 ) -> None:

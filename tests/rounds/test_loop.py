@@ -25,7 +25,7 @@ from pie_engine.rounds import loop as loop_module
 from pie_engine.rounds.buffers import Buffers
 
 IMAGE, MASK, PROMPT = GOLDEN / "image.png", GOLDEN / "mask.png", "the heart lung"
-SHORT = RunConfig(steps=4, num_inference_steps=6, resolution=128)
+SHORT = RunConfig(steps=4, num_inference_steps=6, resolution=64, feather=4)
 ITEM = Item(IMAGE, PROMPT, MASK)
 
 
@@ -100,8 +100,8 @@ def test_captured_rounds_compute_the_same(
 
 
 def _half_mask() -> np.ndarray:
-    mask = np.zeros((128, 128), np.uint8)
-    mask[:, 64:] = 255
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, 32:] = 255
     return mask
 
 
@@ -127,10 +127,10 @@ def test_loops_are_kept_and_bounded(
     allocate = Buffers.allocate
     monkeypatch.setattr(Buffers, "allocate", lambda *a, **k: plans.append(a) or allocate(*a, **k))
     engine = PieEngine(backend_of(ddim_checkpoint))
-    sizes = (128, 192, 128, 192, 256, 192, 128)
+    sizes = (64, 96, 64, 96, 128, 96, 64)
     for size in sizes:
         engine.run(ITEM, replace(SHORT, steps=1, num_inference_steps=2, resolution=size))
-    # Two are kept: 128 and 192 are reused, 256 pushes 128 out.
+    # Two are kept: 64 and 96 are reused, 128 pushes 64 out.
     assert len(plans) == 4
     assert len(timelines) == 1  # and with it one pair of streams
 
@@ -354,7 +354,7 @@ def test_a_lack_of_memory_is_one_line(ddim_checkpoint: Checkpoint) -> None:
             return torch.empty(2**55, dtype=torch.uint8)
 
     engine = PieEngine(Large(copy.deepcopy(ddim_checkpoint), model_info(ddim_checkpoint)))
-    with pytest.raises(BackendError, match=r"out of memory: one item at 128 in fp32 needed \d+\.00 GiB more; lower"):
+    with pytest.raises(BackendError, match=r"out of memory: one item at 64 in fp32 needed \d+\.00 GiB more; lower"):
         engine.run(ITEM, SHORT)
 
 
@@ -404,7 +404,7 @@ def test_too_little_memory_for_higher_precision_leaves_the_engine_usable(
 
     with monkeypatch.context() as patch:
         patch.setattr(TorchBackend, "_place", fails)
-        with pytest.raises(BackendError, match=r"out of memory: one item at 128 in fp16 needed 2\.00 GiB more"):
+        with pytest.raises(BackendError, match=r"out of memory: one item at 64 in fp16 needed 2\.00 GiB more"):
             engine.run(ITEM, SHORT)
     assert engine.backend.precisions["unet"] == "fp16"
     assert engine.run(ITEM, SHORT).provenance["backend"]["precisions"]["unet"] == "fp32"

@@ -72,7 +72,7 @@ def distance(result: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(result - expected).max() / max(1.0, float(np.abs(expected).max()) / 10))
 
 
-SHORT = RunConfig(steps=2, num_inference_steps=12, resolution=128)
+SHORT = RunConfig(steps=2, num_inference_steps=12, resolution=64, feather=4)
 SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "unguided": {"guidance_scale": 1.0},
@@ -83,7 +83,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "short": {"strength": 0.17},
     "full strength": {"strength": 1.0},
     "betas": {"beta1": 0.2, "beta2": 0.9, "seed": 11},
-    "larger": {"resolution": 192},
+    "larger": {"resolution": 128},
     **{name: {"scheduler": name} for name in SCHEDULERS},
 }
 
@@ -117,7 +117,7 @@ def block_means(values: np.ndarray) -> np.ndarray:
 
 def test_regions_with_betas_of_their_own(torch_engine: PieEngine, pndm_checkpoint: Checkpoint) -> None:
     image = fit(open_image(IMAGE), 128)
-    config = replace(SHORT, steps=3, beta1=0.05, beta2=0.6)
+    config = replace(SHORT, steps=3, beta1=0.05, beta2=0.6, resolution=128)
     regions = ((Box(10, 20, 61, 90), 0.95), (Ellipse(70.5, 60, 31, 40), 0.6), (Box(5, 80, 80, 100), 0.2))
     beta = np.zeros((128, 128))
     for shape, value in regions:  # where they overlap, the later one holds
@@ -143,7 +143,7 @@ def test_a_region_with_the_runs_own_beta_changes_no_bit(torch_engine: PieEngine)
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("name", [None, *SCHEDULERS])
 def test_official_semantics(torch_engine: PieEngine, pndm_checkpoint: Checkpoint, name: str, masked: bool) -> None:
-    config = RunConfig(semantics="official", steps=2, num_inference_steps=12, scheduler=name, seed=3, resolution=128)
+    config = RunConfig(semantics="official", steps=2, num_inference_steps=12, scheduler=name, seed=3, resolution=64)
     result = torch_engine.run(Item(IMAGE, PROMPT, MASK if masked else None), config)
     # An 8-bit frame lies between the rounds: the golden cases' tolerance.
     assert distance(result.latents, reference(pndm_checkpoint, config, masked=masked)) < 2e-3
@@ -308,7 +308,7 @@ def test_a_backend_may_reuse_its_outputs(pndm_checkpoint: Checkpoint, torch_engi
 
     engine = PieEngine(Static(pndm_checkpoint, model_info(pndm_checkpoint)))
     for semantics in ("official", "engine"):
-        config = RunConfig(semantics=semantics, steps=3, num_inference_steps=6, resolution=128)
+        config = RunConfig(semantics=semantics, steps=3, num_inference_steps=6, resolution=64)
         expected = torch_engine.run(Item(IMAGE, PROMPT, MASK), config)
         result = engine.run(Item(IMAGE, PROMPT, MASK), config)
         assert np.array_equal(result.latents, expected.latents)
@@ -332,7 +332,7 @@ def test_nothing_is_encoded_that_is_not_read(pndm_checkpoint: Checkpoint) -> Non
     engine.run(items, replace(SHORT, steps=3))
     assert calls == ["text 2", "image"]  # the empty prompt and the shared one, for the whole progression
     calls.clear()
-    engine.run(items[0], RunConfig(semantics="official", steps=3, num_inference_steps=4, resolution=128))
+    engine.run(items[0], RunConfig(semantics="official", steps=3, num_inference_steps=4, resolution=64))
     assert calls == ["text 2", "image", "image", "image"]  # the original, and the two frames that a round starts from
 
 

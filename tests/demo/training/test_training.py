@@ -21,7 +21,7 @@ TINY = Training(
     classifier_patients=8,
     validation_patients=12,
     vae=VaeTraining(steps=12, batch=2, channels=(8, 8, 8, 8)),
-    unet=UnetTraining(steps=3, batch=4, channels=(16, 32), text_width=16, heads=2),
+    unet=UnetTraining(steps=3, batch=4, channels=(16, 32), text_width=16, heads=2, reading_steps=4),
     classifier=ClassifierTraining(steps=4, batch=4),
     clip_patients=8,
     clip_reconstructed=4,

@@ -48,10 +48,7 @@ def collect(kind: str, outputs: Sequence[Path]) -> Values:
     if kind in ("methods", "settings"):
         return _kept_of_compare(outputs[-1])
     if kind == "pacing":
-        report = _read(outputs[-1] / "pacing.json")
-        for way in report["ways"].values():
-            del way["by_patient"]
-        return report
+        return _read(outputs[-1] / "pacing.json")
     if kind == "regression":
         return _read(outputs[-1] / "regression.json")
     summary = _read(outputs[-1] / "summary.json")

@@ -149,8 +149,9 @@ def _even_blends(
     """The blend of even pace, after its pilot: frame n is to lie n/N of the way that the constant run goes.
 
     Of the region p of each finding, D = |p (z - z0)| after the constant run's N rounds, extrapolated from its first
-    four; then b = min(1, n/N D / |p m (x - z0)|). Where rounds have settings of their own the pilot runs them all, and
-    each range of them goes evenly from where the range before it ended.
+    four, or as many as it takes until two extrapolations in a row agree to 1 %; then b = min(1, n/N D / |p m (x -
+    z0)|). Where rounds have settings of their own the pilot runs them all, and each range of them goes evenly from
+    where the range before it ended.
     """
     region = torch.ones_like(z0[:, :1]) if m is None else m
     parts = [region]
@@ -159,11 +160,26 @@ def _even_blends(
     if finding_weights is not None:
         parts = [parts[0] * weight for weight in finding_weights]
     ends: list[list[float]] = []
+
+    def extrapolated(r: int, count: int) -> float:
+        """After all rounds, from the first `count` of the pilot's."""
+        if count == config.steps:
+            return ends[-1][r]
+        d = [0.0, *(end[r] for end in ends[:count])]
+        q, before = (d[-1] - d[-2]) / (d[-2] - d[-3]), (d[-2] - d[-3]) / (d[-3] - d[-4])
+        q = min(max(q + (q - before) / 2, 0.0), 1.0)
+        return d[-1] + (d[-1] - d[-2]) * sum(q**n for n in range(1, config.steps - count + 1))
+
     if config.displacement is None:
         z = z0
-        for number, each in enumerate(config.rounds[: config.steps if config.schedule is not None else 4]):
+        for number, each in enumerate(config.rounds):
             z = blend(edit(z, number, each), z0, region, config, beta_map)
             ends.append([float((part * (z - z0)).norm()) for part in parts])
+            if config.schedule is None and 3 <= number < config.steps - 1:
+                before = [extrapolated(r, number) for r in range(len(parts))]
+                now = [extrapolated(r, number + 1) for r in range(len(parts))]
+                if all(abs(a - b) <= 0.01 * b for a, b in zip(before, now, strict=True)):
+                    break
 
     def target(number: int, r: int) -> float:
         share = (number + 1) / config.steps
@@ -175,11 +191,7 @@ def _even_blends(
             last = next(n for n in range(number, len(rounds)) if n == len(rounds) - 1 or rounds[n + 1] != rounds[n])
             start, end = ends[first - 1][r] if first else 0.0, ends[last][r]
             return start + (number + 1 - first) / (last + 1 - first) * (end - start)
-        if config.steps <= 4:
-            return share * ends[config.steps - 1][r]
-        d2, d3, d4 = (end[r] for end in ends[-3:])
-        q = min(max((d4 - d3) / (d3 - d2), 0.0), 0.9)
-        return share * (d4 + (d4 - d3) * sum(q**n for n in range(1, config.steps - 3)))
+        return share * extrapolated(r, len(ends))
 
     def paced(x: Tensor, number: int) -> Tensor:
         weight = config.beta1 * (1 - region)

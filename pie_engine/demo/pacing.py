@@ -22,7 +22,7 @@ from scipy.special import logit
 from pie_engine import Item, PieEngine, Result, RunConfig
 from pie_engine.demo import DOMAINS
 from pie_engine.demo.domain import Domain, load_domain
-from pie_engine.files import new_folder
+from pie_engine.files import write_file
 from pie_engine.metrics.bootstrap import mean_interval
 from pie_engine.metrics.classifier import Classifier
 from pie_engine.metrics.similarity import monotonicity, sharpness
@@ -127,8 +127,8 @@ def evaluate_pacing(
 ) -> dict[str, Any]:
     """Run every way on the first `patients` held-out phantoms of a domain.
 
-    Writes `pacing.json` and `pacing.png` (the first phantom, one way a row) into the folder `output`, whole or not at
-    all.
+    Writes `pacing.json` into the folder `output`, and below `phantoms/` what was measured of each and `pacing.png` (the
+    first one, a way a row): a study that was stopped goes on with the phantom that it was at.
 
     Args:
         steps: rounds; None for the demo's.
@@ -136,42 +136,49 @@ def evaluate_pacing(
     Raises:
         OutputError: the folder cannot be written. BackendError: onnxruntime is not installed.
     """
-    domain = load_domain(name)
-    classifier = Classifier(domain.classifier)
-    with new_folder(output, replaceable=MARKER) as folder:
-        engine = PieEngine.load(checkpoint=domain.checkpoint, backend=backend)
-        phantoms = [domain.phantom(index) for index in range(patients)]
-        cases = [
-            Case(
-                Item(domain.render(one), domain.defaults.prompt, domain.roi_mask(one), item_id=domain.item_id(index)),
-                domain.roi_mask(one),
-                None if domain.structure is None else domain.structure(one),
-            )
-            for index, one in enumerate(phantoms)
-        ]
-        measured: dict[str, Any] = {}
-        constant: list[NDArray[np.float64]] = []
-        rows = []
-        for way, (config, method) in ways(domain).items():
-            config = config if steps is None else replace(config, steps=steps)
-            found = []
-            for index, case in enumerate(cases):
-                result = engine.run(case.item, config, method=method)
-                if way == CONSTANT:
-                    constant.append(displacements(result, case.mask))
-                found.append(measure(domain, result, case, classifier, constant[index]))
-                if index == 0:
-                    rows.append(np.concatenate(list(result.frames), axis=1))
-                log.info("%s, %s: phantom %d of %d", name, way, index + 1, patients)
-            measured[way] = summarise(found) | {"by_patient": found}
-        picture = Image.fromarray(np.concatenate(rows))
-        picture.save(folder / "pacing.png", pnginfo=png_metadata(simulated=True))
-        report = {
-            "domain": name, "patients": patients, "backend": backend, "measured": domain.measured, "ways": measured,
-            "files": sorted(["pacing.png", MARKER]),
-        }  # fmt: skip
-        (folder / MARKER).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    domain, classifier, kept = load_domain(name), None, output / "phantoms"
+    kept.mkdir(parents=True, exist_ok=True)
+    engine = None
+    for index in range(patients):
+        file = kept / f"{domain.item_id(index)}.json"
+        if file.exists():
+            continue
+        engine = engine or PieEngine.load(checkpoint=domain.checkpoint, backend=backend)
+        classifier = classifier or Classifier(domain.classifier)
+        rows = run_case(engine, domain, make_case(domain, index), classifier, steps, kept if index == 0 else None)
+        write_file(file, json.dumps(rows) + "\n")
+        log.info("%s: phantom %d of %d", name, index + 1, patients)
+    found = [json.loads((kept / f"{domain.item_id(index)}.json").read_text()) for index in range(patients)]
+    report = {
+        "domain": name, "patients": patients, "backend": backend, "measured": domain.measured,
+        "ways": {way: summarise([rows[way] for rows in found]) for way in ways(domain)},
+    }  # fmt: skip
+    write_file(output / MARKER, json.dumps(report, indent=1) + "\n")
     return report
+
+
+def make_case(domain: Domain, index: int) -> Case:
+    """One of the held-out phantoms."""
+    phantom = domain.phantom(index)
+    mask, structure = domain.roi_mask(phantom), domain.structure
+    item = Item(domain.render(phantom), domain.defaults.prompt, mask, item_id=domain.item_id(index))
+    return Case(item, mask, None if structure is None else structure(phantom))
+
+
+def run_case(
+    engine: PieEngine, domain: Domain, case: Case, classifier: Classifier, steps: int | None, drawn: Path | None
+) -> dict[str, dict[str, Any]]:
+    """What `measure` gives of each way, by name; and their frames as a picture, into the folder `drawn`."""
+    found: dict[str, dict[str, Any]] = {}
+    constant, rows = None, []
+    for way, (config, method) in ways(domain).items():
+        result = engine.run(case.item, config if steps is None else replace(config, steps=steps), method=method)
+        constant = displacements(result, case.mask) if constant is None else constant
+        found[way] = measure(domain, result, case, classifier, constant)
+        rows.append(np.concatenate(list(result.frames), axis=1))
+    if drawn is not None:
+        Image.fromarray(np.concatenate(rows)).save(drawn / "pacing.png", pnginfo=png_metadata(simulated=True))
+    return found
 
 
 def main() -> int:

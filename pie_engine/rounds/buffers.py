@@ -44,6 +44,7 @@ class Pacing:
         target: [R, B], the displacement that the round is to reach.
         blend: [R, B], the b that it took.
         blends: [R, B], those that belong to what is decoded.
+        first: [B, C, h, w], x after the first round's last step, as the pilot found it.
     """
 
     parts: Tensor
@@ -53,6 +54,7 @@ class Pacing:
     target: Tensor
     blend: Tensor
     blends: Tensor
+    first: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +123,7 @@ class Buffers:
         def pacing() -> Pacing:
             one, findings = (batch, 1, height, width), shape.findings
             maps = (empty(findings, *one), empty(findings, *one), empty(*one), empty(*one))
-            return Pacing(*maps, *(empty(findings, batch) for _ in range(3)))
+            return Pacing(*maps, *(empty(findings, batch) for _ in range(3)), latent())
 
         eps, z0 = latent(), latent()
         return cls(

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pie_engine.rounds.pace import pilot_rounds
-
 if TYPE_CHECKING:
-    from pie_engine.config import RunConfig, RuntimeConfig
+    from pie_engine.config import RuntimeConfig
     from pie_engine.rounds.loop import Loop
 
 
@@ -21,7 +19,7 @@ log = logging.getLogger(__name__)
 def describe_pace(
     targets: np.ndarray,
     blends: np.ndarray,
-    config: RunConfig,
+    pilot_rounds: Sequence[int],
     item_ids: Sequence[str],
     severities: Sequence[dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
@@ -30,6 +28,7 @@ def describe_pace(
     Args:
         targets: [N, R, B], the displacement of each frame.
         blends: [N, R, B], the b that it took; 1 is all that a round's edit gives.
+        pilot_rounds: after how many of its rounds each item's end was known; 0 where it was given.
         severities: what there is to say of each item's severity, where that sets the pace (`run_severity_pass`).
     """
     found = []
@@ -45,7 +44,7 @@ def describe_pace(
             {
                 "displacement": float(targets[-1, 0, i]) if one else targets[-1, :, i].tolist(),
                 "blends": [round(float(b[0]), 4) if one else [round(float(v), 4) for v in b] for b in blends[:, :, i]],
-                "pilot_rounds": pilot_rounds(config),
+                "pilot_rounds": pilot_rounds[i],
                 "falling_short": short,
                 **({} if severities is None else {"severity": severities[i], "targets": _shares(targets[:, :, i])}),
             }

@@ -251,7 +251,10 @@ class Loop:
                 self.run(encode_frames)
         self._entered = index
         slot = self._slots[index % len(self._slots)]
-        run_round(self.plan, self.run, self._on_step)
+        if index == 0 and self.plan.first_edit is not None:
+            b.x.copy_(self.plan.first_edit)
+        else:
+            run_round(self.plan, self.run, self._on_step)
         if b.pace is not None:
             self.run(blend_evenly)
 

@@ -53,6 +53,7 @@ class Plan:
         buffers: every tensor that a round reads or writes.
         kernels: the implementation of the fused operations.
         kind: of the round that was entered last.
+        first_edit: [B, C, h, w], x after the first round's last step, where a pilot has run it; so it is not run again.
     """
 
     def __init__(self, backend: Backend, shape: Shape, config: RunConfig, kernels: Kernels):
@@ -68,6 +69,7 @@ class Plan:
         self._empty_context: Tensor | None = None
         self._index = 0
         self._targets: Tensor | None = None
+        self.first_edit: Tensor | None = None
         self._samplers: dict[bool, Sampler] = {}  # by whether they are guided
         self._inversion: Sampler | None = None
         self.bind()
@@ -98,6 +100,8 @@ class Plan:
 
     def evaluations_of(self, index: int) -> int:
         """U-Net calls of round `index` of the settings that were loaded last, counted from 0."""
+        if index == 0 and self.first_edit is not None:
+            return 0
         return self._evaluations(self._rounds[index].kind)
 
     @property
@@ -139,7 +143,7 @@ class Plan:
         """Copy a batch in and enter its first round: prompts and images are encoded here, once per progression."""
         buffers = self.buffers
         buffers.flags.zero_()
-        self._targets = None  # until the batch's pilot has run
+        self._targets = self.first_edit = None  # until the batch's pilot has run
         self._rounds, self._prompts = config.rounds, tuple(batch.prompts)
         self._encode_prompts(config, checked)
         self.enter(0)

@@ -24,7 +24,7 @@ from pie_engine.rounds.interpolation import decode_between
 from pie_engine.rounds.loop import Loop
 from pie_engine.rounds.memory import explain, release
 from pie_engine.rounds.methods import Previous
-from pie_engine.rounds.pace import pilot_rounds, run_pilot
+from pie_engine.rounds.pace import least_rounds, run_pilot
 from pie_engine.rounds.plan import Batch, Plan
 from pie_engine.rounds.resuming import Finished, Interrupted, restore
 from pie_engine.rounds.severity import run_severity_pass
@@ -122,15 +122,20 @@ class Simulator:
         # Leakage outside a mask is measured against it; without a mask nothing is outside.
         decoded_original = [None] * len(items) if batch.mask is None else loop.decode_original().numpy()
         seconds: dict[str, Any] = {"prepare": round(time.monotonic() - start, 4), "rounds": []}
-        total = loop.plan.total_evaluations if method is None else method.evaluations(loop.plan, config)
         done, paced = 0 if finished is None else finished.rounds, method is None and config.even
-        step = sum(map(loop.plan.evaluations_of, range(done)))
         severity = severity if paced else None
-        before = [pilot_rounds(config) if paced else 0, config.steps if severity else 0]
-        total += sum(loop.plan.evaluations_of(index) for rounds in before for index in range(rounds))
+        whole = loop.plan.total_evaluations if method is None else method.evaluations(loop.plan, config)
+        pilot, spared = least_rounds(config) if paced else (0, 0)
+        passes, first = 2 if severity else 1, loop.plan.evaluations_of(0) if spared else 0
+        left = passes * (whole - first)  # after a pilot, whose length shows when it runs
+        total = left + sum(map(loop.plan.evaluations_of, range(pilot)))
+        begun = max(0, sum(map(loop.plan.evaluations_of, range(done))) - first)
+        step, piloting = begun, paced
 
         def on_step() -> None:
-            nonlocal step
+            nonlocal step, total
+            if piloting:
+                total = max(total, step + 1 + left - begun)
             step = min(step + 1, total)  # a round may be run again
             report(step, total)
 
@@ -140,8 +145,12 @@ class Simulator:
         ]
         pictures: list[np.ndarray] = []
         blends = [] if finished is None else list(finished.blends)
-        aims = run_pilot(loop, batch, config, on_step) if paced else None
-        seen = None
+        aims: np.ndarray | None = None
+        known: list[int] = []
+        seen: list[dict[str, Any]] | None = None
+        if paced:
+            aims, known = run_pilot(loop, batch, config, on_step)
+            piloting = False
         if aims is not None and severity is not None:
             aims, seen = run_severity_pass(loop, config, aims, frames, severity, on_step)
         interrupt: KeyboardInterrupt | None = None
@@ -174,7 +183,7 @@ class Simulator:
         computed["seconds"] = seconds
         paces: list[dict[str, Any] | None] = [None] * len(items)
         if aims is not None:
-            paces[:] = describe_pace(aims, np.array(blends), config, batch.item_ids, seen)
+            paces[:] = describe_pace(aims, np.array(blends), known, batch.item_ids, seen)
         simulated = [
             Simulated(one, original[i], _between(one, [stack[i] for stack in pictures]), computed, paces[i])
             for i, one in enumerate(frames)

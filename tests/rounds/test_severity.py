@@ -88,7 +88,7 @@ def test_severity_rises_in_equal_parts(engine: PieEngine) -> None:
     assert pace["severity"]["name"] == "departure" and pace["severity"]["followed"]
     assert pace["severity"]["of_even_displacement"] == pytest.approx(departure(by_distance.frames), abs=1e-5)
     evaluations = result.provenance["schedule"]["unet_evaluations"]
-    assert evaluations == by_distance.provenance["schedule"]["unet_evaluations"] + STEPS * OF_A_ROUND
+    assert evaluations == by_distance.provenance["schedule"]["unet_evaluations"] + (STEPS - 1) * OF_A_ROUND
 
 
 def test_until_ends_where_it_says(engine: PieEngine) -> None:

@@ -13,7 +13,7 @@ from pie_engine.evaluation.sweep.grid import Cell, Grid, make_cells
 from pie_engine.evaluation.sweep.patients import check_id
 from pie_engine.imaging.item import Item, check_item
 from pie_engine.imaging.item_ids import check_item_ids
-from pie_engine.rounds.pace import pilot_rounds
+from pie_engine.rounds.pace import least_rounds
 
 
 @dataclass(frozen=True)
@@ -149,11 +149,13 @@ def evaluations(runs: Sequence[PlannedRun]) -> int:
 def cost(run: PlannedRun) -> int:
     """U-Net evaluations of one run: N int(T gamma), and as many again for DDIM inversion; a baseline's own.
 
-    An even pace adds its pilot's rounds, and once more all of them where a classifier sets it.
+    An even pace adds its pilot's rounds, at least, and once more all of them where a classifier sets it; the first is
+    the pilot's.
     """
     config, method = run.config, run.method
     if method.is_pie or method.name == "interpolation":
-        rounds = config.steps * (2 if config.even and config.severity else 1) + pilot_rounds(config)
+        pilot, spared = least_rounds(config)
+        rounds = pilot + (config.steps - spared) * (2 if config.even and config.severity else 1)
         return rounds * config.denoising_steps * (2 if config.inversion == "ddim" else 1)
     steps = int(config.num_inference_steps * (1.0 if method.total_strength is None else method.total_strength))
     if method.name == "walk":

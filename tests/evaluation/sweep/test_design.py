@@ -64,10 +64,10 @@ def test_fewer_rounds_cost_nothing() -> None:
 
 
 def test_an_even_pace_runs_its_pilot_and_shares_no_rounds() -> None:
-    """Four rounds of a pilot beside 6, two beside 2; once more all of them by a classifier; 5 steps each."""
+    """A pilot of four rounds beside 5 more, of two beside 1; once more those by a classifier; 5 steps each."""
     even = replace(BASE, pace="even")
-    assert evaluations(Design([PATIENT], even, {"steps": (2, 6)}).runs) == 5 * (2 + 2 + 4 + 6)
-    assert evaluations(Design([PATIENT], replace(even, steps=6, pace="even:x.json"), {}).runs) == 5 * (4 + 6 + 6)
+    assert evaluations(Design([PATIENT], even, {"steps": (2, 6)}).runs) == 5 * (2 + 1 + 4 + 5)
+    assert evaluations(Design([PATIENT], replace(even, steps=6, pace="even:x.json"), {}).runs) == 5 * (4 + 5 + 5)
     assert evaluations(Design([PATIENT], replace(even, displacement=3.0, steps=6), {}).runs) == 5 * 6
     assert evaluations(Design([PATIENT], BASE, {"method": ("interpolation",)}).runs) == 15
 

@@ -22,6 +22,7 @@ from scipy.special import logit
 from pie_engine import Item, PieEngine, Result, RunConfig
 from pie_engine.demo import DOMAINS
 from pie_engine.demo.domain import Domain, load_domain
+from pie_engine.equality import ByContent
 from pie_engine.files import write_file
 from pie_engine.metrics.bootstrap import mean_interval
 from pie_engine.metrics.classifier import Classifier
@@ -36,8 +37,8 @@ CONSTANT, EVEN, BY_CLASSIFIER = "constant", "even", "even, by the classifier"
 _SURE = 1e-6
 
 
-@dataclass(frozen=True)
-class Case:
+@dataclass(frozen=True, eq=False)
+class Case(ByContent):
     """One phantom: what it is run with, and what its frames are measured by."""
 
     item: Item

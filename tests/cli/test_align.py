@@ -52,7 +52,7 @@ def test_json(pie: Any, runs: Path, tmp_path: Path) -> None:
 
 def test_refusals(pie: Any, tmp_path: Path) -> None:
     for words, line in (
-        (("--clip", tmp_path), "no folder"),
+        (("--clip", tmp_path), "is not a folder"),
         ((), "the following arguments are required: --clip"),
         (("--clip", tmp_path, "--permutations", "0"), "permutations 0 are below 1; pass --permutations 10000"),
         (("--clip", tmp_path, "--seed", "-1"), "seed -1 is below 0; pass --seed 0"),

@@ -26,7 +26,7 @@ def test_regress_shrinks_the_heart(tmp_path: Path, capsys: pytest.CaptureFixture
     report = json.loads(capsys.readouterr().out)
     ratios, confidence = report["cardiothoracic_ratio"], report["confidence"]
     assert ratios[0] == pytest.approx(held_out(0, enlarged=True).ctr, abs=0.02)
-    assert ratios[2] < ratios[1] < ratios[0] - 0.05
+    assert ratios[2] < ratios[1] - 0.02 < ratios[0] - 0.05  # half of the way, and all of it
     assert confidence[0] > 0.9 > confidence[2] + 0.2
     provenance = json.loads(Path(report["provenance"]).read_text())
     assert provenance["simulated"]["prompt"] == load_defaults().healthy_prompt

@@ -12,13 +12,26 @@ from golden import GOLDEN
 from graph_emulator import EmulatedTimeline
 
 import pie_engine.rounds.loop as loop_module
-from pie_engine import Box, Interrupted, Item, MethodConfig, PieEngine, Region, RoundRange, RoundSchedule, RunConfig
+from pie_engine import (
+    Box,
+    Interrupted,
+    Item,
+    MethodConfig,
+    PieEngine,
+    Region,
+    RoundRange,
+    RoundSchedule,
+    RunConfig,
+    RuntimeConfig,
+)
 from pie_engine.backends.torch_backend import TorchBackend
 from pie_engine.bundling import model_info
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.errors import ConfigError, InputError
 from pie_engine.imaging import fit, open_image
+from pie_engine.kernels.dispatch import select
 from pie_engine.metrics.change import late_change, unevenness
+from pie_engine.model.bundle import Bundle
 from pie_engine.reference import progress_engine
 from pie_engine.rounds.pace import AGREEMENT, extrapolate, find_ends, targets
 
@@ -126,6 +139,27 @@ def test_a_batch_gives_each_what_it_gets_alone(engine: PieEngine) -> None:
         assert alone.provenance["pace"]["displacement"] == pytest.approx(
             result.provenance["pace"]["displacement"], rel=1e-4
         )
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("inversion", ["noise", "ddim"])
+def test_backends_agree(engine: PieEngine, bundle: Bundle, name: str, inversion: str) -> None:
+    pytest.importorskip(name)
+    config, item = replace(SHORT, inversion=inversion), Item(PICTURE, "heart", HEART)
+    expected = engine.run(item, config)
+    result = PieEngine.load(bundle.path, backend=name, dtype="fp32", threads=1).run(item, config)
+    scale = max(1.0, float(np.abs(expected.latents).max()) / 10)
+    assert np.abs(result.latents - expected.latents).max() / scale < TOLERANCE
+    assert result.provenance["pace"]["blends"] == pytest.approx(expected.provenance["pace"]["blends"], abs=2e-4)
+
+
+@pytest.mark.parametrize("step", ["eager", "cpp"])
+def test_implementations_of_the_fused_step_agree(engine: PieEngine, step: str) -> None:
+    if step != "eager" and select("cpu").name != step:
+        pytest.skip(f"{step} does not run here")
+    item = Item(PICTURE, "heart", HEART)
+    other = PieEngine(engine.backend, runtime=RuntimeConfig(fused_step=step))
+    assert np.abs(other.run(item, SHORT).latents - engine.run(item, SHORT).latents).max() < TOLERANCE
 
 
 def test_captured_rounds_are_the_same_bits(ddim_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def test_a_run_by_a_classifier_repeats_from_its_provenance(pie: Any, simulate: A
         (("--pace", "even:none.json"), "classifier none.json cannot be read"),
         (("--pace", "even", "--until", "0.5"), "pass --pace even:CLASSIFIER"),
         (("--until", "0.5"), "until belongs to an even pace by a classifier; pass --pace even:CLASSIFIER"),
-        (("--pace", "even", "--method", "walk"), "pace 'even' means nothing to method 'walk'; pass --pace constant"),
+        (("--pace", "even", "--method", "walk"), "pace 'even' is not used by method 'walk'; pass --pace constant"),
         (("--pace", f"even:{SEVERITY_JSON}", "--until", "2"), "until 2.0 is outside (0, 1]"),
     ],
 )

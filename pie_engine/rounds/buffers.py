@@ -123,7 +123,8 @@ class Buffers:
         def pacing() -> Pacing:
             one, findings = (batch, 1, height, width), shape.findings
             maps = (empty(findings, *one), empty(findings, *one), empty(*one), empty(*one))
-            return Pacing(*maps, *(empty(findings, batch) for _ in range(3)), first=latent())
+            target, blend, blends = (empty(findings, batch) for _ in range(3))
+            return Pacing(*maps, target, blend, blends, latent())
 
         eps, z0 = latent(), latent()
         return cls(

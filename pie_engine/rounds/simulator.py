@@ -151,8 +151,9 @@ class Simulator:
         if paced:
             aims, known = run_pilot(loop, batch, config, on_step)
             piloting = False
-        if aims is not None and severity is not None:
-            aims, seen = run_severity_pass(loop, config, aims, frames, severity, on_step)
+            if severity is not None:
+                aims, seen = run_severity_pass(loop, config, aims, frames, severity, on_step)
+            seconds["pilot"] = round(time.monotonic() - start - seconds["prepare"], 4)
         interrupt: KeyboardInterrupt | None = None
         try:
             with finishing(frames) as host:

@@ -261,6 +261,7 @@ def test_the_first_round_is_the_pilots(engine: PieEngine) -> None:
     config = replace(SHORT, steps=4)
     piloted = engine.run(item, config, on_progress=lambda done, total: said.append((done, total)))
     assert piloted.provenance["schedule"]["unet_evaluations"] == 3 * (4 + 3)
+    assert piloted.provenance["seconds"]["pilot"] > 0 and len(piloted.provenance["seconds"]["rounds"]) == 4
     assert said == [(done, 21) for done in range(1, 22)]
     end = piloted.provenance["pace"]["displacement"]
     given = engine.run(item, replace(config, displacement=end))

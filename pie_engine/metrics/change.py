@@ -16,7 +16,7 @@ class Change:
         increment_inside: root mean square of latent_n - latent_(n-1) where the latent mask is at least 0.5.
         displacement_inside: the same of latent_n - original latent.
         displacement_outside: root mean square of latent_n - original latent where the mask is 0; None without a mask
-            or where the mask leaves nothing out. Bounded by beta1 / (1 - beta1) times the edit (design, section 2).
+            or where the mask leaves nothing out. Bounded by beta1 / (1 - beta1) times the edit (docs/convergence.md).
         decoded_outside: mean absolute grey levels between decoded frame n, before compositing, and the decoded
             original, outside the ROI. Against the decoded original, so that the VAE's own error is left out.
         frame_outside: mean absolute grey levels between written frame n and the input outside the ROI.

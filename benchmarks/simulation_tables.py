@@ -9,6 +9,7 @@ from pathlib import Path
 from pie_engine.benchmarks.report_rows import ReportError
 from pie_engine.benchmarks.report_tables import markdown
 from pie_engine.benchmarks.simulation import RESULTS, SSIM, Values, confidence_of
+from pie_engine.demo.pacing import BY_CLASSIFIER, CONSTANT, EVEN
 from pie_engine.evaluation.align_summary import label, to_line
 from pie_engine.evaluation.measures import STRUCTURE
 
@@ -169,14 +170,14 @@ def pacing_table(values: Values) -> str:
     head = ["way", "displacement off n/N", "rho", "R2", "R2 of the logit", "sharpness half-way",
             *(["own structure half-way"] if kept else []), "displacement, last frame", "confidence, last frame",
             f"{values['measured']}, last frame", "evaluations"]  # fmt: skip
-    found = values["ways"]["even, by the classifier"]["followed"]
+    found = values["ways"][BY_CLASSIFIER]["followed"]
     note = f"n = {values['patients']}; the classifier rises along {found} of the runs that are even in displacement."
     return f"{_table(head, rows)}\n\n{note}"
 
 
 def pacing_frames_table(values: Values) -> str:
     """A line per frame: means over patients, of the paper's rounds and of an even pace."""
-    ways = {name: values["ways"][name] for name in ("constant", "even", "even, by the classifier")}
+    ways = {name: values["ways"][name] for name in (CONSTANT, EVEN, BY_CLASSIFIER)}
     what = ("displacement", "confidence", "severity")
     count = len(ways["constant"]["displacement"])
     rows = [[str(n or "input"), *(f"{way[one][n]:.3f}" for one in what for way in ways.values())] for n in range(count)]

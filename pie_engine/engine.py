@@ -38,7 +38,7 @@ from pie_engine.rounds.simulator import OnProgress, Simulator
 
 if TYPE_CHECKING:
     from pie_engine.backends import Backend
-    from pie_engine.metrics.severity import Severity, SeverityMeasure
+    from pie_engine.metrics.severity import SeverityMeasure
     from pie_engine.outputs.partial import Partial
     from pie_engine.rounds.methods import Chosen
     from pie_engine.rounds.simulator import Simulated
@@ -267,8 +267,7 @@ class PieEngine:
             raise ConfigError(f"{argument('resume')} goes on with one run; pass one item", field="resume")
         partial = None if resume is None else read_partial(resume)
         complete = self._complete(config or RunConfig())
-        paced_by = choose_severity(complete, severity)
-        results = self._run(given, complete, chosen, on_progress, interpolate, partial, paced_by)
+        results = self._run(given, complete, chosen, on_progress, interpolate, partial, severity)
         return results[0] if alone else results
 
     def _run(
@@ -279,10 +278,11 @@ class PieEngine:
         on_progress: OnProgress | None,
         interpolate: int,
         partial: Partial | None,
-        severity: Severity | None,
+        severity: SeverityMeasure | None,
     ) -> list[Result]:
         """See `run`; the settings are complete."""
         method.check(config)
+        paced_by = choose_severity(config, severity)
         check_findings(items, method)
         check_interpolation(interpolate, rounds=method.is_pie)
         model = self.backend.model
@@ -303,7 +303,7 @@ class PieEngine:
             finished = None if partial is None else partial.finished
             stopped: Interrupted | None = None
             try:
-                simulated = self.simulator.simulate(batch, chosen, report, interpolate, finished, severity)
+                simulated = self.simulator.simulate(batch, chosen, report, interpolate, finished, paced_by)
             except Interrupted as interrupt:
                 simulated, stopped = interrupt.results, interrupt
             for i, one in zip(group, simulated, strict=True):

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.special import logit
 
 from pie_engine import Item, PieEngine, Result, RunConfig
 from pie_engine.demo import DOMAINS
@@ -25,7 +24,9 @@ from pie_engine.demo.domain import Domain, load_domain
 from pie_engine.equality import ByContent
 from pie_engine.files import write_file
 from pie_engine.metrics.bootstrap import mean_interval
+from pie_engine.metrics.change import unevenness
 from pie_engine.metrics.classifier import Classifier
+from pie_engine.metrics.severity import Severity
 from pie_engine.metrics.similarity import monotonicity, sharpness
 from pie_engine.metrics.structure import structure_kept
 from pie_engine.outputs.frames import png_metadata
@@ -33,8 +34,6 @@ from pie_engine.outputs.frames import png_metadata
 log = logging.getLogger(__name__)
 MARKER = "pacing.json"
 CONSTANT, EVEN, BY_CLASSIFIER = "constant", "even", "even, by the classifier"
-# One that is sure beyond this is sure; logits beyond it are of roundings.
-_SURE = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,18 +78,18 @@ def measure(
         constant: `displacements` of the constant run; the ways that have an end of their own are measured by that.
     """
     inside, frames = case.mask > 0, result.frames
-    way, count = displacements(result, case.mask), len(frames) - 1
+    way = displacements(result, case.mask)
     confidence = classifier.confidence(frames)
     severity = [domain.measure(frame, case.mask) for frame in frames]
     kept = None if case.structure is None else structure_kept(frames, case.structure, inside)
-    sharp, half = [sharpness(frame, inside) for frame in frames], count // 2
-    logits = logit(confidence.clip(_SURE, 1 - _SURE))
+    sharp, half = [sharpness(frame, inside) for frame in frames], (len(frames) - 1) // 2
+    logits = Severity.of(classifier).scale(confidence)  # as the pace takes them
     trend = monotonicity(severity) if np.isfinite(severity).all() else None
     return {
         "displacement": [0.0, *(way / way[-1]).tolist()],
         "confidence": confidence.tolist(),
         "severity": [float(value) for value in severity],
-        "off_the_way": float(np.abs(way / way[-1] - np.arange(1, count + 1) / count).max()),
+        "off_the_way": unevenness(way.tolist()),
         "end": float(way[-1] / constant[-1]),
         "rho": None if trend is None else trend.rho,
         "linearity": None if trend is None else trend.linearity,

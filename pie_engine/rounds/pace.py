@@ -106,13 +106,14 @@ def find_ends(measured: np.ndarray, config: RunConfig) -> tuple[np.ndarray, np.n
 
     Returns:
         The displacements after the last round of each range of a schedule, [E, R, B], else after the N-th, [1, R, B];
-        and after how many rounds they were known, [B]; 0 where they are not yet.
+        and after how many rounds they were known, [B]; 0 where they are not yet, and the displacements mean nothing.
     """
     count, steps = len(measured), config.steps
     whole = np.full(measured.shape[2], count if count == steps else 0)
+    if count < steps and config.schedule is not None:
+        return measured[-1:], whole
     if config.schedule is not None:
-        last = [number for number in range(steps) if number == steps - 1 or _differ(config, number, number + 1)]
-        return measured[[number for number in last if number < count]], whole
+        return measured[[number - 1 for number in _range_ends(config)]], whole
     ends, known = measured[-1].copy(), np.zeros(measured.shape[2], int)
     for rounds in range(PILOT_ROUNDS, min(count, steps - 1) + 1):
         now, before = extrapolate(measured[:rounds], steps), extrapolate(measured[: rounds - 1], steps)
@@ -135,10 +136,8 @@ def targets(ends: np.ndarray, config: RunConfig, size: np.ndarray, item_ids: Seq
         InputError: an item's pilot does not move.
     """
     steps = config.steps
-    after = [number + 1 for number in range(steps) if number == steps - 1 or _differ(config, number, number + 1)]
-    if config.displacement is not None:
-        after = [steps]
-    else:
+    after = [steps] if config.displacement is not None else _range_ends(config)
+    if config.displacement is None:
         for still, item in zip((ends[-1] < LEAST * size).any(0), item_ids, strict=True):
             if still:
                 raise InputError(
@@ -170,5 +169,11 @@ def extrapolate(measured: np.ndarray, rounds: int) -> np.ndarray:
     return measured[-1] + third * (q**left).sum(0)
 
 
-def _differ(config: RunConfig, one: int, other: int) -> bool:
-    return config.schedule is not None and config.rounds[one] != config.rounds[other]
+def _range_ends(config: RunConfig) -> list[int]:
+    """The rounds, from 1, after which the settings change; N is the last."""
+    if config.schedule is None:
+        return [config.steps]
+    rounds = config.rounds
+    return [
+        number for number in range(1, config.steps + 1) if rounds[number - 1 : number] != rounds[number : number + 1]
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pie_engine.model.info import ModelInfo
+    from pie_engine.regional.windows import Box
 
 
 class UNetCall(Protocol):
@@ -39,6 +41,38 @@ class UNetCall(Protocol):
         return
 
 
+class BoxedNetwork(Protocol):
+    """U-Net or VAE decoder, bound to whole pictures and to boxes of one size within them (`pie_engine.regional`).
+
+    A call of `whole` computes everything and leaves in `surroundings` what boxes need of it; `inside` computes the
+    boxes alone between `surroundings`, which may come from an earlier `whole`.
+
+    Attributes:
+        sample: [B, C, h, w], what `whole` reads: the U-Net's sample, the decoder's latent.
+        timestep, context: as `UNetCall` has them, for both; None for the decoder.
+        output: what `whole` gives of the whole picture.
+        box: [B, C, h', w'], what `inside` reads of a sample.
+        box_output: what it gives.
+        surroundings: [n] in the network's dtype, the tensors of `pie_engine.regional.layout` in order.
+    """
+
+    sample: Tensor
+    timestep: Tensor | None
+    context: Tensor | None
+    output: Tensor
+    box: Tensor
+    box_output: Tensor
+    surroundings: Tensor
+
+    def place(self, boxes: Sequence[Box]) -> None:
+        """Where the B boxes lie from the next `whole` on, in latents."""
+        ...
+
+    def whole(self) -> None: ...
+
+    def inside(self) -> None: ...
+
+
 class Backend(Protocol):
     """The four components of a model on one device. What a call returns may be overwritten by its next call.
 
@@ -49,6 +83,7 @@ class Backend(Protocol):
         precisions: "fp32", "fp16" or "bf16", by component (`pie_engine.config.COMPONENTS`).
         stream: the CUDA stream that a foreign engine runs on, or None where the current stream is followed.
         capture_obstacle: why its calls cannot be captured in a CUDA graph, or an empty string.
+        regional_obstacle: why it cannot compute a box alone (`bind_boxed`), or an empty string.
     """
 
     name: str
@@ -57,6 +92,7 @@ class Backend(Protocol):
     precisions: dict[str, str]
     stream: torch.cuda.Stream | None
     capture_obstacle: str
+    regional_obstacle: str
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """Token ids [B, 77] int64 -> embeddings [B, 77, D]."""
@@ -72,6 +108,12 @@ class Backend(Protocol):
 
     def bind_unet(self, batch: int, height: int, width: int) -> UNetCall:
         """Allocate buffers for `batch` latents of height x width once, and bind the U-Net to them."""
+        ...
+
+    def bind_boxed(self, component: str, batch: int, height: int, width: int, box: tuple[int, int]) -> BoxedNetwork:
+        """Allocate buffers for `batch` latents of height x width and boxes of one size, and bind "unet" or
+        "vae_decoder" to them. Only where there is no `regional_obstacle`.
+        """
         ...
 
     def batch_sizes(self, resolution: int) -> tuple[int, ...] | None:

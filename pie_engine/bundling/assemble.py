@@ -172,7 +172,12 @@ def model_facts(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def model_info(checkpoint: Checkpoint) -> ModelInfo:
     """A checkpoint's `ModelInfo`, as its bundle would give it."""
-    return ModelInfo(**model_facts(checkpoint), hashes=checkpoint.hashes, tokenizer=checkpoint.tokenizer)
+    return ModelInfo(
+        **model_facts(checkpoint),
+        hashes=checkpoint.hashes,
+        tokenizer=checkpoint.tokenizer,
+        architecture=architecture(checkpoint),
+    )
 
 
 def unet_architecture(unet: Any) -> dict[str, Any]:

@@ -149,7 +149,12 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
         tokenizer = load_tokenizer(path / "tokenizer", embeddings=text_encoder.get("vocab_size"))
     except (CheckpointError, OSError, ValueError) as error:
         raise BundleError(f"bundle {path} cannot be read ({one_line(error)}); {rebuild}") from None
-    model = ModelInfo(**manifest["model"], hashes=manifest["hashes"], tokenizer=tokenizer)
+    model = ModelInfo(
+        **manifest["model"],
+        hashes=manifest["hashes"],
+        tokenizer=tokenizer,
+        architecture=manifest.get("architecture", {}),
+    )
     return Bundle(path, manifest, model)
 
 

@@ -33,6 +33,7 @@ class ModelInfo:
         default_resolution: the side that the U-Net was configured for, in pixels.
         hashes: SHA-256 of each component's weights and settings.
         tokenizer: a `transformers.CLIPTokenizer`, or a `pie_engine.model.tokenizer.Tokenizer`.
+        architecture: the configurations of "unet", "vae" and "text_encoder"; bundles of earlier versions lack some.
     """
 
     scheduler_config: dict[str, Any]
@@ -45,6 +46,7 @@ class ModelInfo:
     default_resolution: int
     hashes: dict[str, str]
     tokenizer: Any = field(repr=False, compare=False)
+    architecture: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
 
     def tokenize(self, prompts: list[str]) -> Tensor:
         """Token ids [B, max_tokens] int64; a longer prompt is cut, as the published code does, with a warning."""

@@ -1,0 +1,1 @@
+"""A network computed in a box of its picture alone, between recordings of what surrounds it."""

@@ -18,8 +18,9 @@ Shape = tuple[int, ...]
 # Settings of a configuration in which diffusers' modules are those that the walk knows; what is left out is one of
 # these, too.
 _KNOWN = {
-    "act_fn": ("silu",), "addition_embed_type": (None,), "attention_type": ("default",), "center_input_sample": (False,),
-    "class_embed_type": (None,), "conv_in_kernel": (3,), "conv_out_kernel": (3,), "cross_attention_norm": (None,),
+    "act_fn": ("silu",), "addition_embed_type": (None,), "attention_type": ("default",),
+    "center_input_sample": (False,), "class_embed_type": (None,), "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,), "cross_attention_norm": (None,),
     "downsample_padding": (1,), "dual_cross_attention": (False,), "encoder_hid_dim_type": (None,),
     "mid_block_only_cross_attention": (None, False), "mid_block_scale_factor": (1,), "norm_type": ("group",),
     "num_class_embeds": (None,), "only_cross_attention": (False,), "resnet_out_scale_factor": (1.0,),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -141,10 +142,7 @@ def places(items: Sequence[Sequence[Window]]) -> tuple[Around, Within]:
         return stack(across), stack(along)
 
     levels = list(zip(*items, strict=True))
-    meets = [
-        [_meet(*pair) for pair in zip(fine, coarse, strict=True)]
-        for fine, coarse in zip(levels[:-1], levels[1:], strict=True)
-    ]
+    meets = [[_meet(*pair) for pair in zip(fine, coarse, strict=True)] for fine, coarse in itertools.pairwise(levels)]
     return (
         Around(
             [pairs(level, 1) for level in levels],

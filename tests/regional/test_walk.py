@@ -1,4 +1,4 @@
-"""The walk against diffusers, and a replay of what was recorded against the dense evaluation that it was recorded of."""
+"""The walk against diffusers, and replays against the dense evaluation that was recorded."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def no_gradients():
 
 def crop(x, boxes, scale=1):
     at = [[scale * n for n in box] for box in boxes]
-    return torch.stack([y[:, t : t + h, l : l + w] for y, (t, l, h, w) in zip(x, at, strict=True)])
+    return torch.stack([y[:, t : t + h, left : left + w] for y, (t, left, h, w) in zip(x, at, strict=True)])
 
 
 def replayed(net, inputs, boxes):
@@ -187,7 +187,7 @@ def test_the_share_of_work_is_that_of_the_multiplications(side, counted):
 def test_a_box_covers_its_mask():
     mask = np.zeros((64, 64))
     mask[10:20, 30:37] = 0.3
-    assert cover(mask, 1, 8) == Box(7, 29, 16, 16)
+    assert cover(mask, 1, 8) == Box(7, 26, 16, 16)
     mask[:, 60:] = 1
     assert cover(mask, 1, 8) == Box(0, 24, 64, 40)
     assert cover(np.zeros((64, 64)), 1, 8) == Box(0, 0, 8, 8)

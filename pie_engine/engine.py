@@ -32,6 +32,7 @@ from pie_engine.pipeline import (
 )
 from pie_engine.rounds.batches import group_items
 from pie_engine.rounds.methods import choose_method
+from pie_engine.rounds.regional import choose_box
 from pie_engine.rounds.resuming import Interrupted
 from pie_engine.rounds.severity import choose_severity
 from pie_engine.rounds.simulator import OnProgress, Simulator
@@ -291,7 +292,8 @@ class PieEngine:
         prepared = [prepare_item(item, chosen.config, model.vae_scale) for item in given]
         if partial is not None:
             partial.check(describe_item(prepared[0], items[0], config, method, chosen, self.simulator))
-        groups = group_items(prepared, self.backend.batch_sizes(config.resolution or 0), chosen.config)
+        boxes = [choose_box(item, chosen, self.backend, self.runtime)[0] for item in prepared]
+        groups = group_items(prepared, boxes, self.backend.batch_sizes(config.resolution or 0), chosen.config)
         results: dict[int, Result] = {}
         for number, group in enumerate(groups):
 
@@ -331,6 +333,7 @@ class PieEngine:
             "model": {**computed["model"], "source": self._source},
             "backend": {**computed["backend"], "chosen": self.chosen},
             "change": change.to_dict(),
+            "regional": simulated.regional,
             **({} if simulated.pace is None else {"pace": simulated.pace}),
             **({"partial": {"rounds": frames.rounds, "of": config.steps}} if partial else {}),
         }

@@ -83,7 +83,6 @@ class Backend(Protocol):
         precisions: "fp32", "fp16" or "bf16", by component (`pie_engine.config.COMPONENTS`).
         stream: the CUDA stream that a foreign engine runs on, or None where the current stream is followed.
         capture_obstacle: why its calls cannot be captured in a CUDA graph, or an empty string.
-        regional_obstacle: why it cannot compute a box alone (`bind_boxed`), or an empty string.
     """
 
     name: str
@@ -92,7 +91,6 @@ class Backend(Protocol):
     precisions: dict[str, str]
     stream: torch.cuda.Stream | None
     capture_obstacle: str
-    regional_obstacle: str
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """Token ids [B, 77] int64 -> embeddings [B, 77, D]."""
@@ -108,6 +106,11 @@ class Backend(Protocol):
 
     def bind_unet(self, batch: int, height: int, width: int) -> UNetCall:
         """Allocate buffers for `batch` latents of height x width once, and bind the U-Net to them."""
+        ...
+
+    @property
+    def regional_obstacle(self) -> str:
+        """Why it cannot compute a box alone (`bind_boxed`), or an empty string."""
         ...
 
     def bind_boxed(self, component: str, batch: int, height: int, width: int, box: tuple[int, int]) -> BoxedNetwork:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pie_engine.backends.protocol import UNetCall
+from pie_engine.backends.protocol import BoxedNetwork, UNetCall
 from pie_engine.backends.torch_blocks import fuse_unet, fuse_vae, is_fused
+from pie_engine.backends.torch_boxed import boxed_decoder, boxed_unet
 from pie_engine.config import COMPONENTS, RuntimeConfig
+from pie_engine.regional.layout import obstacle
 
 if TYPE_CHECKING:
     from pie_engine.checkpoint import Checkpoint
@@ -101,6 +103,25 @@ class TorchBackend:
             sample=torch.empty((batch, info.latent_channels, height, width), device=self.device, dtype=dtype),
             timestep=torch.empty(1, device=self.device),
             context=torch.empty((batch, info.max_tokens, info.text_width), device=self.device, dtype=dtype),
+        )
+
+    @property
+    def regional_obstacle(self) -> str:
+        """Why a box cannot be computed alone, or an empty string."""
+        if is_fused(self._unet) or is_fused(self._vae):
+            return "the fused blocks of a GPU compute whole pictures"
+        if self._runtime.compile:
+            return "a compiled U-Net computes whole pictures"
+        return obstacle(self._unet.config) or obstacle(self._vae.config)
+
+    def bind_boxed(self, component: str, batch: int, height: int, width: int, box: tuple[int, int]) -> BoxedNetwork:
+        info = self.model
+        shape, dtype = (batch, info.latent_channels, height, width), torch_dtype(self.precisions[component])
+        if component == "vae_decoder":
+            return boxed_decoder(self._vae, self._tuned, shape=shape, box=box, dtype=dtype, device=self.device)
+        context = (info.max_tokens, info.text_width)
+        return boxed_unet(
+            self._unet, self._tuned, context=context, shape=shape, box=box, dtype=dtype, device=self.device
         )
 
     def batch_sizes(self, resolution: int) -> tuple[int, ...] | None:

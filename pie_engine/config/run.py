@@ -22,6 +22,7 @@ FITS = ("crop", "pad", "stretch")
 NOISES = ("shared", "fresh")
 PACES = ("constant", "even")
 DTYPES = ("fp32", "fp16", "bf16")
+REGIONAL = ("auto", "on", "off")
 STEP_KERNELS = ("auto", "eager", "triton", "cpp")
 # Pixels at output resolution over which a frame fades in, inward from the edge of the region of interest.
 FEATHER = 8
@@ -233,7 +234,8 @@ class RunConfig:
 
 @settings
 class RuntimeConfig:
-    """How a progression is computed. Each switch turns one optimisation off; results agree up to rounding.
+    """How a progression is computed. Each switch turns one optimisation off; results agree up to rounding, and those
+    of regional rounds up to a grey level.
 
     Raises:
         ConfigError: an unknown implementation.
@@ -253,6 +255,15 @@ class RuntimeConfig:
     )  # fmt: skip
     cuda_graph: bool = setting("capture a step once and replay it (GPU)", default=True)
     overlap: bool = setting("decode a frame on a second stream while the next round runs (GPU)", default=True)
+    regional: str = setting(
+        "after the first round compute a box around the region alone, between recordings of what surrounds it; auto "
+        "does where that is accurate and pays (docs/performance.md)",
+        default="off", choices=REGIONAL,
+    )  # fmt: skip
+    regional_memory: float | None = setting(
+        "what an item's recording may take; one that needs more computes whole pictures", default=None, low=0.0,
+        high=1e6, unit="GB", open="half of what is free", example=4, metavar="GB",
+    )  # fmt: skip
     compile: bool = setting(
         "compile the U-Net with torch.compile, which takes longer than a progression at full size (torch)",
         default=False,

@@ -7,8 +7,8 @@ from typing import Any
 
 from pie_engine.backends import openvino_session
 from pie_engine.backends.gpu import Machine, numbers, probe
+from pie_engine.backends.host_memory import available_memory
 from pie_engine.backends.tensorrt import library
-from pie_engine.backends.tensorrt.builder import available_memory
 from pie_engine.backends.tensorrt.library import first_line
 from pie_engine.config import FLAVOURS, Placement
 from pie_engine.errors import BackendError, Notice, argument, use

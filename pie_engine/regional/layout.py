@@ -38,9 +38,9 @@ class Entry:
     """One thing that a recording keeps, as two tensors.
 
     Attributes:
-        part: "ring" (across and along), "norm" (scale and shift) or "token" (keys and values).
+        part: "ring" (across and along), "norm" (mean and standard deviation) or "token" (keys and values).
         level: of the network, 0 the finest.
-        channels: of both.
+        channels: of both; of a norm its groups.
         wide: of a ring.
     """
 
@@ -53,7 +53,7 @@ class Entry:
         """Of the two tensors for boxes that lie so, windows finest first."""
         at = windows[self.level]
         if self.part == "norm":
-            return (batch, self.channels, 1, 1), (batch, self.channels, 1, 1)
+            return (batch, self.channels), (batch, self.channels)
         if self.part == "token":
             outside = at.rows * at.columns - at.height * at.width
             return (batch, outside, self.channels), (batch, outside, self.channels)
@@ -77,7 +77,7 @@ def obstacle(config: Mapping[str, Any]) -> str:
 
 def unet_entries(config: Mapping[str, Any]) -> list[Entry]:
     """What a U-Net's walk records, in its order."""
-    widths = list(config["block_out_channels"])
+    widths, groups = list(config["block_out_channels"]), int(config.get("norm_num_groups", 32))
     layers, depths = (_each(config.get(name, n), len(widths)) for name, n in (("layers_per_block", 2), (_DEPTH, 1)))
     down = [kind.startswith("CrossAttn") for kind in config["down_block_types"]]
     up = [kind.startswith("CrossAttn") for kind in config["up_block_types"]]
@@ -85,41 +85,42 @@ def unet_entries(config: Mapping[str, Any]) -> list[Entry]:
     skips, channels, last = [widths[0]], widths[0], len(widths) - 1
     for level, width in enumerate(widths):
         for _ in range(layers[level]):
-            found += _resnet(level, channels, width) + _transformer(level, width, depths[level] if down[level] else 0)
+            found += _resnet(level, channels, width, groups)
+            found += _transformer(level, width, depths[level] if down[level] else 0, groups)
             channels = width
             skips.append(width)
         if level < last:
             found.append(Entry("ring", level, width, WIDE))
             skips.append(width)
     found += [
-        *_resnet(last, channels, channels), *_transformer(last, channels, depths[last]),
-        *_resnet(last, channels, channels),
+        *_resnet(last, channels, channels, groups), *_transformer(last, channels, depths[last], groups),
+        *_resnet(last, channels, channels, groups),
     ]  # fmt: skip
     for index, level in enumerate(reversed(range(len(widths)))):
         for _ in range(layers[level] + 1):
-            found += _resnet(level, channels + skips.pop(), widths[level])
-            found += _transformer(level, widths[level], depths[level] if up[index] else 0)
+            found += _resnet(level, channels + skips.pop(), widths[level], groups)
+            found += _transformer(level, widths[level], depths[level] if up[index] else 0, groups)
             channels = widths[level]
         if level > 0:
             found.append(Entry("ring", level - 1, channels))
-    return [*found, Entry("norm", 0, channels), Entry("ring", 0, channels)]
+    return [*found, Entry("norm", 0, groups), Entry("ring", 0, channels)]
 
 
 def decoder_entries(config: Mapping[str, Any]) -> list[Entry]:
     """What a VAE decoder's walk records, in its order."""
     widths, layers = list(config["block_out_channels"]), int(config.get("layers_per_block", 1)) + 1
-    last, channels = len(widths) - 1, widths[-1]
-    found = [Entry("ring", last, int(config.get("latent_channels", 4))), *_resnet(last, channels, channels)]
+    last, channels, groups = len(widths) - 1, widths[-1], int(config.get("norm_num_groups", 32))
+    found = [Entry("ring", last, int(config.get("latent_channels", 4))), *_resnet(last, channels, channels, groups)]
     if config.get("mid_block_add_attention", True):
-        found += [Entry("norm", last, channels), Entry("token", last, channels)]
-    found += _resnet(last, channels, channels)
+        found += [Entry("norm", last, groups), Entry("token", last, channels)]
+    found += _resnet(last, channels, channels, groups)
     for level in reversed(range(len(widths))):
         for _ in range(layers):
-            found += _resnet(level, channels, widths[level])
+            found += _resnet(level, channels, widths[level], groups)
             channels = widths[level]
         if level > 0:
             found.append(Entry("ring", level - 1, channels))
-    return [*found, Entry("norm", 0, channels), Entry("ring", 0, channels)]
+    return [*found, Entry("norm", 0, groups), Entry("ring", 0, channels)]
 
 
 def tape_shapes(entries: Sequence[Entry], windows: Sequence[Window], batch: int) -> list[Shape]:
@@ -154,15 +155,15 @@ def share_of_work(entries: Sequence[Entry], windows: Sequence[Window]) -> float:
 _DEPTH = "transformer_layers_per_block"
 
 
-def _resnet(level: int, channels: int, width: int) -> list[Entry]:
+def _resnet(level: int, channels: int, width: int, groups: int) -> list[Entry]:
     return [
-        Entry("norm", level, channels), Entry("ring", level, channels),
-        Entry("norm", level, width), Entry("ring", level, width),
+        Entry("norm", level, groups), Entry("ring", level, channels),
+        Entry("norm", level, groups), Entry("ring", level, width),
     ]  # fmt: skip
 
 
-def _transformer(level: int, channels: int, depth: int) -> list[Entry]:
-    return [Entry("norm", level, channels), *[Entry("token", level, channels)] * depth] if depth else []
+def _transformer(level: int, channels: int, depth: int, groups: int) -> list[Entry]:
+    return [Entry("norm", level, groups), *[Entry("token", level, channels)] * depth] if depth else []
 
 
 def _each(value: int | Sequence[int], count: int) -> list[int]:
@@ -171,7 +172,7 @@ def _each(value: int | Sequence[int], count: int) -> list[int]:
 
 def named(entries: Sequence[Entry]) -> Iterator[tuple[str, Entry]]:
     """A name for each of a recording's tensors, in order, and the entry that it belongs to."""
-    halves = {"ring": ("across", "along"), "norm": ("scale", "shift"), "token": ("keys", "values")}
+    halves = {"ring": ("across", "along"), "norm": ("mean", "deviation"), "token": ("keys", "values")}
     for number, entry in enumerate(entries):
         for half in halves[entry.part]:
             yield f"{entry.part}{number}_{half}", entry

@@ -5,7 +5,7 @@ Only five things in these networks look beyond a pixel, and each needs something
     3x3 convolution    the ring of pixels around the box, after norm and activation; beyond the image it is zero
     downsampling       the same, `WIDE` pixels wide, because the coarser box begins at every other pixel
     upsampling         the same as a convolution, at the finer level
-    GroupNorm          scale and shift per channel, as recorded: no reduction is left, and its rounding does not drift
+    GroupNorm          mean and deviation of the outside's part of each group, merged with the box's own
     self-attention     keys and values of the tokens outside; the order of keys does not matter, so they go in front
 
 A replay knows neither the size nor the place of its box: sizes are those of its tensors, and the places of the levels'
@@ -35,13 +35,44 @@ def surround(x: Tensor, across: Tensor, along: Tensor, wide: int = 1) -> Tensor:
     return torch.cat([across[:, :, :wide], middle, across[:, :, wide:]], 2)
 
 
-def scale_shift(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What GroupNorm multiplies each channel of x by, and what it adds then, [B, C, 1, 1] both."""
+def statistics(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each of the norm's groups, [B, G] float32."""
     variance, mean = torch.var_mean(x.unflatten(1, (norm.num_groups, -1)).flatten(2).float(), 2, correction=0)
+    return mean, variance
+
+
+def outside_statistics(norm: nn.GroupNorm, x: Tensor, mean: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each group over the pixels outside a box, [B, G] in x's dtype.
+
+    Args:
+        mean: of the whole groups, [B, G] float32, from which deviations are taken: they lose fewer digits.
+        share: [B, 1, H W, 1] float32, `Around.share`.
+    """
+    rows = x.flatten(2).unflatten(1, (norm.num_groups, -1)).float() - mean[..., None, None]  # [B, G, C / G, H W]
+    first, second = ((values @ share).mean((2, 3)) for values in (rows, rows.square()))
+    return (mean + first).to(x.dtype), (second - first.square()).clamp(min=0).sqrt().to(x.dtype)
+
+
+def merged(
+    mean: Tensor, variance: Tensor, outside_mean: Tensor, deviation: Tensor, outside: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance of whole groups from those of the box, [B, G] float32, and what was recorded outside of it.
+
+    Args:
+        outside: [1], the share of the picture that is not in the box.
+    """
+    apart = outside_mean.float() - mean
+    # Of two parts: their variances, and what lies between their means.
+    within = (1 - outside) * variance + outside * deviation.float().square()
+    return mean + outside * apart, within + outside * (1 - outside) * apart.square()
+
+
+def normalised(norm: nn.GroupNorm, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """x by such statistics of its groups: one factor and one summand for each channel."""
     each = norm.num_channels // norm.num_groups
     scale = (variance + norm.eps).rsqrt().repeat_interleave(each, 1) * norm.weight
     shift = norm.bias - mean.repeat_interleave(each, 1) * scale
-    return scale[..., None, None].to(x.dtype), shift[..., None, None].to(x.dtype)
+    return x * scale[..., None, None].to(x.dtype) + shift[..., None, None].to(x.dtype)
 
 
 class Dense:
@@ -98,9 +129,9 @@ class Record(Dense):
         return super().up(conv, x)
 
     def norm(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
-        scale, shift = scale_shift(norm, x)
-        self.tape += [scale, shift]
-        return x * scale + shift
+        mean, variance = statistics(norm, x)
+        self.tape += outside_statistics(norm, x, mean, self._around.share[self._level])
+        return normalised(norm, x, mean, variance)
 
     def tokens(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         index = self._around.outside[self._level][..., None]
@@ -140,7 +171,8 @@ class Replay(Dense):
         return self.conv(conv, pick(x, self._within.up[self._level]))
 
     def norm(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
-        return x * next(self._tape) + next(self._tape)
+        outside = next(self._tape), next(self._tape)
+        return normalised(norm, x, *merged(*statistics(norm, x), *outside, self._within.outside[self._level]))
 
     def tokens(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         return torch.cat([next(self._tape), keys], 1), torch.cat([next(self._tape), values], 1)

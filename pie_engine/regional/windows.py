@@ -58,6 +58,18 @@ class Window:
         inside[self.slices] = True
         return np.flatnonzero(~inside)
 
+    def shares(self) -> np.ndarray:
+        """What each pixel of the map counts in a mean over those outside the box, flat float32."""
+        found = np.zeros(self.rows * self.columns, np.float32)
+        outside = self.outside()
+        found[outside] = 1 / max(1, len(outside))
+        return found
+
+    @property
+    def left_out(self) -> float:
+        """Which share of the map lies outside the box."""
+        return 1 - self.height * self.width / (self.rows * self.columns)
+
 
 def cover(mask: np.ndarray, margin: int, multiple: int) -> Box:
     """A box around a mask [h, w] and `margin`, within the picture; its sides are multiples of `multiple`.
@@ -102,15 +114,17 @@ class Around:
         ring, wide: by level, flat indices into the padded map: across [B, 2 n, w + 2 n] and along [B, h, 2 n], with n
             1 or `WIDE`. The coarsest level has no wide ring.
         outside: by level, [B, T], the tokens outside the box.
+        share: by level, [B, 1, h w, 1] float32, what each pixel counts in a mean over the outside: 0 in the box.
     """
 
     ring: list[tuple[Tensor, Tensor]]
     wide: list[tuple[Tensor, Tensor]]
     outside: list[Tensor]
+    share: list[Tensor]
 
     def tensors(self) -> list[Tensor]:
         """All of them, in one order."""
-        return [tensor for pair in (*self.ring, *self.wide) for tensor in pair] + self.outside
+        return [*(tensor for pair in (*self.ring, *self.wide) for tensor in pair), *self.outside, *self.share]
 
 
 @dataclass
@@ -121,14 +135,16 @@ class Within:
         down: [B, 2 h + 1, 2 w + 1] of the coarser box: where the pixels that a convolution of stride 2 reads are in the
             finer box with its wide ring.
         up: [B, h, w] of the finer one: where its pixels come from in the coarser one. It doubles and crops at once.
+        outside: by level, [1] float32, which share of the picture is not in the box.
     """
 
     down: list[Tensor]
     up: list[Tensor]
+    outside: list[Tensor]
 
     def tensors(self) -> list[Tensor]:
         """All of them, in one order."""
-        return [*self.down, *self.up]
+        return [*self.down, *self.up, *self.outside]
 
 
 def places(items: Sequence[Sequence[Window]]) -> tuple[Around, Within]:
@@ -148,8 +164,12 @@ def places(items: Sequence[Sequence[Window]]) -> tuple[Around, Within]:
             [pairs(level, 1) for level in levels],
             [pairs(level, WIDE) for level in levels[:-1]],
             [stack([window.outside() for window in level]) for level in levels],
+            [stack([window.shares()[None, :, None] for window in level]) for level in levels],
         ),
-        Within(*([stack([one[which] for one in meet]) for meet in meets] for which in (0, 1))),
+        Within(
+            *([stack([one[which] for one in meet]) for meet in meets] for which in (0, 1)),
+            [torch.tensor([level[0].left_out], dtype=torch.float32) for level in levels],
+        ),
     )
 
 

@@ -14,29 +14,35 @@ from pie_engine.rounds.plan import Batch
 if TYPE_CHECKING:
     from pie_engine.config import RunConfig
     from pie_engine.imaging.item import PreparedItem
+    from pie_engine.regional.windows import Box
 
 
-def group_items(items: Sequence[PreparedItem], sizes: tuple[int, ...] | None, config: RunConfig) -> list[list[int]]:
-    """Indices of the items of each batch: those without a mask, and of other numbers of findings, run by themselves.
+def group_items(
+    items: Sequence[PreparedItem], boxes: Sequence[Box | None], sizes: tuple[int, ...] | None, config: RunConfig
+) -> list[list[int]]:
+    """Indices of the items of each batch: those without a mask, of other numbers of findings, and of boxes of another
+    size, run by themselves.
 
     Args:
+        boxes: what each item's rounds compute, or None for the whole picture.
         sizes: the numbers of items with one finding that a backend runs at once; None for any.
 
     Raises:
         ConfigError: none of the sizes does for an item's findings.
     """
-    alike: dict[tuple[bool, int], list[int]] = {}
-    for i, item in enumerate(items):
-        alike.setdefault((item.mask is None, len(item.prompts)), []).append(i)
+    alike: dict[tuple[bool, int, tuple[int, ...]], list[int]] = {}
+    for i, (item, box) in enumerate(zip(items, boxes, strict=True)):
+        size = () if box is None else (box.height, box.width)
+        alike.setdefault((item.mask is None, len(item.prompts), size), []).append(i)
     return [
         part
-        for (_, findings), group in sorted(alike.items())
+        for (_, findings, _), group in sorted(alike.items())
         for part in split_group(group, sizes_for(sizes, findings, config))
     ]
 
 
-def make_batch(items: Sequence[PreparedItem]) -> Batch:
-    """Items of one group, stacked."""
+def make_batch(items: Sequence[PreparedItem], boxes: Sequence[Box] | None = None) -> Batch:
+    """Items of one group, stacked. Args: boxes: of one size, what the items' rounds compute."""
     pictures = np.stack([np.asarray(item.image) for item in items])  # [B, H, W, 3]
     masks = [item.mask for item in items if item.mask is not None]
     beta_map = [torch.from_numpy(mask.beta_map) for mask in masks if mask.beta_map is not None]
@@ -48,6 +54,7 @@ def make_batch(items: Sequence[PreparedItem]) -> Batch:
         item_ids=[item.item_id for item in items],
         beta_map=torch.stack(beta_map) if beta_map else None,
         finding_weights=torch.stack(finding_weights, dim=1) if finding_weights else None,
+        boxes=boxes,
     )
 
 

@@ -23,6 +23,7 @@ class Shape:
         scale: pixels per latent along one side, so that H = scale h.
         mask_channels: 1 or C; None for no mask.
         findings: J prompts for one item, each with its own regions.
+        box: height and width of the latents that rounds compute, or None for all.
     """
 
     batch: int
@@ -30,6 +31,7 @@ class Shape:
     scale: int
     mask_channels: int | None
     findings: int = 1
+    box: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pie_engine.rounds.boxed import Mode
 from pie_engine.rounds.buffers import DECODE, DENOISE, ENCODE, INVERSION
 from pie_engine.rounds.noise import item_noise, official_generator
 
@@ -34,13 +35,16 @@ def run_round(plan: Plan, run: Callable[[Part], None], on_step: OnStep = lambda:
     """
     if plan.inversion is not None:
         run_inversion(plan, run, on_step)
+    if plan.boxed is not None:
+        plan.boxed.unet.start(plan.buffers.x)
     run(enter_official if plan.official else enter)
     run_steps(plan, run, on_step)
 
 
 def run_steps(plan: Plan, run: Callable[[Part], None], on_step: OnStep = lambda: None) -> None:
     """The denoising steps of a round that has been entered."""
-    for _ in range(plan.sampler.schedule.steps):
+    steps = plan.sampler.schedule.steps
+    for _ in range(steps) if plan.boxed is None else plan.boxed.unet.steps(steps):
         run(step)
         on_step()
 
@@ -122,10 +126,15 @@ def read_noise_back(plan: Plan) -> None:
 
 def decode_frames(plan: Plan) -> None:
     """The latents handed to the decoder -> frames [B, H, W, 3] uint8, clamped and rounded half to even."""
-    b, backend = plan.buffers, plan.backend
-    pixels = backend.decode_latent(b.decoding / backend.model.scaling_factor)
+    b, latent = plan.buffers, plan.buffers.decoding / plan.backend.model.scaling_factor
+    boxed = None if plan.boxed is None or plan.boxed.decoder.mode is Mode.WHOLE else plan.boxed.decoder
+    pixels = plan.decode(latent) if boxed is None else boxed.inside(latent)
     b.decoding_flags[DECODE].copy_(~pixels.isfinite().flatten(1).all(1))
-    b.frames.copy_((pixels / 2 + 0.5).clamp(0, 1).mul(255).round().permute(0, 2, 3, 1))
+    frames = (pixels / 2 + 0.5).clamp(0, 1).mul(255).round().permute(0, 2, 3, 1).to(torch.uint8)
+    if boxed is None:
+        b.frames.copy_(frames)
+    else:
+        boxed.paste(b.frames, frames)
 
 
 def encode_frames(plan: Plan) -> None:

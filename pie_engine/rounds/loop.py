@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -36,6 +37,7 @@ from pie_engine.rounds.timeline import CudaTimeline, Timeline
 if TYPE_CHECKING:
     from pie_engine.backends import Backend
     from pie_engine.config import RunConfig, RuntimeConfig
+    from pie_engine.rounds.truth import Watch
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +90,7 @@ class Loop:
         plan: buffers and schedules.
         stages: the parts of a round by name, as they have run so far: each is captured by itself. Those of rounds
             without guidance have names of their own, as they run another batch.
+        watch: what decides which rounds compute boxes; with boxes it is set after each load.
         reruns: what was run again because values were not finite: round (0 is the preparation), component, precisions,
             items.
     """
@@ -95,10 +98,12 @@ class Loop:
     def __init__(self, plan: Plan, runtime: RuntimeConfig, timeline: Timeline):
         self.plan = plan
         self.reruns: list[dict[str, Any]] = []
+        self.watch: Watch | None = None
         self._runtime = runtime
         self._timeline = timeline
         # A round of the published code starts from the frame before: nothing to begin early.
-        self._lag = 0 if plan.official else self._timeline.lag
+        # What a round in a box computes is decided by how the one before came out.
+        self._lag = 0 if plan.official or plan.boxed is not None else self._timeline.lag
         self._slots = [Slot.allocate(plan.buffers) for _ in range(self._lag + 1)]
         self.stages: dict[str, Stage] = {}
         # One for all that runs where rounds run, one for decoding: each shares a memory pool.
@@ -189,6 +194,12 @@ class Loop:
         if start is not None:
             last = start.latents
             with self._timeline.main():
+                if self.plan.boxed is not None and not self.plan.boxed.unet.recorded:
+                    # What the first round recorded went with the run that was stopped.
+                    self.plan.buffers.x.copy_(self.plan.original_latent)
+                    self.plan.enter(0)
+                    noises.fill(0)
+                    run_round(self.plan, self.run, self._on_step)
                 self.plan.buffers.x.copy_(last)
                 self.plan.buffers.frames.copy_(start.frames)  # where a round of the published code starts from
             self._entered = done - 1
@@ -197,6 +208,8 @@ class Loop:
                 with self._timeline.main():
                     self.plan.enter(begun)
                     noises.fill(begun)
+                    if self.watch is not None:
+                        self.watch.before(begun)
                     self._begin(begun)
                 waiting.append(begun)
                 begun += 1
@@ -214,11 +227,24 @@ class Loop:
                     self.plan.buffers.x.copy_(self.plan.original_latent if last is None else last)
                 begun = index
                 continue
+            if self.watch is not None and not self._known(index):
+                with self._timeline.main():
+                    again = self.watch.after(index, slot.latents)
+                    if again:
+                        self.plan.buffers.x.copy_(self.plan.original_latent if last is None else last)
+                if again:
+                    begun = index
+                    continue
             if self._timeline.asynchronous:  # told when it has happened, not when it was launched
                 for _ in range(self.plan.evaluations_of(index)):
                     on_step()
             last = slot.latents.clone()
             yield Round(last, slot.frames.clone(), None if slot.blends is None else slot.blends.clone())
+
+    def on_main(self) -> AbstractContextManager[Any]:
+        """Where rounds run: within it a plan's networks may be called between them."""
+        self._timeline.synchronize()
+        return self._timeline.main()
 
     @property
     def captured(self) -> bool:
@@ -251,7 +277,8 @@ class Loop:
                 self.run(encode_frames)
         self._entered = index
         slot = self._slots[index % len(self._slots)]
-        if index == 0 and self.plan.first_edit is not None:
+        if self._known(index):
+            assert self.plan.first_edit is not None
             b.x.copy_(self.plan.first_edit)
         else:
             run_round(self.plan, self.run, self._on_step)
@@ -266,7 +293,11 @@ class Loop:
 
         self._timeline.hand_over(hand_over)
         with self._timeline.decoding():
-            self.run(decode_frames)
+            if self.plan.boxed is None:
+                self.run(decode_frames)
+            else:
+                with self.plan.boxed.decoder.of_round():
+                    self.run(decode_frames)
             slot.latents.copy_(b.decoding, non_blocking=True)
             slot.frames.copy_(b.frames, non_blocking=True)
             slot.flags.copy_(b.decoding_flags, non_blocking=True)
@@ -274,11 +305,17 @@ class Loop:
                 slot.blends.copy_(b.pace.blends, non_blocking=True)
             slot.wait = self._timeline.mark()
 
+    def _known(self, index: int) -> bool:
+        """Whether a pilot has run this round."""
+        return index == 0 and self.plan.first_edit is not None
+
     def run(self, part: Part) -> None:
         """Run a part of the round that the plan has entered, capture it, or replay what was captured of it."""
         name = STAGES[part]
         if part in (enter, enter_official, step) and not self.plan.kind.guided:
             name += UNGUIDED
+        if self.plan.boxed is not None and part in (step, decode_frames):
+            name += (self.plan.boxed.unet if part is step else self.plan.boxed.decoder).mode.value
         stage = self.stages.get(name)
         if stage is None:
             stage = self.stages[name] = Stage(name, partial(part, self.plan), self._capture(part is decode_frames))
@@ -294,7 +331,7 @@ class Loop:
     def _drop_stages(self, component: str) -> None:
         """Free what was captured of a component's work, because the component changes."""
         others = {STAGES[decode_frames]: "vae_decoder", STAGES[encode_frames]: "vae_encoder"}
-        self.stages = {name: s for name, s in self.stages.items() if others.get(name, "unet") != component}
+        self.stages = {n: s for n, s in self.stages.items() if others.get(n.partition(",")[0], "unet") != component}
         self._captures.clear()  # memory pools of their own for what comes
 
     def _checked(self, component: str, compute: Callable[[], Tensor]) -> Tensor:
@@ -330,6 +367,8 @@ class Loop:
         log.warning("%s; %s runs in %s from here on", what, component, after)
         self.reruns.append({"round": number, "component": component, "from": before, "to": after, "items": items})
         self.plan.bind()
+        if component == "vae_decoder":
+            self.plan.bind_decoder()
 
 
 def make_timeline(backend: Backend, runtime: RuntimeConfig) -> Timeline:

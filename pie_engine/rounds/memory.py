@@ -7,7 +7,13 @@ import re
 
 import torch
 
-from pie_engine.errors import argument, use
+from pie_engine.backends.host_memory import available_memory
+from pie_engine.errors import BackendError, argument, use
+
+
+class OutOfMemory(BackendError):
+    """A run needed more memory than there was."""
+
 
 _UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 # PyTorch (on a GPU and on a processor) and ONNX Runtime: neither has a type of its own for all of its allocators.
@@ -51,6 +57,13 @@ def explain_weights(error: BaseException, device: torch.device, precision: str) 
         else f"pass {use('device', 'cpu')}"
     )
     return f"out of memory: the weights in {precision} needed {needed}; {remedy}"
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a run on the device can take, or None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return available_memory()
 
 
 def release(device: torch.device) -> None:

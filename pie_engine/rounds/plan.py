@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pie_engine.rounds.boxed import BoxedDecoder, BoxedUNet
 from pie_engine.rounds.buffers import Buffers, Pacing, Shape
 from pie_engine.rounds.findings import RegionalUNet
 from pie_engine.rounds.sampler import Background, Sampler
 from pie_engine.rounds.schedule import build_inversion, build_schedule
 
 if TYPE_CHECKING:
-    from pie_engine.backends import Backend
+    from pie_engine.backends import Backend, UNetCall
     from pie_engine.config import RoundKind, RoundSettings, RunConfig
     from pie_engine.kernels.dispatch import Kernels
+    from pie_engine.regional.windows import Box
     from pie_engine.rounds.schedule import Schedule
 
 
@@ -33,6 +35,7 @@ class Batch:
         item_ids: B strings.
         beta_map: [B, 1, h, w] float32, the blend inside the mask where regions may have their own betas; None: beta2.
         finding_weights: [J, B, 1, h, w] float32, each finding's share of a latent, 1 in all; None where J is 1.
+        boxes: B boxes of one size that rounds compute alone, or None for whole pictures.
     """
 
     pixels: Tensor
@@ -41,6 +44,15 @@ class Batch:
     item_ids: list[str]
     beta_map: Tensor | None = None
     finding_weights: Tensor | None = None
+    boxes: Sequence[Box] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Boxed:
+    """The networks of a plan whose rounds compute boxes."""
+
+    unet: BoxedUNet
+    decoder: BoxedDecoder
 
 
 class Plan:
@@ -54,6 +66,7 @@ class Plan:
         kernels: the implementation of the fused operations.
         kind: of the round that was entered last.
         first_edit: [B, C, h, w], x after the first round's last step, where a pilot has run it; so it is not run again.
+        boxed: U-Net and decoder of rounds that compute boxes, as they are bound; else None.
     """
 
     def __init__(self, backend: Backend, shape: Shape, config: RunConfig, kernels: Kernels):
@@ -72,6 +85,8 @@ class Plan:
         self.first_edit: Tensor | None = None
         self._samplers: dict[bool, Sampler] = {}  # by whether they are guided
         self._inversion: Sampler | None = None
+        self.boxed: Boxed | None = None
+        self._boxes: Sequence[Box] = ()
         self.bind()
 
     @staticmethod
@@ -117,7 +132,7 @@ class Plan:
     def unbind(self) -> None:
         """Let go of the U-Net and its buffers."""
         self._samplers.clear()
-        self._inversion = None
+        self._inversion = self.boxed = None
         self._held.clear()
 
     def bind(self) -> None:
@@ -126,7 +141,8 @@ class Plan:
             return
         batch, (_, height, width), buffers = self.shape.batch, self.shape.latent, self.buffers
         for guided in sorted({kind.guided for kind in self._schedules}):
-            unet = self.backend.bind_unet(batch * (self.shape.findings + guided), height, width)
+            rows = batch * (self.shape.findings + guided)
+            unet = self.backend.bind_unet(rows, height, width) if self.shape.box is None else self._bind_boxed(rows)
             if buffers.finding_weights is not None:
                 unet = RegionalUNet(unet, buffers.finding_weights, guided=guided)
             tables = {kind: denoising for kind, (denoising, _) in self._schedules.items() if kind.guided == guided}
@@ -139,10 +155,20 @@ class Plan:
             self._fill_empty_context()
             self.enter(self._index)
 
+    def bind_decoder(self) -> None:
+        """Bind the decoder's current weights, where rounds compute boxes."""
+        if self.boxed is not None:
+            self.boxed = replace(self.boxed, decoder=self._boxed_decoder())
+
     def load(self, batch: Batch, config: RunConfig, checked: Checked) -> None:
         """Copy a batch in and enter its first round: prompts and images are encoded here, once per progression."""
         buffers = self.buffers
         buffers.flags.zero_()
+        if self.boxed is not None:
+            assert batch.boxes is not None
+            self._boxes = batch.boxes
+            self.boxed.decoder.place(self._boxes)
+            self.boxed.unet.place(self._rows_of(self._boxes))
         self._targets = self.first_edit = None  # until the batch's pilot has run
         self._rounds, self._prompts = config.rounds, tuple(batch.prompts)
         self._encode_prompts(config, checked)
@@ -198,6 +224,15 @@ class Plan:
             self._held[settings.kind.guided] = prompts
 
     @property
+    def rounds(self) -> int:
+        """N of the settings that were loaded last."""
+        return len(self._rounds)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latents divided by the scaling factor [B, 4, h, w] -> pixels [B, 3, H, W] float32, of the whole picture."""
+        return self.backend.decode_latent(latent) if self.boxed is None else self.boxed.decoder.whole(latent)
+
+    @property
     def original_latent(self) -> Tensor:
         """z0 = scaling factor * posterior mean, [B, 4, h, w] float32."""
         return self.buffers.moments.chunk(2, dim=1)[0] * self.backend.model.scaling_factor
@@ -208,6 +243,28 @@ class Plan:
         if b.mask is None or b.weight is None:
             return None
         return Background(b.mask, b.weight, b.z0, b.z0_background, b.eps_background)
+
+    def _bind_boxed(self, rows: int) -> UNetCall:
+        assert self.shape.box is not None
+        _, height, width = self.shape.latent
+        unet = BoxedUNet(self.backend.bind_boxed("unet", rows, height, width, self.shape.box))
+        if self._boxes:
+            unet.place(self._rows_of(self._boxes))
+        self.boxed = Boxed(unet, self._boxed_decoder() if self.boxed is None else self.boxed.decoder)
+        return unet
+
+    def _boxed_decoder(self) -> BoxedDecoder:
+        assert self.shape.box is not None
+        batch, (_, height, width) = self.shape.batch, self.shape.latent
+        network = self.backend.bind_boxed("vae_decoder", batch, height, width, self.shape.box)
+        decoder = BoxedDecoder(network, self.shape.scale)
+        if self._boxes:
+            decoder.place(self._boxes)
+        return decoder
+
+    def _rows_of(self, boxes: Sequence[Box]) -> list[Box]:
+        """Of the U-Net's latents: without a prompt, then of one finding after the other."""
+        return list(boxes) * (self.shape.findings + self.kind.guided)
 
     def _evaluations(self, kind: RoundKind) -> int:
         denoising, inverting = self._schedules[kind]

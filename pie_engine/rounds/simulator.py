@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -13,21 +14,23 @@ import numpy as np
 import torch
 
 from pie_engine.equality import ByContent
-from pie_engine.errors import BackendError
 from pie_engine.kernels.dispatch import select
 from pie_engine.rounds import loop as loops
 from pie_engine.rounds.batches import make_batch
+from pie_engine.rounds.boxed import NotRecordable
 from pie_engine.rounds.buffers import Shape
 from pie_engine.rounds.describe import describe_computation, describe_pace
 from pie_engine.rounds.finishing import Frames, finishing
 from pie_engine.rounds.interpolation import decode_between
 from pie_engine.rounds.loop import Loop
-from pie_engine.rounds.memory import explain, release
+from pie_engine.rounds.memory import OutOfMemory, explain, release
 from pie_engine.rounds.methods import Previous
 from pie_engine.rounds.pace import least_rounds, run_pilot
 from pie_engine.rounds.plan import Batch, Plan
+from pie_engine.rounds.regional import Regional, choose_boxes
 from pie_engine.rounds.resuming import Finished, Interrupted, restore
 from pie_engine.rounds.severity import run_severity_pass
+from pie_engine.rounds.truth import Watch
 from pie_engine.rounds.turns import Turns
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from pie_engine.rounds.methods import Chosen
     from pie_engine.rounds.timeline import Timeline
 
+log = logging.getLogger(__name__)
 # Called with (evaluations done, evaluations in all) after each U-Net evaluation; on a GPU, after each round of them.
 OnProgress = Callable[[int, int], None]
 KEPT_LOOPS = 2
@@ -53,13 +57,15 @@ class Simulated(ByContent):
         between: [N, K, H, W, 3] uint8, or None for K = 0.
         computed: how; the items of a batch share it.
         pace: of even pace, the displacement of the last frame and the blends; else None.
+        regional: the box that was computed and how far that is from the whole picture, or why none was.
     """
 
     frames: Frames
     original_latent: np.ndarray
     between: np.ndarray | None
     computed: dict[str, Any]
-    pace: dict[str, Any] | None = None
+    pace: dict[str, Any] | None
+    regional: dict[str, Any]
 
 
 class Simulator:
@@ -102,8 +108,18 @@ class Simulator:
             ConfigError: see `restore`.
             Interrupted: a KeyboardInterrupt came when rounds were finished, which it holds.
         """
-        with self._turns.turn(), torch.inference_mode(), self._explaining_memory(len(items), chosen.config):
-            return self._simulate(items, chosen, report, between, finished, severity)
+        arguments = (items, chosen, report, between, finished, severity)
+        with self._turns.turn(), torch.inference_mode():
+            regional = choose_boxes(items, chosen, self.backend, self.runtime)
+            if regional.boxes is not None:
+                try:
+                    with self._explaining_memory(len(items), chosen.config):
+                        return self._simulate(*arguments, regional)
+                except (NotRecordable, OutOfMemory) as reason:
+                    log.warning("%s; the rounds are computed again, of the whole picture", reason)
+                    regional = Regional(None, str(reason))
+            with self._explaining_memory(len(items), chosen.config):
+                return self._simulate(*arguments, regional)
 
     def _simulate(
         self,
@@ -113,11 +129,13 @@ class Simulator:
         between: int,
         finished: Finished | None,
         severity: Severity | None,
+        regional: Regional,
     ) -> list[Simulated]:
         start = time.monotonic()
-        batch, config, method = make_batch(items), chosen.config, chosen.frames
+        batch, config, method = make_batch(items, regional.boxes), chosen.config, chosen.frames
         loop = self._take_loop(batch, config)
         loop.load(batch, config)
+        loop.watch = None if loop.plan.boxed is None else Watch(loop.plan, items, composited=bool(config.composite))
         original = loop.plan.original_latent.cpu().numpy()
         # Leakage outside a mask is measured against it; without a mask nothing is outside.
         decoded_original = [None] * len(items) if batch.mask is None else loop.decode_original().numpy()
@@ -185,10 +203,14 @@ class Simulator:
         paces: list[dict[str, Any] | None] = [None] * len(items)
         if aims is not None:
             paces[:] = describe_pace(aims, np.array(blends), known, batch.item_ids, seen)
+        boxes = regional.describe(loop.watch)
         simulated = [
-            Simulated(one, original[i], _between(one, [stack[i] for stack in pictures]), computed, paces[i])
+            Simulated(
+                one, original[i], _between(one, [stack[i] for stack in pictures]), computed, paces[i],
+                boxes[i % len(boxes)],
+            )
             for i, one in enumerate(frames)
-        ]
+        ]  # fmt: skip
         if interrupt is not None:
             raise Interrupted(simulated, *interrupt.args) from None
         return simulated
@@ -202,6 +224,7 @@ class Simulator:
             scale=model.vae_scale,
             mask_channels=None if batch.mask is None else batch.mask.shape[1],
             findings=len(batch.prompts) // len(batch.item_ids),
+            box=None if batch.boxes is None else (batch.boxes[0].height, batch.boxes[0].width),
         )
         self._drop_stale_loops()
         # Taken out while it runs: one that is stopped by an error is not used again.
@@ -216,6 +239,8 @@ class Simulator:
 
     def _keep_loop(self, loop: Loop, config: RunConfig) -> None:
         self._drop_stale_loops()  # this one was bound anew when a precision was raised, the others were not
+        if loop.plan.boxed is not None and self.backend.device.type == "cpu":
+            loop.plan.boxed.unet.forget()  # what was captured on a GPU refers to it
         self.loops[loop.plan.key(loop.plan.shape, config)] = loop
 
     def _drop_stale_loops(self) -> None:
@@ -240,7 +265,7 @@ class Simulator:
             self.backend.release()
             traceback.clear_frames(error.__traceback__)
             release(self.backend.device)
-            raise BackendError(message) from error
+            raise OutOfMemory(message) from error
 
 
 def _between(frames: Frames, pictures: list[np.ndarray]) -> np.ndarray | None:

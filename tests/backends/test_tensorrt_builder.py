@@ -17,6 +17,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from machines import pretend_installed
 
+from pie_engine.backends import host_memory
 from pie_engine.backends.gpu import probe
 from pie_engine.backends.tensorrt import builder, library
 from pie_engine.backends.tensorrt.builder import compile_plan, needs_decomposing
@@ -256,7 +257,7 @@ def test_a_worker_that_fails(compiles: Any, monkeypatch: pytest.MonkeyPatch, scr
 def test_too_little_memory_is_refused_beforehand(compiles: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     free = builder.available_memory()
     assert free is not None and 2**20 < free < 2**50
-    assert builder.proc_bytes("/proc/nowhere", "MemAvailable") is None
+    assert host_memory.proc_bytes("/proc/nowhere", "MemAvailable") is None
     monkeypatch.setattr(builder, "available_memory", lambda: 100_000_000)
     with pytest.raises(BuildError, match=r"needs about 0\.4 GB of memory and 0\.1 GB are free; close other programs"):
         compiles()

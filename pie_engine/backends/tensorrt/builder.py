@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pie_engine.backends.host_memory import available_memory
 from pie_engine.errors import BuildError, argument
 
 if TYPE_CHECKING:
@@ -68,20 +69,6 @@ def _check_memory(onnx: Path, name: str) -> None:
             f"the build of {name} needs about {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are free; "
             + _LESS_MEMORY
         )
-
-
-def available_memory() -> int | None:
-    """Bytes of host memory that a new program can take, or None where the system does not say."""
-    return proc_bytes("/proc/meminfo", "MemAvailable")
-
-
-def proc_bytes(file: str, field: str) -> int | None:
-    """A field of a file below /proc, in bytes; None where there is none."""
-    try:
-        lines = Path(file).read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
 
 
 def _one_line(text: str, limit: int = 300) -> str:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pie_engine.backends.tensorrt.builder import proc_bytes
+from pie_engine.backends.host_memory import proc_bytes
 from pie_engine.backends.tensorrt.library import import_library, make_logger
 
 # A kernel that computes a whole attention, as TensorRT-RTX names it within a plan: once per attention and profile.

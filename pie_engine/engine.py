@@ -332,6 +332,7 @@ class PieEngine:
             "backend": {**computed["backend"], "chosen": self.chosen},
             "change": change.to_dict(),
             **({} if simulated.pace is None else {"pace": simulated.pace}),
+            **({} if simulated.stopped is None else {"stopped": simulated.stopped}),
             **({"partial": {"rounds": frames.rounds, "of": config.steps}} if partial else {}),
         }
         return Result(

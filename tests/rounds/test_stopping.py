@@ -235,13 +235,13 @@ def test_three_rounds_are_run_at_least() -> None:
 
 def test_rounds_that_do_not_shrink_do_not_end() -> None:
     """However little they change: what is left of them has no bound."""
-    assert stopping(5, np.full(20, 0.001))[1] == 20
+    assert stopping(5, np.full(20, 2.0**-10))[1] == 20
     assert stopping(5, 0.001 * 1.1 ** np.arange(20))[1] == 20
 
 
 def test_a_dip_is_not_believed() -> None:
-    """Ratios of 0.9, but for one of 0.3: that one alone would end the rounds."""
-    ratios = np.array([0.9, 0.9, 0.9, 0.9, 0.3, *[0.9] * 14])
+    """Ratios of 0.9, but for two of 0.3 in a row: the rate of what is left is not theirs."""
+    ratios = np.array([0.9, 0.9, 0.9, 0.9, 0.3, 0.3, *[0.9] * 13])
     found, _ = stopping(2, 0.1 * np.cumprod([1, *ratios]))
     (stopped,) = found.stopped
     assert stopped is not None and stopped["rate"] > 0.9

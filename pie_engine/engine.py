@@ -335,6 +335,7 @@ class PieEngine:
             "change": change.to_dict(),
             "regional": simulated.regional,
             **({} if simulated.pace is None else {"pace": simulated.pace}),
+            **({} if simulated.stopped is None else {"stopped": simulated.stopped}),
             **({"partial": {"rounds": frames.rounds, "of": config.steps}} if partial else {}),
         }
         return Result(

@@ -221,10 +221,13 @@ def _keep(
 
 
 def _standing_still(result: Result, method: MethodConfig) -> str:
-    """That the last half of a run's rounds is one picture, and what spreads the change over all; or nothing."""
+    """Where a tolerance ended the rounds; or that their last half is one picture, and what spreads the change."""
     from pie_engine.metrics.change import late_change
+    from pie_engine.outputs.provenance import say_stopped
 
     config, steps = result.config, result.config.steps
+    if "stopped" in result.provenance:
+        return say_stopped(result.provenance["stopped"], steps)
     settling = config.noise == "shared" or config.inversion == "ddim"
     if method.name != "pie" or config.semantics != "engine" or config.pace != "constant" or not settling:
         return ""

@@ -75,6 +75,11 @@ class MethodConfig:
             return
         if schedule is not None:
             raise ConfigError(f"method {self.name!r} has no rounds for a schedule; leave out {mention('schedule')}")
+        if config.tolerance is not None:
+            raise ConfigError(
+                f"{mention('tolerance')} {config.tolerance:g} is not used by method {self.name!r}, whose frames do not "
+                "settle; leave it out"
+            )
         refused: list[tuple[str, str | None, str]] = [
             ("semantics", config.semantics, "engine"), ("pace", config.pace, "constant"),
         ]  # fmt: skip

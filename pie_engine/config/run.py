@@ -84,6 +84,12 @@ class RunConfig:
         low=0.0, high=1e6, open_low=True, open="where the constant run ends, which a pilot measures", symbol="D",
         example=10, metavar="D", label="Displacement of the last frame",
     )  # fmt: skip
+    tolerance: float | None = setting(
+        "end where the next round is bound to change no pixel inside the region by so many grey levels, after three "
+        "rounds or more; the frames that are left repeat the last one",
+        default=None, low=0.0, high=255.0, open_low=True, open="all rounds run", example=1, metavar="GREY",
+        unit="grey levels", label="Tolerance (grey levels)",
+    )  # fmt: skip
     scheduler: str | None = setting(
         "ddim, pndm, euler, dpm++, unipc or any deterministic diffusers class", default=None, label="Scheduler",
         open="ddim; in official semantics the checkpoint's own", vary="names", on_a_line=False, example="ddim",
@@ -148,6 +154,7 @@ class RunConfig:
         if self.displacement is not None and self.pace == "constant":
             raise ConfigError(f"{mention('displacement')} belongs to even pace; pass {use('pace', 'even')} with it")
         self._check_until()
+        self._check_tolerance()
         for index, one in enumerate(self.rounds, start=1):
             if one.kind.denoising_steps < 1:
                 self._refuse_strength(index, one)
@@ -211,6 +218,19 @@ class RunConfig:
                 f"{mention('until')} {self.until:g} in {self.steps} round{'s' * (self.steps > 1)} cannot be reached; "
                 f"pass less than 1, such as {use('until', 0.8)}, and at least 2 rounds"
             )
+
+    def _check_tolerance(self) -> None:
+        """Only rounds that are alike and settle shrink geometrically, which is what bounds the next one."""
+        if self.tolerance is None:
+            return
+        what = f"{mention('tolerance')} {self.tolerance:g} needs rounds that"
+        for name, value, needed in (
+            ("semantics", self.semantics, "engine"), ("pace", self.pace, "constant"), ("noise", self.noise, "shared"),
+        ):  # fmt: skip
+            if value != needed:
+                raise ConfigError(f"{what} settle, which {name} {value!r} keeps them from; pass {use(name, needed)}")
+        if self.schedule is not None:
+            raise ConfigError(f"{what} are alike, and a schedule makes them differ; leave out {mention('schedule')}")
 
     def _refuse_strength(self, index: int, one: RoundSettings) -> None:
         least = math.ceil(100 / self.num_inference_steps) / 100  # rounded up: the remedy has to work when copied

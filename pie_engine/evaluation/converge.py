@@ -87,6 +87,8 @@ def check_run(folder: Path) -> CheckedRun:
         raise InputError(f"{folder} ran on a schedule, and a decay is that of equal rounds; pass a run without one")
     if settings.get("pace", "constant") != "constant":
         raise InputError(f"{folder} has an even pace, whose increments are equal on purpose; pass a run without one")
+    if settings.get("tolerance") is not None:
+        raise InputError(f"{folder} has a tolerance, after which frames repeat; pass a run of all rounds, without one")
     if method not in ("pie", "control"):
         raise InputError(f"{folder} was made by method {method!r}, whose frames are not rounds; pass a run of PIE")
     # Without a mask nothing is blended, and a constant edit adds up in full.

@@ -54,9 +54,7 @@ class ChangeMeter:
     ):
         shape, size = original_latent.shape, input_frame.shape[:2]
         soft = np.ones(shape) if latent_mask is None else np.broadcast_to(latent_mask, shape)
-        self._inside, self._outside = soft >= 0.5, soft == 0
-        if not self._inside.any():
-            self._inside = soft == soft.max()  # a ROI smaller than half a latent
+        self._inside, self._outside = inside_region(shape, latent_mask), soft == 0
         self._pixels_outside = np.zeros(size, bool) if mask is None else ~mask
         # In official semantics any grey counts, and none of it need be half white.
         self._pixels_inside = np.ones(size, bool) if mask is None or not mask.any() else mask
@@ -71,10 +69,10 @@ class ChangeMeter:
 
     def add(self, latent: np.ndarray, decoded: np.ndarray, frame: np.ndarray) -> None:
         """The next round: its latent [4, h, w], its frame [H, W, 3] uint8 before compositing, and as written."""
-        self._increments.append(_rms((latent - self._previous)[self._inside]))
-        self._inside_from_original.append(_rms((latent - self._original)[self._inside]))
+        self._increments.append(root_mean_square((latent - self._previous)[self._inside]))
+        self._inside_from_original.append(root_mean_square((latent - self._original)[self._inside]))
         if self._outside.any():
-            self._outside_from_original.append(_rms((latent - self._original)[self._outside]))
+            self._outside_from_original.append(root_mean_square((latent - self._original)[self._outside]))
         differences = grey_differences(frame, self._input)
         if self._pixels_outside.any():
             self._frame_outside.append(float(differences[self._pixels_outside].mean()))
@@ -149,7 +147,20 @@ def late_change(frames: np.ndarray, mask: np.ndarray | None) -> float:
     return float((differences if mask is None else differences[mask]).mean())
 
 
-def _rms(values: np.ndarray) -> float:
+def inside_region(shape: tuple[int, ...], latent_mask: np.ndarray | None) -> np.ndarray:
+    """The latents that are at least half inside, bool of `shape`; of a region smaller than that those most inside.
+
+    Args:
+        shape: (4, h, w).
+        latent_mask: [1 or 4, h, w] in [0, 1], or None for all.
+    """
+    soft = np.ones(shape) if latent_mask is None else np.broadcast_to(latent_mask, shape)
+    inside: np.ndarray = soft >= 0.5
+    return inside if inside.any() else soft == soft.max()
+
+
+def root_mean_square(values: np.ndarray) -> float:
+    """Computed in double precision."""
     return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
 
 

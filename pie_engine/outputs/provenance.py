@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pie_engine import __version__
@@ -62,6 +63,22 @@ def describe_item(
         "runtime": {"fused_step": simulator.kernels.name, "compile": simulator.runtime.compile},
         "method": {**method.to_dict(), **chosen.facts, **instead},
     }
+
+
+def say_stopped(stopped: Mapping[str, Any], steps: int) -> str:
+    """Where a tolerance ended the rounds of a run, in words.
+
+    Args:
+        stopped: as provenance has it (`pie_engine.rounds.stopping.Stopping.stopped`).
+        steps: N.
+    """
+    after = stopped["after"]
+    repeated = f"frames {after + 1} to {steps} repeat" if after + 1 < steps else f"frame {steps} repeats"
+    return (
+        f"stopped after round {after} of {steps}: the next is bound to change no pixel by more than "
+        f"{stopped['bound']:.2g} grey levels, and all that are left by {stopped['drift']:.2g} if their rate rises no "
+        f"further; {repeated} frame {after}"
+    )
 
 
 def describe_simulated(item: PreparedItem, config: RunConfig, model: ModelInfo) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -167,7 +167,9 @@ class Loop:
             with self._timeline.main():
                 self._raise_precision(number, STAGE_COMPONENT[stage], flags[stage])
 
-    def rounds(self, on_step: OnStep = lambda: None, *, done: int = 0, last: Round | None = None) -> Iterator[Round]:
+    def rounds(
+        self, on_step: OnStep = lambda: None, *, done: int = 0, last: Round | None = None
+    ) -> Generator[Round, None, None]:
         """Yield the N rounds of the loaded batch, or those after the first `done`.
 
         Args:

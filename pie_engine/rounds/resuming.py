@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ class Finished(ByContent):
         return len(self.latents)
 
 
-def restore(loop: Loop, finished: Finished) -> Iterator[Round]:
+def restore(loop: Loop, finished: Finished) -> Generator[Round, None, None]:
     """The finished rounds of the loaded batch of one item: their latents as they are, their frames decoded again.
 
     Raises:

@@ -30,6 +30,7 @@ from pie_engine.rounds.plan import Batch, Plan
 from pie_engine.rounds.regional import Regional, choose_boxes
 from pie_engine.rounds.resuming import Finished, Interrupted, restore
 from pie_engine.rounds.severity import run_severity_pass
+from pie_engine.rounds.stopping import Stopping
 from pie_engine.rounds.truth import Watch
 from pie_engine.rounds.turns import Turns
 
@@ -58,6 +59,7 @@ class Simulated(ByContent):
         computed: how; the items of a batch share it.
         pace: of even pace, the displacement of the last frame and the blends; else None.
         regional: the box that was computed and how far that is from the whole picture, or why none was.
+        stopped: where a tolerance ended the rounds, and what bounds the rest (`Stopping.stopped`); else None.
     """
 
     frames: Frames
@@ -66,6 +68,7 @@ class Simulated(ByContent):
     computed: dict[str, Any]
     pace: dict[str, Any] | None
     regional: dict[str, Any]
+    stopped: dict[str, Any] | None
 
 
 class Simulator:
@@ -161,6 +164,7 @@ class Simulator:
             Frames(item, bool(config.composite), latent, before, untouched=isinstance(method, Previous))
             for item, latent, before in zip(items, original, decoded_original, strict=True)
         ]
+        stopping = Stopping(config, items, original)
         pictures: list[np.ndarray] = []
         blends = [] if finished is None else list(finished.blends)
         aims: np.ndarray | None = None
@@ -176,12 +180,12 @@ class Simulator:
         try:
             with finishing(frames) as host:
                 restored = None
-                for restored in () if finished is None else restore(loop, finished):
+                for restored in () if finished is None else stopping.watch(restore(loop, finished)):
                     host.add(restored)
                 seconds["rounds"] += () if finished is None else finished.seconds
                 last = time.monotonic()
                 rounds = (
-                    loop.rounds(on_step, done=done, last=restored)
+                    stopping.watch(loop.rounds(on_step, done=done, last=restored))
                     if method is None
                     else method.rounds(loop, batch, config, on_step)
                 )
@@ -190,6 +194,10 @@ class Simulator:
                     blends += [] if result.blends is None else [result.blends.numpy()]
                     seconds["rounds"].append(round(time.monotonic() - last, 4))
                     last = time.monotonic()
+                for result in stopping.repeated():
+                    host.add(result)
+            if stopping.over:
+                report(total, total)
             if between:
                 latents = [original, *np.stack([one.latents for one in frames], axis=1)]  # N + 1 of [B, 4, h, w]
                 pictures = decode_between(loop, latents, between)
@@ -198,16 +206,18 @@ class Simulator:
             if not frames[0].rounds:
                 raise
             interrupt, pictures = raised, []
+        if stopping.over:
+            total = stopping.evaluations(loop.plan, ahead=int(loop.overlapping))
         computed = describe_computation(loop, self.runtime, evaluations=total, rounds=method is None)
         computed["seconds"] = seconds
         paces: list[dict[str, Any] | None] = [None] * len(items)
         if aims is not None:
             paces[:] = describe_pace(aims, np.array(blends), known, batch.item_ids, seen)
-        boxes = regional.describe(loop.watch)
+        boxes, stops = regional.describe(loop.watch), stopping.stopped or [None] * len(items)
         simulated = [
             Simulated(
                 one, original[i], _between(one, [stack[i] for stack in pictures]), computed, paces[i],
-                boxes[i % len(boxes)],
+                boxes[i % len(boxes)], stops[i],
             )
             for i, one in enumerate(frames)
         ]  # fmt: skip

@@ -97,6 +97,11 @@ class Design:
             raise ConfigError(
                 f"a schedule fixes per round what a sweep varies; leave out {argument('schedule')}", field="schedule"
             )
+        if self.base.tolerance is not None:
+            raise ConfigError(
+                f"a tolerance repeats frames whose increments a sweep measures; leave out {argument('tolerance')}",
+                field="tolerance",
+            )
         for option in self.options:
             owners = METHOD_OPTIONS[option]
             if not set(owners) & set(self.grid.get(METHOD, ())):

@@ -81,7 +81,7 @@ def test_a_bundle_without_engines(pie: Any, bundle: Bundle) -> None:
     text = pie("inspect", bundle.path).out
     assert "\nEngines\n  none; PyTorch runs the models, OpenVINO and ONNX Runtime the graphs\n" in text
     assert "\n  in PyTorch          runs, with the graphs' weights\n" in text
-    assert f"  unet                {bundle.manifest['hashes']['unet'][:12]}  " in text
+    assert f"  unet                {bundle.manifest['hashes']['unet'][:12]}" in text  # where it comes from follows
     assert "Defects" not in text
 
 
@@ -129,7 +129,8 @@ def test_engines_that_load(pie: Any, make: MakeBundle) -> None:
     ):
         assert line in lines
     assert not any("rebuild" in line for line in lines)
-    assert max(len(line) for line in lines if str(folder) not in line) <= 100
+    own = [line for line in lines if str(folder) not in line and "/" not in line]  # paths are as long as they are
+    assert max(map(len, own)) <= 100
 
 
 def test_without_a_gpu(pie: Any, make: MakeBundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,15 @@ def cover(mask: np.ndarray, margin: int, multiple: int) -> Box:
     return Box(*starts, *lengths)
 
 
+def enlarged(box: Box, by: int, size: tuple[int, int]) -> Box:
+    """A box and what lies around it, `by` latents on each side, within a picture of this size; where that ends before,
+    it takes in more of the other side, so that boxes of one size become boxes of one size.
+    """
+    height, width = min(box.height + 2 * by, size[0]), min(box.width + 2 * by, size[1])
+    top = max(0, min(box.top - by, size[0] - height))
+    return Box(top, max(0, min(box.left - by, size[1] - width)), height, width)
+
+
 def windows(box: Box, size: tuple[int, int], levels: int) -> list[Window]:
     """A box of latents at every level of the U-Net, finest first; each covers the one before.
 

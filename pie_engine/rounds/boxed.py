@@ -17,7 +17,10 @@ import torch
 from torch import Tensor
 
 from pie_engine.backends.protocol import BoxedNetwork, UNetCall
-from pie_engine.regional.windows import Box, Window
+from pie_engine.regional.windows import Box, Window, enlarged
+
+# Latents that the decoder's box takes in beyond the U-Net's: what it draws depends on as much around it.
+DECODER_MARGIN = 6
 
 
 class NotRecordable(Exception):
@@ -111,6 +114,11 @@ class BoxedUNet(UNetCall):
             raise NotRecordable("what surrounds the box is beyond half precision's 65504")
         self.recorded = self.recorded or recording
 
+    @property
+    def was_whole(self) -> bool:
+        """Whether the round that ended last was computed whole, or was checked: then its frames are decoded whole."""
+        return self.check or self.mode is not Mode.INSIDE
+
     def forget(self) -> None:
         """Let go of the recording's memory."""
         self._kept = self._predictions = self.anchor = None
@@ -142,7 +150,7 @@ class BoxedUNet(UNetCall):
         assert self._kept is not None and self._predictions is not None and self._row is not None
         pairs = ((self._kept, self._network.surroundings), (self._predictions, self.output))
         for kept, value in pairs:
-            if kept.device.type == "cpu":
+            if on_host(kept.device):
                 kept[int(self._row)].copy_(value)
             else:
                 kept.index_copy_(0, self._row.long(), value.to(kept.dtype)[None])
@@ -151,8 +159,7 @@ class BoxedUNet(UNetCall):
         assert self._kept is not None and self._predictions is not None and self._row is not None
         pairs = ((self._network.surroundings, self._kept), (self.output, self._predictions))
         for value, kept in pairs:
-            on_cpu = kept.device.type == "cpu"  # where a row can be looked up without a copy
-            value.copy_(kept[int(self._row)] if on_cpu else kept.index_select(0, self._row)[0])
+            value.copy_(kept[int(self._row)] if on_host(kept.device) else kept.index_select(0, self._row)[0])
 
 
 class BoxedDecoder:
@@ -177,16 +184,18 @@ class BoxedDecoder:
         self.mode, self.recorded = Mode.WHOLE, False
 
     def place(self, boxes: Sequence[Box]) -> None:
-        """Where the boxes lie from now on, one for each item, in latents."""
+        """Where the U-Net's boxes lie from now on, one for each item, in latents."""
+        _, _, *size = self._network.sample.shape
+        boxes = [enlarged(box, DECODER_MARGIN, (size[0], size[1])) for box in boxes]
         self._network.place(boxes)
         self._at.place(boxes)
         self._pixels_at.place([Box(*(n * self._scale for n in box)) for box in boxes])
         self.recorded = False
 
     @contextlib.contextmanager
-    def of_round(self) -> Iterator[None]:
-        """Within it a round's frames are decoded: those of the first one whole, of the others the boxes."""
-        self.mode = Mode.INSIDE if self.recorded else Mode.WHOLE
+    def of_round(self, *, whole: bool) -> Iterator[None]:
+        """Within it a round's frames are decoded: in the boxes, where they have been whole before and need not be."""
+        self.mode = Mode.INSIDE if self.recorded and not whole else Mode.WHOLE
         try:
             yield
         finally:
@@ -211,6 +220,11 @@ class BoxedDecoder:
     def cut(self, values: Tensor) -> Tensor:
         """Of [B, C, H, W] at the size of pixels what lies in the boxes, [B, C, H', W']."""
         return self._pixels_at.cut(values)
+
+
+def on_host(device: torch.device) -> bool:
+    """Whether the host can look up which row a step is at, and so read it where it lies: not while a GPU captures."""
+    return device.type == "cpu"
 
 
 class _Placed:

@@ -127,7 +127,9 @@ def read_noise_back(plan: Plan) -> None:
 def decode_frames(plan: Plan) -> None:
     """The latents handed to the decoder -> frames [B, H, W, 3] uint8, clamped and rounded half to even."""
     b, latent = plan.buffers, plan.buffers.decoding / plan.backend.model.scaling_factor
-    boxed = None if plan.boxed is None or plan.boxed.decoder.mode is Mode.WHOLE else plan.boxed.decoder
+    boxed = None if plan.boxed is None else plan.boxed.decoder
+    if boxed is not None and boxed.mode is Mode.WHOLE:
+        boxed = None
     pixels = plan.decode(latent) if boxed is None else boxed.inside(latent)
     b.decoding_flags[DECODE].copy_(~pixels.isfinite().flatten(1).all(1))
     frames = (pixels / 2 + 0.5).clamp(0, 1).mul(255).round().permute(0, 2, 3, 1).to(torch.uint8)

@@ -295,10 +295,11 @@ class Loop:
 
         self._timeline.hand_over(hand_over)
         with self._timeline.decoding():
-            if self.plan.boxed is None:
+            boxed = self.plan.boxed
+            if boxed is None or boxed.decoder is None:
                 self.run(decode_frames)
             else:
-                with self.plan.boxed.decoder.of_round():
+                with boxed.decoder.of_round(whole=boxed.unet.was_whole):
                     self.run(decode_frames)
             slot.latents.copy_(b.decoding, non_blocking=True)
             slot.frames.copy_(b.frames, non_blocking=True)
@@ -316,8 +317,11 @@ class Loop:
         name = STAGES[part]
         if part in (enter, enter_official, step) and not self.plan.kind.guided:
             name += UNGUIDED
-        if self.plan.boxed is not None and part in (step, decode_frames):
-            name += (self.plan.boxed.unet if part is step else self.plan.boxed.decoder).mode.value
+        boxed = self.plan.boxed
+        if boxed is not None and part is step:
+            name += boxed.unet.mode.value
+        if boxed is not None and boxed.decoder is not None and part is decode_frames:
+            name += boxed.decoder.mode.value
         stage = self.stages.get(name)
         if stage is None:
             stage = self.stages[name] = Stage(name, partial(part, self.plan), self._capture(part is decode_frames))

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pie_engine.rounds.boxed import BoxedDecoder, BoxedUNet
+from pie_engine.regional.windows import Box, enlarged
+from pie_engine.rounds.boxed import DECODER_MARGIN, BoxedDecoder, BoxedUNet
 from pie_engine.rounds.buffers import Buffers, Pacing, Shape
 from pie_engine.rounds.findings import RegionalUNet
 from pie_engine.rounds.sampler import Background, Sampler
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from pie_engine.backends import Backend, UNetCall
     from pie_engine.config import RoundKind, RoundSettings, RunConfig
     from pie_engine.kernels.dispatch import Kernels
-    from pie_engine.regional.windows import Box
     from pie_engine.rounds.schedule import Schedule
 
 
@@ -49,10 +49,14 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Boxed:
-    """The networks of a plan whose rounds compute boxes."""
+    """The networks of a plan whose rounds compute boxes.
+
+    Attributes:
+        decoder: None where its boxes, which are larger, would be the whole picture.
+    """
 
     unet: BoxedUNet
-    decoder: BoxedDecoder
+    decoder: BoxedDecoder | None
 
 
 class Plan:
@@ -167,7 +171,8 @@ class Plan:
         if self.boxed is not None:
             assert batch.boxes is not None
             self._boxes = batch.boxes
-            self.boxed.decoder.place(self._boxes)
+            if self.boxed.decoder is not None:
+                self.boxed.decoder.place(self._boxes)
             self.boxed.unet.place(self._rows_of(self._boxes))
         self._targets = self.first_edit = None  # until the batch's pilot has run
         self._rounds, self._prompts = config.rounds, tuple(batch.prompts)
@@ -230,7 +235,8 @@ class Plan:
 
     def decode(self, latent: Tensor) -> Tensor:
         """Latents divided by the scaling factor [B, 4, h, w] -> pixels [B, 3, H, W] float32, of the whole picture."""
-        return self.backend.decode_latent(latent) if self.boxed is None else self.boxed.decoder.whole(latent)
+        decoder = None if self.boxed is None else self.boxed.decoder
+        return self.backend.decode_latent(latent) if decoder is None else decoder.whole(latent)
 
     @property
     def original_latent(self) -> Tensor:
@@ -253,10 +259,13 @@ class Plan:
         self.boxed = Boxed(unet, self._boxed_decoder() if self.boxed is None else self.boxed.decoder)
         return unet
 
-    def _boxed_decoder(self) -> BoxedDecoder:
+    def _boxed_decoder(self) -> BoxedDecoder | None:
         assert self.shape.box is not None
         batch, (_, height, width) = self.shape.batch, self.shape.latent
-        network = self.backend.bind_boxed("vae_decoder", batch, height, width, self.shape.box)
+        _, _, *size = enlarged(Box(0, 0, *self.shape.box), DECODER_MARGIN, (height, width))
+        if size == [height, width]:
+            return None
+        network = self.backend.bind_boxed("vae_decoder", batch, height, width, (size[0], size[1]))
         decoder = BoxedDecoder(network, self.shape.scale)
         if self._boxes:
             decoder.place(self._boxes)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pie_engine.errors import ConfigError, mention, use
 from pie_engine.regional.layout import decoder_entries, numbers_by_part, share_of_work, unet_entries
-from pie_engine.regional.windows import Box, cover, magnified, windows
+from pie_engine.regional.windows import Box, cover, enlarged, magnified, windows
+from pie_engine.rounds.boxed import DECODER_MARGIN
 from pie_engine.rounds.memory import free_memory
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def _taken(box: Box, latents: tuple[int, int], config: RunConfig, backend: Backe
     entries, at = unet_entries(unet), windows(box, latents, len(unet["block_out_channels"]))
     overhead = _OVERHEAD.get(backend.name, _USUAL_OVERHEAD)
     step = min(1.0, share_of_work(entries, at) + overhead)
-    at = magnified(box, latents, len(vae["block_out_channels"]))
+    at = magnified(enlarged(box, DECODER_MARGIN, latents), latents, len(vae["block_out_channels"]))
     picture = min(1.0, share_of_work(decoder_entries(vae), at) + overhead)
     # A decoded picture takes as long as one step and a half of Stable Diffusion v1, guided.
     steps, decoding = config.rounds[0].kind.denoising_steps, 1.5

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-# Grey levels, at the 99.9th percentile of the region's values, that a frame may be from that of whole rounds.
-LIMIT = 1.0
+# Grey levels, at the 99.9th percentile of the region's values, that a frame may be from that of whole rounds, by this
+# estimate; in docs/performance.md it is more than the frames' own difference.
+LIMIT = 1.5
 _PERCENTILE = 99.9
 # After so many rounds that had to be computed again the rest are whole ones: boxes cost more than they save.
 _MOST_FAILURES = 2
@@ -118,13 +119,16 @@ class Watch:
         b, boxed = self._plan.buffers, self._boxed
         noise = _guided(self._plan, boxed.unet.difference / boxed.unet.checks)
         weight = b.mask if b.pace is not None else b.weight
+        assert weight is not None and b.mask is not None
         change = weight * b.mask * noise * carried(self._plan.sampler.schedule)
         scaling = self._plan.backend.model.scaling_factor
         x = latents.to(change)
+        decode, weights = self._plan.decode, self._weight
+        if boxed.decoder is not None:
+            decode, weights = boxed.decoder.inside, boxed.decoder.cut(weights)
         # A copy, as the second call overwrites what the first gave.
-        before = boxed.decoder.inside(x / scaling).clone()
-        grey = (boxed.decoder.inside((x + change) / scaling) - before).abs() * 127.5
-        weights = boxed.decoder.cut(self._weight)
+        before = decode(x / scaling).clone()
+        grey = (decode((x + change) / scaling) - before).abs() * 127.5
         found = []
         for values, each in zip((grey * weights).cpu().numpy(), weights.cpu().numpy(), strict=True):
             inside = values[:, each[0] > 0]

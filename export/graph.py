@@ -66,8 +66,6 @@ def export_component(component: Component, folder: Path, *, precision: str, opse
     Returns:
         The path of the graph.
     """
-    import torch
-
     module = component.module
     if precision == "fp16":
         module = copy.deepcopy(module).half()

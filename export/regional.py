@@ -1,7 +1,7 @@
 """U-Net and VAE decoder for regional rounds: one graph that computes a whole picture, recorded, or a box within it.
 
-Weights would be held twice by two graphs. A whole picture is a box whose ring is zero and which nothing lies outside of,
-so the graph computes a box, always. Its inputs, in order (B latents, of one size, each with its box):
+Weights would be held twice by two graphs. A whole picture is a box whose ring is zero and outside of which nothing
+lies, so the graph computes a box, always. Its inputs, in order (B latents, of one size, each with its box):
 
     sample, timestep, context    as the dense graph has them; of the decoder latent alone
     given                        [1] float32: 1 takes the norms from the recording, 0 computes them
@@ -37,6 +37,8 @@ from pie_engine.regional.windows import WIDE, Around, Box, Window, Within, magni
 OPSET = 20
 # Inputs of the dense graph, which come first, and its output.
 DENSE = {"unet": (("sample", "timestep", "context"), "prediction"), "vae_decoder": (("latent",), "pixels")}
+# Whose configuration and weights each network has.
+MODELS = {"unet": "unet", "vae_decoder": "vae"}
 
 
 @dataclass(frozen=True)
@@ -222,8 +224,8 @@ def export_regional(ports: Ports, net: Any, folder: Path, *, precision: str, ops
 
 
 def check_regional(ports: Ports, net: Any, path: Path, *, precision: str) -> float:
-    """Run the graph in ONNX Runtime on a whole picture and, between what it recorded, on boxes of other sizes and places
-    than it was exported for, and compare with the template in fp32 PyTorch.
+    """Run the graph in ONNX Runtime and compare with the template in fp32 PyTorch: on a whole picture and, between what
+    it recorded, on boxes of other sizes and places than it was exported for.
 
     Returns:
         The relative error: the largest of the prediction's, of all that was recorded, and of the boxes' prediction.
@@ -277,7 +279,11 @@ def _own_inputs(ports: Ports, net: Any, batch: int, size: tuple[int, int]) -> li
 
     if ports.component == "unet":
         channels, width = int(net.config.in_channels), int(net.config.cross_attention_dim)
-        return [normal(batch, channels, *size), torch.tensor([481.0]), normal(batch, 77, width)]
+        return [
+            normal(batch, channels, *size),
+            torch.tensor([481.0]),
+            normal(batch, 75 + batch, width),
+        ]  # as many tokens as there are
     return [normal(batch, ports.entries[0].channels, *size)]
 
 

@@ -111,9 +111,7 @@ def _pick_graph(x: Any, at: Any) -> Any:
     return op.Reshape(flat, op.Concat(_ints(0, 0), op.Shape(at, start=1), axis=0))
 
 
-def _norm_graph(
-    x: Any, weight: Any, bias: Any, scale: Any, shift: Any, given: Any, groups: int, eps: float
-) -> Any:
+def _norm_graph(x: Any, weight: Any, bias: Any, scale: Any, shift: Any, given: Any, groups: int, eps: float) -> Any:
     from onnx import TensorProto
     from onnxscript import opset18 as op
 

@@ -105,7 +105,7 @@ def cached_regional(network: Network, cache: Path, on_component: OnComponent) ->
     found = layout.obstacle(network.config)
     if found:
         raise BuildError(f"{name} is not known in boxes ({found}); build it without regional graphs")
-    facts = [FORMAT, name + REGIONAL, network.weights_hash, network.precision, opset, network.config]
+    facts = [FORMAT, name + REGIONAL, network.weights_hash, network.precision, opset]
     facts += [exporter_versions(), exporter_sources(), _regional_sources()]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache / "components" / f"{name}{REGIONAL}-{digest}"

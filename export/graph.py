@@ -66,23 +66,56 @@ def export_component(component: Component, folder: Path, *, precision: str, opse
     Returns:
         The path of the graph.
     """
-    import torch
-
     module = component.module
     if precision == "fp16":
         module = copy.deepcopy(module).half()
     inputs = cast_inputs(component, precision)
+    return write_graph(
+        module,
+        tuple(inputs.values()),
+        folder,
+        inputs=list(inputs),
+        outputs=[component.output],
+        dynamic=tuple(component.dynamic.get(name, {}) for name in inputs),
+        opset=opset,
+    )
+
+
+def write_graph(
+    module: torch.nn.Module,
+    arguments: tuple[Any, ...],
+    folder: Path,
+    *,
+    inputs: list[str],
+    outputs: list[str],
+    dynamic: tuple[Any, ...],
+    opset: int,
+    translations: dict[Any, Any] | None = None,
+) -> Path:
+    """Write `folder`/model.onnx (and model.onnx.data where the weights are large): a module as it runs on `arguments`.
+
+    Args:
+        inputs, outputs: names of the tensors in `arguments` and of those that the module returns, in order.
+        dynamic: of each of the arguments, which sizes may vary, as `torch.onnx.export` takes it.
+        translations: what becomes of operators that are not PyTorch's.
+
+    Returns:
+        The path of the graph.
+    """
+    import torch
+
     path = folder / "model.onnx"
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             module,
-            tuple(inputs.values()),
+            arguments,
             dynamo=True,
             opset_version=opset,
-            input_names=list(inputs),
-            output_names=[component.output],
-            dynamic_shapes=tuple(component.dynamic.get(name, {}) for name in inputs),
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=dynamic,
+            custom_translation_table=translations,
             optimize=False,
             verbose=False,
         )
@@ -118,15 +151,23 @@ def check_parity(component: Component, path: Path, reference: np.ndarray, *, pre
     Raises:
         BackendError: ONNX Runtime is not installed.
     """
+    feeds = {name: tensor.numpy() for name, tensor in cast_inputs(component, precision).items()}
+    return relative_error(parity_session(path).run(None, feeds)[0], reference)
+
+
+def parity_session(path: Path) -> Any:
+    """An exported graph in ONNX Runtime on the processor, to be compared with PyTorch.
+
+    Raises:
+        BackendError: ONNX Runtime is not installed.
+    """
     try:
         import onnxruntime
     except ImportError:
         raise BackendError("onnxruntime is not installed; pip install 'pie-engine[cpu]'") from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feeds = {name: tensor.numpy() for name, tensor in cast_inputs(component, precision).items()}
-    return relative_error(session.run(None, feeds)[0], reference)
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def _optimize(program: Any, parameters: set[str]) -> None:
@@ -160,7 +201,8 @@ def _optimize(program: Any, parameters: set[str]) -> None:
             if not np.array_equal(random.ravel(), array.ravel()):
                 random, weight = random.T, weight.T
             if np.array_equal(random.ravel(), array.ravel()):
-                values[name].const_value = ir.tensor(weight.reshape(array.shape), name=name)
+                # A norm's, in half precision, is kept in single where the graph computes its statistics.
+                values[name].const_value = ir.tensor(weight.reshape(array.shape).astype(array.dtype), name=name)
                 del originals[original]
                 break
     if originals:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from pie_engine.config import COMPONENTS
 from pie_engine.files import temporary_name
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pie_engine.model.bundle import Bundle
 
 
@@ -30,25 +32,34 @@ class OnnxBackend(GraphBackend):
     # (onnxruntime issue 26887, pull request 32081): the process aborts.
     capture_obstacle = "onnxruntime's work cannot be recorded into another library's graph"
 
-    def __init__(self, bundle: Bundle, *, device: str = "cpu", threads: int | None = None):
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        regional_graph: Callable[[str], Path] | None = None,
+    ):
         self._threads = threads
         # ONNX Runtime runs on the stream that a session was opened with: the loop has to run on the same one.
         self.stream = torch.cuda.Stream(torch.device(device)) if device.startswith("cuda") else None
         components = bundle.manifest["components"]
-        super().__init__(bundle, device, {name: components[name]["precision"] for name in COMPONENTS})
+        super().__init__(bundle, device, {name: components[name]["precision"] for name in COMPONENTS}, regional_graph)
 
-    def _open(self, component: str) -> Any:
-        return self._session(component, self._paths[component])
+    def _open(self, name: str) -> Any:
+        return self._session(name, self._paths[name])
 
-    def _open_in_fp32(self, component: str) -> Any:
+    def _open_in_fp32(self, name: str) -> Any:
         from pie_engine.export.promote import to_single_precision
 
         with temporary_name(Path(tempfile.gettempdir()) / "pie-engine") as folder:
             folder.mkdir(mode=0o700)
-            return self._session(component, to_single_precision(self._paths[component], folder))
+            return self._session(name, to_single_precision(self._paths[name], folder))
 
-    def _session(self, component: str, path: Path) -> Any:
-        return open_session(path, component, device=self.device, stream=self.stream, threads=self._threads)
+    def _session(self, name: str, path: Path) -> Any:
+        return open_session(path, self._expected(name), device=self.device, stream=self.stream, threads=self._threads)
 
-    def _bind(self, graph: Any, shapes: Mapping[str, tuple[int, ...]]) -> BoundGraph:
-        return BoundGraph(graph, shapes, self.device)
+    def _bind(
+        self, graph: Any, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor] | None = None
+    ) -> BoundGraph:
+        return BoundGraph(graph, shapes, self.device, tensors)

@@ -33,9 +33,12 @@ def import_onnxruntime() -> Any:
 
 
 def open_session(
-    path: Path, component: str, *, device: torch.device, stream: torch.cuda.Stream | None, threads: int | None
+    path: Path, names: tuple[str, ...], *, device: torch.device, stream: torch.cuda.Stream | None, threads: int | None
 ) -> Any:
     """A session for one graph on `device`; on a GPU all its work goes to `stream`.
+
+    Args:
+        names: what the graph takes and gives, in order.
 
     Raises:
         BackendError: ONNX Runtime cannot load the graph, or has no GPU support here.
@@ -68,7 +71,7 @@ def open_session(
             value=str(device),
         )
     found = tuple(node.name for node in (*session.get_inputs(), *session.get_outputs()))
-    check_names(path, component, found)
+    check_names(path, names, found)
     return session
 
 
@@ -100,11 +103,21 @@ def _providers(ort: Any, device: torch.device, stream: torch.cuda.Stream | None)
 class BoundGraph:
     """A session with its addresses bound once: each call reads and writes the same tensors.
 
+    Args:
+        shapes: of tensors that are allocated, by name.
+        tensors: others, by name. An output that is in neither is bound to nothing.
+
     Attributes:
-        inputs, outputs: name -> tensor, zero at first.
+        inputs, outputs: name -> tensor; zero at first, where it is allocated.
     """
 
-    def __init__(self, session: Any, shapes: Mapping[str, tuple[int, ...]], device: torch.device):
+    def __init__(
+        self,
+        session: Any,
+        shapes: Mapping[str, tuple[int, ...]],
+        device: torch.device,
+        tensors: Mapping[str, Tensor] | None = None,
+    ):
         import torch
 
         self._session, self._binding = session, session.io_binding()
@@ -112,18 +125,21 @@ class BoundGraph:
         if device.type == "cuda":
             # The loop orders work by its stream and waits where it reads.
             self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        nodes = {
-            node.name: torch.zeros(shapes[node.name], dtype=getattr(torch, _TORCH[node.type]), device=device)
-            for node in (*session.get_inputs(), *session.get_outputs())
-        }
+        nodes = dict(tensors or {})
+        for node in (*session.get_inputs(), *session.get_outputs()):
+            if node.name in shapes:
+                dtype = getattr(torch, _TORCH[node.type])
+                nodes[node.name] = torch.zeros(shapes[node.name], dtype=dtype, device=device)
         self.inputs = {node.name: nodes[node.name] for node in session.get_inputs()}
-        self.outputs = {node.name: nodes[node.name] for node in session.get_outputs()}
+        self.outputs = {node.name: nodes[node.name] for node in session.get_outputs() if node.name in nodes}
         for bind, tensors in (
             (self._binding.bind_input, self.inputs),
             (self._binding.bind_output, self.outputs),
         ):
             for name, tensor in tensors.items():
-                _bind(bind, name, tensor)
+                # An output of no numbers has no address, which is refused; nobody reads it.
+                if tensor.numel() or tensors is self.inputs:
+                    _bind(bind, name, tensor)
 
     def __call__(self) -> None:
         self._session.run_with_iobinding(self._binding, self._options)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pie_engine.backends.graph_backend import GraphBackend
 from pie_engine.backends.openvino_session import BoundGraph, check_bf16, open_graph
 from pie_engine.config import COMPONENTS
+from pie_engine.model.bundle import REGIONAL
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pie_engine.model.bundle import Bundle
 
 
@@ -29,20 +33,29 @@ class OpenVINOBackend(GraphBackend):
 
     name = "openvino"
 
-    def __init__(self, bundle: Bundle, *, precision: str = "fp32", threads: int | None = None):
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        precision: str = "fp32",
+        threads: int | None = None,
+        regional_graph: Callable[[str], Path] | None = None,
+    ):
         self._threads = threads
         if precision == "bf16":
             check_bf16()
-        super().__init__(bundle, "cpu", dict.fromkeys(COMPONENTS, precision))
+        super().__init__(bundle, "cpu", dict.fromkeys(COMPONENTS, precision), regional_graph)
 
-    def _open(self, component: str) -> Any:
-        return self._compile(component, self.precisions[component])
+    def _open(self, name: str) -> Any:
+        return self._compile(name, self.precisions[name.removesuffix(REGIONAL)])
 
-    def _open_in_fp32(self, component: str) -> Any:
-        return self._compile(component, "fp32")
+    def _open_in_fp32(self, name: str) -> Any:
+        return self._compile(name, "fp32")
 
-    def _compile(self, component: str, precision: str) -> Any:
-        return open_graph(self._paths[component], component, precision=precision, threads=self._threads)
+    def _compile(self, name: str, precision: str) -> Any:
+        return open_graph(self._paths[name], self._expected(name), precision=precision, threads=self._threads)
 
-    def _bind(self, graph: Any, shapes: Mapping[str, tuple[int, ...]]) -> BoundGraph:
-        return BoundGraph(graph, shapes)
+    def _bind(
+        self, graph: Any, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor] | None = None
+    ) -> BoundGraph:
+        return BoundGraph(graph, shapes, tensors)

@@ -8,11 +8,14 @@ import importlib.util
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pie_engine.backends.graph_backend import NAMES, check_names
+from pie_engine.backends.graph_backend import check_names
 from pie_engine.backends.tensorrt.library import first_line
 from pie_engine.errors import BackendError, use
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INSTALL = "pip install 'pie-engine[openvino]'"
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -75,10 +78,11 @@ def _core() -> Any:
     return import_openvino().Core()
 
 
-def open_graph(path: Path, component: str, *, precision: str, threads: int | None) -> Any:
+def open_graph(path: Path, names: tuple[str, ...], *, precision: str, threads: int | None) -> Any:
     """One graph, compiled for the processor with inputs and outputs of float32 (ids: int64) and its own dynamic shapes.
 
     Args:
+        names: what the graph takes and gives, in order.
         precision: "fp32" or "bf16", of its arithmetic, whatever its weights were rounded to.
 
     Raises:
@@ -93,7 +97,7 @@ def open_graph(path: Path, component: str, *, precision: str, threads: int | Non
         options["INFERENCE_NUM_THREADS"] = threads
     try:
         model = _core().read_model(path)
-        check_names(path, component, _names(component, (*model.inputs, *model.outputs)))
+        check_names(path, names, _names(names, (*model.inputs, *model.outputs)))
         compiled = _core().compile_model(_in_single_precision(ov, model), "CPU", options)
     except BackendError:
         raise
@@ -112,9 +116,9 @@ def open_graph(path: Path, component: str, *, precision: str, threads: int | Non
     return compiled
 
 
-def _names(component: str, ports: tuple[Any, ...]) -> tuple[str, ...]:
-    """A name of each port: the component's own one among its several, if it has that."""
-    expected = (*NAMES[component], *[""] * len(ports))
+def _names(expected: tuple[str, ...], ports: tuple[Any, ...]) -> tuple[str, ...]:
+    """A name of each port: the expected one among its several, if it has that."""
+    expected = (*expected, *[""] * len(ports))
     return tuple(
         name if name in port.get_names() else min(port.get_names(), default="(unnamed)")
         for name, port in zip(expected, ports, strict=False)
@@ -134,30 +138,45 @@ def _in_single_precision(ov: Any, model: Any) -> Any:
 class BoundGraph:
     """A compiled model with its addresses bound once: each call reads and writes the same tensors.
 
+    Args:
+        shapes: of tensors that are allocated, by name.
+        tensors: others, by name. An output that is in neither is OpenVINO's own.
+
     Attributes:
-        inputs, outputs: name -> tensor, zero at first.
+        inputs, outputs: name -> tensor; zero at first, where it is allocated.
     """
 
-    def __init__(self, compiled: Any, shapes: Mapping[str, tuple[int, ...]]):
+    def __init__(
+        self, compiled: Any, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor] | None = None
+    ):
         self._request = compiled.create_infer_request()
-        self.inputs = _bind(self._request.set_input_tensor, compiled.inputs, shapes)
-        self.outputs = _bind(self._request.set_output_tensor, compiled.outputs, shapes)
+        # Kept, as OpenVINO reads them in place and does not keep them alive.
+        self.inputs = _bind(self._request.set_input_tensor, compiled.inputs, shapes, tensors or {})
+        self.outputs = _bind(self._request.set_output_tensor, compiled.outputs, shapes, tensors or {})
 
     def __call__(self) -> None:
         self._request.infer(share_outputs=True)  # else the outputs are copied for a result that nobody reads
 
 
-def _bind(bind: Any, ports: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _bind(
+    bind: Any, ports: Any, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     import torch
 
     ov = import_openvino()
-    tensors = {}
+    bound = {}
     for index, port in enumerate(ports):
-        name = next(name for name in shapes if name in port.get_names())
-        dtype = getattr(torch, _TORCH[port.get_element_type().to_string()])
-        tensors[name] = torch.zeros(shapes[name], dtype=dtype)
-        bind(index, ov.Tensor(tensors[name].numpy(), shared_memory=True))
-    return tensors
+        names = port.get_names()
+        name = next((name for name in names if name in shapes or name in tensors), None)
+        if name is None:
+            continue
+        if name in shapes:
+            dtype = getattr(torch, _TORCH[port.get_element_type().to_string()])
+            bound[name] = torch.zeros(shapes[name], dtype=dtype)
+        else:
+            bound[name] = tensors[name]
+        bind(index, ov.Tensor(bound[name].numpy(), shared_memory=True))
+    return bound
 
 
 def _version(ov: Any) -> str:

@@ -22,11 +22,13 @@ from pie_engine.bundling.components import (
     exporter_versions,
 )
 from pie_engine.bundling.engines import cached_engine
+from pie_engine.bundling.regional import NETWORKS, Network, cached_regional
 from pie_engine.bundling.target import Target, resolve_target
 from pie_engine.config import COMPONENTS, BuildConfig, RunConfig
 from pie_engine.errors import BuildError, BundleError, ConfigError
+from pie_engine.export.regional import MODELS
 from pie_engine.files import link_or_copy, locked, new_folder
-from pie_engine.model.bundle import FORMAT, MANIFEST, WEIGHTS, Bundle, open_bundle, write_manifest
+from pie_engine.model.bundle import FORMAT, MANIFEST, REGIONAL, WEIGHTS, Bundle, open_bundle, write_manifest
 from pie_engine.model.info import ModelInfo
 from pie_engine.rounds.schedule import build_schedule
 
@@ -67,6 +69,9 @@ def build_bundle(
             record, engine = _add_component(checkpoint, name, config, target, facts, folder, on_component)
             components[name] = record
             engines += [] if engine is None else [engine]
+        regional = {}
+        for name in NETWORKS if config.regional else ():
+            regional[name] = _add_regional(checkpoint, name, config, components[name], folder, on_component)
         checkpoint.tokenizer.save_pretrained(folder / "tokenizer")
         write_manifest(
             folder,
@@ -78,6 +83,7 @@ def build_bundle(
                 "hashes": checkpoint.hashes,
                 "sources": checkpoint.sources,
                 "components": components,
+                "regional": regional,
                 "engines": engines,
                 "versions": exporter_versions(),
                 "build_command": build_command or commands.build(output),
@@ -110,6 +116,7 @@ def cached_bundle(
     keys = [cache_key(checkpoint, name, config) for name in COMPONENTS]
     facts = [FORMAT, keys, checkpoint.hashes["tokenizer"], checkpoint.scheduler_config]
     facts += [] if target is None else [target.to_dict()]
+    facts += ["regional"] if config.regional else []
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     path = cache_folder(config) / "bundles" / digest
     with locked(path):
@@ -147,6 +154,29 @@ def _add_component(
     if engine is None:
         return record, None
     return record, engine.place(folder, checkpoint.hashes[WEIGHTS[name]], record["precision"])
+
+
+def _add_regional(
+    checkpoint: Checkpoint,
+    name: str,
+    config: BuildConfig,
+    record: dict[str, Any],
+    folder: Path,
+    on_component: OnComponent,
+) -> dict[str, Any]:
+    """Put the graph of one network for regional rounds into `folder`. Returns what the manifest says of it."""
+    network = Network(
+        name,
+        architecture(checkpoint)[MODELS[name]],
+        checkpoint.hashes[WEIGHTS[name]],
+        record["precision"],
+        config.opset,
+        folder / name / "model.onnx",
+        lambda: checkpoint,
+    )
+    cached = cached_regional(network, cache_folder(config), on_component)
+    link_files(cached, folder / (name + REGIONAL))
+    return json.loads((cached / RECORD).read_text())["component"]
 
 
 def link_files(source: Path, folder: Path) -> None:

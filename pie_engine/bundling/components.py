@@ -46,12 +46,12 @@ def cache_folder(config: BuildConfig) -> Path:
 
 def cache_key(checkpoint: Checkpoint, name: str, config: BuildConfig) -> str:
     facts = [FORMAT, name, checkpoint.hashes[WEIGHTS[name]], config.precision, config.opset]
-    facts += [exporter_versions(), _exporter_sources()]
+    facts += [exporter_versions(), exporter_sources()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @functools.cache
-def _exporter_sources() -> str:
+def exporter_sources() -> str:
     """A graph exported by other code is another graph."""
     folder = Path(graph.__file__).parent
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()

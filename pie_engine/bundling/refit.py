@@ -22,7 +22,7 @@ from pie_engine.export import graph, refit_map
 from pie_engine.export.components import component
 from pie_engine.export.graph import TOLERANCE
 from pie_engine.files import cache_root, new_folder
-from pie_engine.model.bundle import MANIFEST, WEIGHTS, Bundle, open_bundle, write_manifest
+from pie_engine.model.bundle import MANIFEST, REGIONAL, WEIGHTS, Bundle, open_bundle, write_manifest
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -101,6 +101,11 @@ def refit_bundle(
                 gc.collect()
             else:
                 link_files(bundle.path / name, folder / name)
+        for name in [name for name in manifest.get("regional", {}) if name in changed]:
+            del manifest["regional"][name]
+            on_component(f"{name} for boxes: left out, as it takes an export; a run with regional rounds makes it")
+        for name in manifest.get("regional", {}):
+            link_files(bundle.path / (name + REGIONAL), folder / (name + REGIONAL))
         manifest["model"] = facts
         if not isinstance(weights, UNetWeights):
             manifest["architecture"] = architecture(weights)

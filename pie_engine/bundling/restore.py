@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import COMPONENTS
 from pie_engine.errors import BuildError, BundleError, CheckpointError, use
@@ -19,13 +21,14 @@ def check_restorable(bundle: Bundle) -> None:
         )
 
 
-def restore_checkpoint(bundle: Bundle) -> Checkpoint:
+def restore_checkpoint(bundle: Bundle, components: Collection[str] = COMPONENTS) -> Checkpoint:
     """The checkpoint that a bundle was built from, LoRA and refitted weights included.
 
     Weights have the precision that the bundle's graphs have them in: every bit of fp32, and fp16 as it was rounded.
 
     Args:
         bundle: verified.
+        components: whose weights are read; the rest of the models stays on the meta device.
 
     Raises:
         BundleError: it does not hold all that is needed, or its graphs do not belong to its configurations.
@@ -45,12 +48,12 @@ def restore_checkpoint(bundle: Bundle) -> Checkpoint:
             unet, vae, text_encoder, tokenizer, bundle.model.scheduler_config,
             bundle.manifest["hashes"], bundle.manifest["sources"],
         )  # fmt: skip
-        for name in COMPONENTS:
+        for name in components:
             take_weights(bundle.graph(name), component(checkpoint, name).module)
     except (BuildError, CheckpointError) as error:
         reason = str(error).partition("; ")[0]
         raise BundleError(f"bundle {bundle.path} does not run in PyTorch: {reason}; {_remedy(bundle)}") from error
-    for model in (unet, vae, text_encoder):
+    for model in (unet, vae, text_encoder) if set(components) == set(COMPONENTS) else ():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if tensor.is_meta:  # not one that a component's graph holds
                 raise BundleError(

@@ -29,6 +29,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--cache-dir", type=Path, help="component cache (default: $PIE_ENGINE_CACHE or ~/.cache/pie-engine)"
     )
+    parser.add_argument(
+        "--regional",
+        action="store_true",
+        help="graphs for regional rounds too (default: the first such run makes them)",
+    )
     parser.add_argument("--refit", metavar="BUNDLE", help="put the new weights into this bundle's graphs and engines")
     add_engine_options(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
@@ -108,6 +113,7 @@ def main(arguments: argparse.Namespace) -> int:
         precision=arguments.precision or "",
         opset=0 if arguments.opset is None else arguments.opset,
         cache_dir=arguments.cache_dir,
+        regional=arguments.regional,
         engines=engine_config(arguments),
     )
     output = arguments.output or Path(f"{Path(arguments.unet or arguments.checkpoint).stem}.pie")
@@ -149,6 +155,7 @@ def _command(arguments: argparse.Namespace, config: BuildConfig, output: Path) -
         ):  # fmt: skip
             if getattr(arguments, option) is not None:
                 words += ["--" + option.replace("_", "-"), str(getattr(arguments, option))]
+    words += ["--regional"] if config.regional else []
     if arguments.cache_dir is not None:
         words += ["--cache-dir", str(arguments.cache_dir)]
     return shlex.join([*words, "--output", str(output)])

@@ -95,6 +95,7 @@ class BuildConfig:
         "where components are kept", default=None, open="$PIE_ENGINE_CACHE or ~/.cache/pie-engine", compare=False,
         metavar="DIR",
     )  # fmt: skip
+    regional: bool = setting("graphs for regional rounds too, which otherwise the first such run makes", default=False)
     engines: EngineConfig | None = setting("compiled engines beside the ONNX graphs", default=None, open="none")
 
     def __post_init__(self) -> None:

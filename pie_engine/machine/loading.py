@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from pie_engine.backends.onnx_backend import OnnxBackend
 from pie_engine.backends.openvino_backend import OpenVINOBackend
 from pie_engine.backends.tensorrt import library
 from pie_engine.backends.tensorrt.backend import TensorRTBackend, check_engines
-from pie_engine.bundling import cached_bundle, check_restorable, model_info, restore_checkpoint
+from pie_engine.bundling import cached_bundle, check_restorable, model_info, regional_graph, restore_checkpoint
 from pie_engine.config import COMPONENTS, FLAVOURS, BuildConfig, EngineConfig
 from pie_engine.errors import BackendError, BundleError, ConfigError, argument, use
 from pie_engine.machine.devices import check_gpu, check_openvino, limit_threads, onnx_device, torch_device
@@ -71,10 +72,10 @@ def open_backend(source: Source, placement: Placement, on_component: Callable[[s
         raise ConfigError(
             f"a LoRA cannot be fused into a bundle at run time; make one: {commands.refit_with_lora()}", field="lora"
         )
-    return _open_bundle(source.engine, placement)
+    return _open_bundle(source.engine, placement, on_component)
 
 
-def _open_bundle(path: str | Path, placement: Placement) -> OpenedBackend:
+def _open_bundle(path: str | Path, placement: Placement, on_component: Callable[[str], None]) -> OpenedBackend:
     bundle = open_bundle(path)
     auto = placement.backend == "auto"
     choice = choose_for_bundle(bundle, placement) if auto else choose_by_name(placement, bundle.precision)
@@ -85,7 +86,7 @@ def _open_bundle(path: str | Path, placement: Placement) -> OpenedBackend:
     # OpenVINO computes in bf16 from weights in fp32: no bundle is built for it.
     if placement.dtype not in (None, bundle.precision) and asked != ("openvino", "bf16", "fp32"):
         raise ConfigError(_other_dtype(placement.dtype, bundle.precision))
-    return OpenedBackend(_run_bundle(bundle, choice.name, placement), sources, choice.why)
+    return OpenedBackend(_run_bundle(bundle, choice.name, placement, on_component), sources, choice.why)
 
 
 def _other_dtype(dtype: str | None, precision: str) -> str:
@@ -112,7 +113,7 @@ def _run_in_torch(bundle: Bundle, placement: Placement, choice: Choice) -> Backe
     return _start_torch(restore_checkpoint(bundle), bundle.model, reload, device, placement, choice, kept)
 
 
-def _run_bundle(bundle: Bundle, backend: str, placement: Placement) -> Backend:
+def _run_bundle(bundle: Bundle, backend: str, placement: Placement, on_component: Callable[[str], None]) -> Backend:
     """A bundle's graphs in OpenVINO or ONNX Runtime, or its engines in TensorRT."""
     if backend in FLAVOURS:
         if placement.device == "cpu":
@@ -124,13 +125,14 @@ def _run_bundle(bundle: Bundle, backend: str, placement: Placement) -> Backend:
         device = check_gpu(placement.device or "cuda:0", bundle.precision)
         with _explaining_memory(device, bundle.precision):
             return TensorRTBackend(bundle, backend, device=device)
+    boxes = functools.partial(regional_graph, bundle, on_component=on_component)
     if backend == "openvino":
         precision = check_openvino(placement)
         with _explaining_memory("cpu", precision):
-            return OpenVINOBackend(bundle, precision=precision, threads=placement.threads)
+            return OpenVINOBackend(bundle, precision=precision, threads=placement.threads, regional_graph=boxes)
     device = onnx_device(placement.device)
     with _explaining_memory(device, bundle.precision):
-        return OnnxBackend(bundle, device=device, threads=placement.threads)
+        return OnnxBackend(bundle, device=device, threads=placement.threads, regional_graph=boxes)
 
 
 def _build_checkpoint(
@@ -160,7 +162,7 @@ def _build_checkpoint(
     bundle = cached_bundle(loaded, config, on_component=on_component)
     sources = loaded.sources
     del loaded  # the weights are read from the bundle
-    return OpenedBackend(_run_bundle(bundle, choice.name, placement), sources, choice.why)
+    return OpenedBackend(_run_bundle(bundle, choice.name, placement, on_component), sources, choice.why)
 
 
 def _open_checkpoint(source: Source, placement: Placement, choice: Choice) -> OpenedBackend:

@@ -2,6 +2,7 @@
 
     BUNDLE/manifest.json                    what it is, and the size and SHA-256 of every other file
     BUNDLE/unet/model.onnx[.data] ...       vae_encoder, vae_decoder, text_encoder
+    BUNDLE/unet_regional/model.onnx ...     vae_decoder_regional: for regional rounds, if they were asked for
     BUNDLE/engines/tensorrt/unet.plan ...   the same four, compiled, if they were asked for
     BUNDLE/tokenizer/                       vocab.json, merges.txt, ...
 
@@ -47,6 +48,8 @@ from pie_engine.model.tokenizer import load_tokenizer
 MANIFEST = "manifest.json"
 # Whose weights each component holds, as `Checkpoint.hashes` names them.
 WEIGHTS = {"text_encoder": "text_encoder", "vae_encoder": "vae", "unet": "unet", "vae_decoder": "vae"}
+# Of a component's graph for regional rounds, behind its name: a folder of the bundle.
+REGIONAL = "_regional"
 # Raised when bundles of earlier versions can no longer be run.
 FORMAT = 1
 
@@ -85,6 +88,15 @@ class Bundle:
     def graph(self, component: str) -> Path:
         """Path of a component's ONNX graph."""
         return self.path / component / "model.onnx"
+
+    def check_unchanged(self, component: str) -> None:
+        """Raises BundleError unless a component's files are still those that the manifest names."""
+        for name, entry in self.manifest["files"].items():
+            if name.startswith(f"{component}/"):
+                with contextlib.suppress(OSError):
+                    if sha256_file(self.path / name) == entry["sha256"]:
+                        continue
+                raise BundleError(f"{self.path / name} was changed while its model ran; load bundle {self.path} again")
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -185,7 +197,9 @@ def _drop_unknown(manifest: dict[str, Any]) -> None:
 
 def _check_graphs(path: Path, manifest: dict[str, Any], rebuild: str) -> None:
     """Refuse a manifest that tells another precision than its graphs: the buffers would be read as other numbers."""
-    for name in COMPONENTS:
+    told = {name: manifest["components"][name]["precision"] for name in COMPONENTS}
+    told |= {name + REGIONAL: entry["precision"] for name, entry in manifest.get("regional", {}).items()}
+    for name, precision in told.items():
         file = f"{name}/model.onnx"
         if file not in manifest["files"]:
             raise BundleError(f"bundle {path} lacks {file}; {rebuild}")
@@ -193,13 +207,12 @@ def _check_graphs(path: Path, manifest: dict[str, Any], rebuild: str) -> None:
             found = graph_precision(path / file)
         except ValueError as error:
             raise BundleError(f"{path / file} is not an ONNX graph ({error}); {rebuild}") from None
-        told = manifest["components"][name]["precision"]
-        if told != found:
-            raise BundleError(f"bundle {path} has {file} in {found} where its {MANIFEST} says {told}; {rebuild}")
-    told = manifest["components"]["unet"]["precision"]
-    if told != manifest["precision"]:
+        if precision != found:
+            raise BundleError(f"bundle {path} has {file} in {found} where its {MANIFEST} says {precision}; {rebuild}")
+    unet = told["unet"]
+    if unet != manifest["precision"]:
         raise BundleError(
-            f"bundle {path} has a U-Net in {told} where its {MANIFEST} says {manifest['precision']}; {rebuild}"
+            f"bundle {path} has a U-Net in {unet} where its {MANIFEST} says {manifest['precision']}; {rebuild}"
         )
 
 

@@ -154,6 +154,7 @@ class Manifest(Entry):
     hashes: Hashes
     sources: Annotated[dict[str, Text], Field(max_length=16)]
     components: Components
+    regional: dict[Literal["unet", "vae_decoder"], ComponentEntry] = Field(default={})
     engines: Annotated[list[EngineEntry], Field(max_length=1024)] = Field(default=[])
     versions: Annotated[dict[str, Text], Field(max_length=64)] = Field(default={})
     build_command: Text

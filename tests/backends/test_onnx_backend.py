@@ -67,7 +67,7 @@ def test_a_promoted_graph_with_weights_beside_it(half: Bundle, tmp_path: Any, mo
     path = to_single_precision(half.graph("unet"), tmp_path)
     assert (tmp_path / "model.onnx.data").stat().st_size > 50_000
     device = torch.device("cpu")
-    session = onnx_session.open_session(path, "unet", device=device, stream=None, threads=1)
+    session = onnx_session.open_session(path, NAMES["unet"], device=device, stream=None, threads=1)
     assert {node.type for node in (*session.get_inputs(), *session.get_outputs())} == {"tensor(float)"}
 
 
@@ -108,7 +108,7 @@ def gpu_runtime(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
 def test_a_gpu_session_runs_on_the_loop_s_stream(gpu_runtime: type[FakeSession]) -> None:
     stream: Any = SimpleNamespace(cuda_stream=4711)
     device = torch.device("cuda", 1)
-    onnx_session.open_session(GOLDEN, "unet", device=device, stream=stream, threads=None)
+    onnx_session.open_session(GOLDEN, NAMES["unet"], device=device, stream=stream, threads=None)
     (settings,) = gpu_runtime.asked
     (name, options), fallback = settings["providers"]
     assert (name, fallback) == ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -119,7 +119,7 @@ def test_a_gpu_that_does_not_start_is_said(gpu_runtime: type[FakeSession]) -> No
     gpu_runtime.started = ("CPUExecutionProvider",)
     stream: Any = SimpleNamespace(cuda_stream=4711)
     with pytest.raises(BackendError, match=r"could not start its CUDA provider .* pass device='cpu'"):
-        onnx_session.open_session(GOLDEN, "unet", device=torch.device("cuda", 0), stream=stream, threads=None)
+        onnx_session.open_session(GOLDEN, NAMES["unet"], device=torch.device("cuda", 0), stream=stream, threads=None)
 
 
 def test_an_onnxruntime_without_cuda_is_refused() -> None:

@@ -109,7 +109,7 @@ def test_a_bundle_in_half_precision_runs_in_single(half: Bundle, ddim_checkpoint
 @pytest.mark.parametrize("precision", ["fp32", BF16])
 def test_the_precision_is_never_the_library_s_choice(bundle: Bundle, precision: str) -> None:
     """Left to itself OpenVINO computes in bf16 wherever it can."""
-    graph = openvino_session.open_graph(bundle.graph("unet"), "unet", precision=precision, threads=1)
+    graph = openvino_session.open_graph(bundle.graph("unet"), NAMES["unet"], precision=precision, threads=1)
     hint = {"fp32": "f32", "bf16": "bf16"}[precision]
     assert graph.get_property("INFERENCE_PRECISION_HINT").to_string() == hint
     assert graph.get_property("INFERENCE_NUM_THREADS") == 1
@@ -221,7 +221,7 @@ def test_another_precision_than_asked_for_is_not_passed_over(bundle: Bundle, mon
         pytest.skip("this processor has fp16, which this test asks for in vain elsewhere")
     monkeypatch.setitem(openvino_session._HINTS, "bf16", "f16")
     with pytest.raises(BackendError, match=r"^openvino [\d.]+ computes in \w+ here, not in bf16; pass dtype='fp32'$"):
-        openvino_session.open_graph(bundle.graph("unet"), "unet", precision="bf16", threads=1)
+        openvino_session.open_graph(bundle.graph("unet"), NAMES["unet"], precision="bf16", threads=1)
 
 
 def test_other_dtypes_than_a_bundle_s(bundle: Bundle, half: Bundle) -> None:
@@ -237,7 +237,7 @@ def test_a_graph_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"no graph at all")
     with pytest.raises(BackendError) as caught:
-        openvino_session.open_graph(path, "unet", precision="fp32", threads=1)
+        openvino_session.open_graph(path, NAMES["unet"], precision="fp32", threads=1)
     line = str(caught.value)
     assert "\n" not in line and f"cannot load {path} (Unable to read the model" in line
     assert line.endswith("; upgrade openvino, rebuild the bundle, or pass backend='onnxruntime'")
@@ -248,12 +248,12 @@ def test_an_operation_that_it_lacks(bundle: Bundle, tmp_path: Path) -> None:
     model.graph.node[-1].op_type = "Unheard"
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(BackendError, match=r"\(No conversion rule found for operations: Unheard-20\); upgrade "):
-        openvino_session.open_graph(tmp_path / "model.onnx", "vae_decoder", precision="fp32", threads=1)
+        openvino_session.open_graph(tmp_path / "model.onnx", NAMES["vae_decoder"], precision="fp32", threads=1)
 
 
 def test_a_graph_of_something_else(bundle: Bundle) -> None:
     with pytest.raises(BackendError) as caught:
-        openvino_session.open_graph(bundle.graph("text_encoder"), "vae_decoder", precision="fp32", threads=1)
+        openvino_session.open_graph(bundle.graph("text_encoder"), NAMES["vae_decoder"], precision="fp32", threads=1)
     found = "takes and gives ids, embeddings (latent, pixels expected); rebuild the bundle"
     assert str(caught.value) == f"{bundle.graph('text_encoder')} {found}"
 
@@ -261,7 +261,7 @@ def test_a_graph_of_something_else(bundle: Bundle) -> None:
 def test_every_name_is_looked_up(bundle: Bundle, tmp_path: Path) -> None:
     """Values may have several names in OpenVINO, and in no order: those of the graph are among them."""
     for component in COMPONENTS:
-        graph = openvino_session.open_graph(bundle.graph(component), component, precision="fp32", threads=1)
+        graph = openvino_session.open_graph(bundle.graph(component), NAMES[component], precision="fp32", threads=1)
         ports = (*graph.inputs, *graph.outputs)
         assert all(name in port.get_names() for name, port in zip(NAMES[component], ports, strict=True))
 

@@ -12,6 +12,8 @@ from pie_engine.config import COMPONENTS
 from pie_engine.errors import BundleError, ConfigError, use
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pie_engine.model.bundle import Bundle
 
 
@@ -31,6 +33,9 @@ class TensorRTBackend(GraphBackend):
         # Every shape of the VAE that was used: captured rounds hold the addresses of their own.
         self._kept: dict[tuple[Any, ...], BoundEngine] = {}
         super().__init__(bundle, device, {name: self._entries[name]["precision"] for name in COMPONENTS})
+
+    def _find_obstacle(self) -> str:
+        return "engines of TensorRT are compiled for whole pictures"
 
     def batch_sizes(self, resolution: int) -> tuple[int, ...]:
         entry = self._entries["unet"]
@@ -61,7 +66,9 @@ class TensorRTBackend(GraphBackend):
             engine.refit(bundle.graph(component))
         return engine
 
-    def _bind(self, graph: Engine, shapes: Mapping[str, tuple[int, ...]]) -> BoundEngine:
+    def _bind(
+        self, graph: Engine, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor] | None = None
+    ) -> BoundEngine:
         if not graph.name.startswith("vae"):
             return BoundEngine(graph, shapes)
         key = (graph.name, *shapes.values())

@@ -1,0 +1,153 @@
+"""Graphs for regional rounds: exported with a bundle, or from one at first need; held to PyTorch, cached by content."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pie_engine.bundling.components import RECORD, OnComponent, exporter_sources, exporter_versions, intact
+from pie_engine.errors import BuildError, BundleError, use
+from pie_engine.export import regional
+from pie_engine.export.components import component
+from pie_engine.export.graph import TOLERANCE
+from pie_engine.export.regional import DENSE, MODELS, OPSET, Ports
+from pie_engine.export.share import share_weights
+from pie_engine.files import cache_root, link_or_copy, locked, new_folder
+from pie_engine.model.bundle import FORMAT, REGIONAL, describe_files
+from pie_engine.regional import layout
+
+if TYPE_CHECKING:
+    from pie_engine.checkpoint import Checkpoint
+    from pie_engine.model.bundle import Bundle
+
+NETWORKS = tuple(DENSE)
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a graph for regional rounds is exported from.
+
+    Attributes:
+        component: "unet" or "vae_decoder".
+        config: of the U-Net, or of the whole VAE.
+        weights_hash: of the weights, as a manifest names them.
+        precision: of the graph.
+        opset: of the bundle; attention is always taken apart.
+        dense: the component's own graph, of the same weights and precision.
+        load: gives the checkpoint, with this network's weights in fp32.
+    """
+
+    component: str
+    config: dict[str, Any]
+    weights_hash: str
+    precision: str
+    opset: int
+    dense: Path
+    load: Callable[[], Checkpoint]
+
+
+def regional_graph(
+    bundle: Bundle, name: str, *, cache: Path | None = None, on_component: OnComponent = lambda line: None
+) -> Path:
+    """The graph of "unet" or "vae_decoder" that computes boxes: the bundle's, or one in the cache, made at first need.
+
+    Args:
+        bundle: verified.
+
+    Raises:
+        BundleError: the bundle's own was changed, or it does not hold what an export needs.
+        BuildError: the exported graph does not compute what PyTorch computes.
+    """
+    if name in bundle.manifest.get("regional", {}):
+        bundle.check_unchanged(name + REGIONAL)
+        return bundle.graph(name + REGIONAL)
+    from pie_engine.bundling.restore import restore_checkpoint
+
+    if MODELS[name] not in bundle.manifest.get("architecture", {}):
+        raise BundleError(
+            f"bundle {bundle.path} holds no configuration of its {MODELS[name]}, which regional rounds need; rebuild "
+            f"it: {bundle.build_command()}"
+        )
+
+    def load() -> Checkpoint:
+        bundle.check_unchanged(name)
+        checkpoint = restore_checkpoint(bundle, (name,))
+        (checkpoint.unet if name == "unet" else checkpoint.vae).float()
+        return checkpoint
+
+    network = Network(
+        name,
+        bundle.manifest["architecture"][MODELS[name]],
+        bundle.weights_hash(name),
+        bundle.manifest["components"][name]["precision"],
+        bundle.manifest.get("opset") or OPSET,
+        bundle.graph(name),
+        load,
+    )
+    return cached_regional(network, cache or cache_root(), on_component) / "model.onnx"
+
+
+def cached_regional(network: Network, cache: Path, on_component: OnComponent) -> Path:
+    """The folder of a network's graph in the cache, exported at its first use.
+
+    Raises:
+        BuildError: it does not compute what PyTorch computes, or the network is none that is known in boxes.
+    """
+    name, opset = network.component, min(network.opset, OPSET)
+    found = layout.obstacle(network.config)
+    if found:
+        raise BuildError(f"{name} is not known in boxes ({found}); build it without regional graphs")
+    facts = [FORMAT, name + REGIONAL, network.weights_hash, network.precision, opset]
+    facts += [exporter_versions(), exporter_sources(), _regional_sources()]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    folder = cache / "components" / f"{name}{REGIONAL}-{digest}"
+    with locked(folder):
+        if intact(folder):
+            on_component(f"{name} for boxes: unchanged, from the cache")
+            return folder
+        shutil.rmtree(folder, ignore_errors=True)
+        on_component(f"{name} for boxes: exporting (a full-size U-Net takes some minutes)")
+        start = time.monotonic()
+        with new_folder(folder, replaceable=RECORD) as partial:
+            record = _export(network, opset, partial)
+            record["seconds"] = round(time.monotonic() - start, 2)
+            (partial / RECORD).write_text(json.dumps({"component": record, "files": describe_files(partial)}, indent=2))
+    gc.collect()  # an exported full-size graph is gigabytes, held in reference cycles
+    on_component(
+        f"{name} for boxes: {record['precision']}, relative error {record['relative_error']:.1e} against PyTorch, "
+        f"{record['seconds']:.1f} s"
+    )
+    return folder
+
+
+def _export(network: Network, opset: int, folder: Path) -> dict[str, Any]:
+    name, precision = network.component, network.precision
+    checkpoint, ports = network.load(), Ports.of(network.component, network.config)
+    module = checkpoint.unet if name == "unet" else component(checkpoint, name).module
+    path = regional.export_regional(ports, module, folder, precision=precision, opset=opset)
+    error = regional.check_regional(ports, module, path, precision=precision)
+    if error > TOLERANCE[precision]:
+        raise BuildError(
+            f"{name} for boxes exported in {precision} differs from PyTorch by {error:.1e} (at most "
+            f"{TOLERANCE[precision]:.1e}); "
+            + ("report this checkpoint" if precision == "fp32" else f"build with {use('precision', 'fp32')}")
+        )
+    shared = share_weights(path, network.dense)
+    if shared is not None:
+        link_or_copy(shared, folder / shared.name)
+    return {"precision": precision, "relative_error": error, "tolerance": TOLERANCE[precision]}
+
+
+@functools.cache
+def _regional_sources() -> str:
+    """What `pie_engine.regional` records and where decides what a graph takes."""
+    folder = Path(layout.__file__).parent
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()

@@ -4,9 +4,10 @@ Weights would be held twice by two graphs. A whole picture is a box whose ring i
 lies, so the graph computes a box, always. Its inputs, in order (B latents, of one size, each with its box):
 
     sample, timestep, context    as the dense graph has them; of the decoder latent alone
-    given                        [1] float32: 1 takes the norms from the recording, 0 computes them
     down0, up0 ...               how the levels' boxes lie within one another (`Within`); of the U-Net alone
+    outside0 ...                 which share of the picture is not in the box; 0 of a whole one
     at_ring0_across ...          what to record (`Around`), each [B, n]; n may be 0
+    at_share0 ...                [B, 1, h w, 1], what each pixel counts in the mean over the outside
     take_ring0_across ...        a recording, in the order of `pie_engine.regional.layout`; tokens may be none
 
 and its outputs: the prediction (of the decoder the pixels), and keep_ring0_across ..., the recording of this call, in
@@ -70,7 +71,7 @@ class Ports:
     def inputs(self) -> tuple[str, ...]:
         """Names of all inputs, in order."""
         places = [*self._within(), *self._around()]
-        return (*DENSE[self.component][0], "given", *places, *(f"take_{name}" for name in self.tape))
+        return (*DENSE[self.component][0], *places, *(f"take_{name}" for name in self.tape))
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -83,27 +84,41 @@ class Ports:
 
     def within(self, within: Within) -> dict[str, Tensor]:
         """The index tensors that say how the levels' boxes lie within one another, by name."""
-        every = {f"{part}{level}": at for part in ("down", "up") for level, at in enumerate(getattr(within, part))}
+        parts = ("down", "up", "outside")
+        every = {f"{part}{level}": at for part in parts for level, at in enumerate(getattr(within, part))}
         return {name: every[name] for name in self._within()}
 
     def around(self, around: Around) -> dict[str, Tensor]:
-        """The index tensors that say what is recorded, [B, n] each, by name."""
+        """The tensors that say what is recorded, by name: indices, [B, n] each, and the shares of pixels."""
         every = {f"at_outside{level}": at for level, at in enumerate(around.outside)}
+        every |= {f"at_share{level}": at for level, at in enumerate(around.share)}
         for part in ("ring", "wide"):
             for level, pair in enumerate(getattr(around, part)):
                 every |= {f"at_{part}{level}_{half}": at.flatten(1) for half, at in zip(_HALVES, pair, strict=True)}
         return {name: every[name] for name in self._around()}
 
+    def silence(self, box: Box, size: tuple[int, int], batch: int) -> dict[str, Tensor]:
+        """In place of `around` for boxes of one size, what records nothing: no indices, and shares of 0."""
+        at = self.windows(box, size)
+        return {
+            name: torch.zeros(batch, 1, (level := at[int(name[len("at_share") :])]).height * level.width, 1)
+            if name.startswith("at_share")
+            else torch.zeros(batch, 0, dtype=torch.int64)
+            for name in self._around()
+        }
+
     def _within(self) -> list[str]:
         # The decoder magnifies its boxes exactly: there is nothing to say.
         levels = range(self.levels - 1 if self.component == "unet" else 0)
-        return [f"{part}{level}" for part in ("down", "up") for level in levels]
+        parts = [f"{part}{level}" for part in ("down", "up") for level in levels]
+        return parts + [f"outside{level}" for level in range(self.levels)]
 
     def _around(self) -> list[str]:
         rings = sorted({(entry.wide, entry.level) for entry in self.entries if entry.part == "ring"})
         tokens = sorted({entry.level for entry in self.entries if entry.part == "token"})
         parts = [f"at_{'ring' if wide == 1 else 'wide'}{level}_{half}" for wide, level in rings for half in _HALVES]
-        return parts + [f"at_outside{level}" for level in tokens]
+        parts += [f"at_outside{level}" for level in tokens]
+        return parts + [f"at_share{level}" for level in range(self.levels)]
 
 
 _HALVES = ("across", "along")
@@ -126,7 +141,6 @@ class Either(Dense):
         self.tape: list[Tensor] = []
         self._tensors = tensors
         self._taken: Iterator[Tensor] = iter([tensors[f"take_{name}"] for name in ports.tape])
-        self._given = tensors["given"] > 0
         self._exact = ports.component != "unet"
         self._level = ports.levels - 1 if self._exact else 0
 
@@ -147,7 +161,8 @@ class Either(Dense):
 
     def norm(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
         taken = next(self._taken), next(self._taken)
-        y, *found = operators().norm(x, norm.weight, norm.bias, *taken, self._given, norm.num_groups, norm.eps)
+        outside, share = (self._tensors[f"{name}{self._level}"] for name in ("outside", "at_share"))
+        y, *found = operators().norm(x, norm.weight, norm.bias, *taken, outside, share, norm.num_groups, norm.eps)
         self.tape += found
         return y
 
@@ -249,10 +264,10 @@ def check_regional(ports: Ports, net: Any, path: Path, *, precision: str) -> flo
 
     _, everything = places([ports.windows(Box(0, 0, *size), size)] * len(boxes))
     nothing = [each.half() if half else each for each in _tape(ports, Box(0, 0, *size), size, len(boxes))]
-    found = run(own, [torch.zeros(1), *ports.within(everything).values(), *ports.around(around).values(), *nothing])
+    found = run(own, [*ports.within(everything).values(), *ports.around(around).values(), *nothing])
     tape = [torch.from_numpy(each).view(kept.shape) for each, kept in zip(found[1:], record.tape, strict=True)]
-    silent = [each[:, :0] for each in ports.around(around).values()]
-    replayed = run([*inside, *own[1:]], [torch.ones(1), *ports.within(within).values(), *silent, *tape])
+    silent = ports.silence(boxes[0], size, len(boxes)).values()
+    replayed = run([*inside, *own[1:]], [*ports.within(within).values(), *silent, *tape])
     together = [np.concatenate([np.ravel(each) for each in part]) for part in (found[1:], record.tape)]
     return max(
         relative_error(found[0], whole.numpy()),
@@ -267,7 +282,11 @@ def _example(ports: Ports, net: Any, precision: str, boxes: list[Box], size: tup
     half, (box, *_) = precision == "fp16", boxes
     own = _cast(ports, _own_inputs(ports, net, len(boxes), (box.height, box.width)), half)
     tape = [each.half() if half else each for each in _tape(ports, box, size, len(boxes))]
-    return [*own, torch.zeros(1), *ports.within(within).values(), *ports.around(around).values(), *tape]
+    # Shares are of the picture's pixels, and what is computed here is the box.
+    around_ = ports.around(around) | {
+        name: each for name, each in ports.silence(box, size, len(boxes)).items() if name.startswith("at_share")
+    }
+    return [*own, *ports.within(within).values(), *around_.values(), *tape]
 
 
 def _own_inputs(ports: Ports, net: Any, batch: int, size: tuple[int, int]) -> list[Tensor]:

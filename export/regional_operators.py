@@ -6,8 +6,9 @@ parity that every export is checked for.
 
     surround(x, across, along, at_across, at_along, wide) -> x within its ring; what to keep of it, twice, [B, C, n]
     pick(x, at) -> x [B, C, H, W] at flat indices [B, r, c]: [B, C, r, c]
-    norm(x, weight, bias, scale, shift, given, groups, eps) -> the norm of x, by the scale and shift that are given or
-        else by its own; and its own, [B, C, 1, 1] both
+    norm(x, weight, bias, mean, deviation, outside, share, groups, eps) -> x normalised by its own statistics merged
+        with those of the outside, [B, G] both, which is a share `outside` [1] of the picture; and what to keep of x:
+        mean and deviation of the pixels that count in `share` [B, 1, h w, 1]
     join(taken, x, at) -> tokens taken and x, [B, T, C]; what to keep of x
 """
 
@@ -25,8 +26,8 @@ _SCHEMAS = {
     "surround": "(Tensor x, Tensor across, Tensor along, Tensor at_across, Tensor at_along, int wide)"
     " -> (Tensor, Tensor, Tensor)",
     "pick": "(Tensor x, Tensor at) -> Tensor",
-    "norm": "(Tensor x, Tensor weight, Tensor bias, Tensor scale, Tensor shift, Tensor given, int groups, float eps)"
-    " -> (Tensor, Tensor, Tensor)",
+    "norm": "(Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor deviation, Tensor outside, Tensor share,"
+    " int groups, float eps) -> (Tensor, Tensor, Tensor)",
     "join": "(Tensor taken, Tensor x, Tensor at) -> (Tensor, Tensor)",
 }
 
@@ -67,9 +68,10 @@ def _pick_shape(x: Tensor, at: Tensor) -> Tensor:
 
 
 def _norm_shape(
-    x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, given: Tensor, groups: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    own = (x.new_empty(x.shape[0], x.shape[1], 1, 1) for _ in range(2))
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, deviation: Tensor, outside: Tensor, share: Tensor,
+    groups: int, eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    own = (x.new_empty(x.shape[0], groups) for _ in range(2))
     return (torch.empty_like(x), *own)  # type: ignore[return-value]
 
 
@@ -111,26 +113,47 @@ def _pick_graph(x: Any, at: Any) -> Any:
     return op.Reshape(flat, op.Concat(_ints(0, 0), op.Shape(at, start=1), axis=0))
 
 
-def _norm_graph(x: Any, weight: Any, bias: Any, scale: Any, shift: Any, given: Any, groups: int, eps: float) -> Any:
+def _norm_graph(
+    x: Any, weight: Any, bias: Any, mean: Any, deviation: Any, outside: Any, share: Any, groups: int, eps: float
+) -> Any:
     from onnx import TensorProto
     from onnxscript import opset18 as op
 
     # Statistics in single precision: a variance of half-precision numbers may overflow.
-    half = x.dtype == TensorProto.FLOAT16
-    single = [op.Cast(each, to=TensorProto.FLOAT) if half else each for each in (x, weight, bias)]
-    grouped = op.Reshape(single[0], _ints(0, groups, -1))
-    weights = [op.Reshape(each, _ints(1, groups, -1)) for each in single[1:]]
-    mean = op.ReduceMean(grouped, _ints(2))
-    centred = op.Sub(grouped, mean)
-    variance = op.ReduceMean(op.Mul(centred, centred), _ints(2))
-    deviation = op.Sqrt(op.Add(variance, op.Constant(value_float=eps)))
-    own_scale = op.Div(weights[0], deviation)
-    own = [own_scale, op.Sub(weights[1], op.Mul(mean, own_scale))]
-    own = [op.Reshape(each, _ints(0, -1, 1, 1)) for each in own]
+    half, each = x.dtype == TensorProto.FLOAT16, x.shape[1] // groups
+    x_, weight, bias, mean, deviation = (
+        op.Cast(part, to=TensorProto.FLOAT) if half else part for part in (x, weight, bias, mean, deviation)
+    )
+    grouped = op.Reshape(x_, _ints(0, groups, -1))
+    here = op.ReduceMean(grouped, _ints(2))
+    centred = op.Sub(grouped, here)
+    squares = op.Mul(centred, centred)
+    variance = op.ReduceMean(squares, _ints(2))
+    # What to keep, as `pie_engine.regional.surroundings.outside_statistics` has it.
+    first, second = (
+        op.ReduceMean(op.MatMul(op.Reshape(part, _ints(0, groups, each, -1)), share), _ints(2, 3), keepdims=0)
+        for part in (centred, squares)
+    )
+    zero, one = op.Constant(value_float=0.0), op.Constant(value_float=1.0)
+    kept = [
+        op.Add(op.Reshape(here, _ints(0, groups)), first),
+        op.Sqrt(op.Max(op.Sub(second, op.Mul(first, first)), zero)),
+    ]
     if half:
-        own = [op.Cast(each, to=TensorProto.FLOAT16) for each in own]
-    chosen = [op.Where(given, taken, each) for taken, each in zip((scale, shift), own, strict=True)]
-    return op.Add(op.Mul(x, chosen[0]), chosen[1]), own[0], own[1]
+        kept = [op.Cast(part, to=TensorProto.FLOAT16) for part in kept]
+    # And `merged`.
+    apart = op.Sub(op.Reshape(mean, _ints(0, groups, 1)), here)
+    deviation = op.Reshape(deviation, _ints(0, groups, 1))
+    within = op.Sub(one, outside)
+    spread = op.Add(op.Mul(op.Mul(apart, apart), within), op.Mul(deviation, deviation))
+    variance = op.Add(op.Mul(variance, within), op.Mul(spread, outside))
+    here = op.Add(here, op.Mul(apart, outside))
+    scale = op.Div(op.Reshape(weight, _ints(1, groups, -1)), op.Sqrt(op.Add(variance, op.Constant(value_float=eps))))
+    shift = op.Sub(op.Reshape(bias, _ints(1, groups, -1)), op.Mul(here, scale))
+    scale, shift = (op.Reshape(part, _ints(0, -1, 1, 1)) for part in (scale, shift))
+    if half:
+        scale, shift = (op.Cast(part, to=TensorProto.FLOAT16) for part in (scale, shift))
+    return op.Add(op.Mul(x, scale), shift), *kept
 
 
 def _join_graph(taken: Any, x: Any, at: Any) -> Any:

@@ -75,7 +75,6 @@ class BoxedGraph(BoxedNetwork):
         whole = bind(
             {**own, output: (batch, outputs, self._size[0] * scale, self._size[1] * scale)},
             {
-                "given": torch.zeros(1, device=device),
                 **{name: at.to(device) for name, at in ports.within(whole_within).items()},
                 **self._around,
                 **{f"take_{name}": part for name, part in blank.items()},
@@ -86,9 +85,8 @@ class BoxedGraph(BoxedNetwork):
             {first: (batch, channels, *sizes.box), output: (batch, outputs, *(side * scale for side in sizes.box))},
             {
                 **{name: whole.inputs[name] for name in inputs[1:]},
-                "given": torch.ones(1, device=device),
                 **self._within,
-                **{name: at.new_empty(batch, 0) for name, at in self._around.items()},
+                **{name: at.to(device) for name, at in ports.silence(box, self._size, batch).items()},
                 **{f"take_{name}": part for name, part in tape.items()},
             },
         )

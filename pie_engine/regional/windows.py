@@ -176,7 +176,8 @@ def places(items: Sequence[Sequence[Window]]) -> tuple[Around, Within]:
             [stack([window.shares()[None, :, None] for window in level]) for level in levels],
         ),
         Within(
-            *([stack([one[which] for one in meet]) for meet in meets] for which in (0, 1)),
+            [stack([down for down, _ in meet]) for meet in meets],
+            [stack([up for _, up in meet]) for meet in meets],
             [torch.tensor([level[0].left_out], dtype=torch.float32) for level in levels],
         ),
     )

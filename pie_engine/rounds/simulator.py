@@ -15,6 +15,7 @@ import torch
 
 from pie_engine.equality import ByContent
 from pie_engine.kernels.dispatch import select
+from pie_engine.rounds import boxed
 from pie_engine.rounds import loop as loops
 from pie_engine.rounds.batches import make_batch
 from pie_engine.rounds.boxed import NotRecordable
@@ -213,11 +214,11 @@ class Simulator:
         paces: list[dict[str, Any] | None] = [None] * len(items)
         if aims is not None:
             paces[:] = describe_pace(aims, np.array(blends), known, batch.item_ids, seen)
-        boxes, stops = regional.describe(loop.watch), stopping.stopped or [None] * len(items)
+        places, stops = regional.describe(loop.watch), stopping.stopped or [None] * len(items)
         simulated = [
             Simulated(
                 one, original[i], _between(one, [stack[i] for stack in pictures]), computed, paces[i],
-                boxes[i % len(boxes)], stops[i],
+                places[i % len(places)], stops[i],
             )
             for i, one in enumerate(frames)
         ]  # fmt: skip
@@ -241,6 +242,9 @@ class Simulator:
         kept = self.loops.pop(Plan.key(shape, config), None)
         if kept is not None:
             return kept
+        if self.backend.device.type == "cpu":
+            # Graphs for boxes and for whole pictures hold the weights, each its own copy.
+            self.loops = {k: one for k, one in self.loops.items() if bool(one.plan.boxed) == bool(shape.box)}
         while len(self.loops) >= KEPT_LOOPS:
             del self.loops[next(iter(self.loops))]
         if self.timeline is None:
@@ -249,7 +253,7 @@ class Simulator:
 
     def _keep_loop(self, loop: Loop, config: RunConfig) -> None:
         self._drop_stale_loops()  # this one was bound anew when a precision was raised, the others were not
-        if loop.plan.boxed is not None and self.backend.device.type == "cpu":
+        if loop.plan.boxed is not None and boxed.on_host(self.backend.device):
             loop.plan.boxed.unet.forget()  # what was captured on a GPU refers to it
         self.loops[loop.plan.key(loop.plan.shape, config)] = loop
 

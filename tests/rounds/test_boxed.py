@@ -173,13 +173,14 @@ def test_values_that_half_precision_cannot_hold(
     assert "computed again, of the whole picture" in caplog.text
 
 
+OFFICIAL = {"semantics": "official", "noise": None, "composite": None, "feather": None}
 SCHEDULE = RoundSchedule((RoundRange(2, 2, strength=1.0),))
 
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"semantics": "official", "noise": None, "composite": None, "feather": None}, "the published code draws the outside anew in every round"),
+        (OFFICIAL, "the published code draws the outside anew in every round"),
         ({"inversion": "ddim"}, "an inversion does not hold the outside"),
         ({"noise": "fresh"}, "fresh noise changes the outside in every round"),
         ({"beta1": 0.5}, "beta1 0.5 moves the outside with the region (at most 0.05)"),

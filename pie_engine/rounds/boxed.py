@@ -116,8 +116,8 @@ class BoxedUNet(UNetCall):
 
     @property
     def was_whole(self) -> bool:
-        """Whether the round that ended last was computed whole, or was checked: then its frames are decoded whole."""
-        return self.check or self.mode is not Mode.INSIDE
+        """Whether the round that ended last was computed whole: then its frames are decoded whole, too."""
+        return self.mode is not Mode.INSIDE
 
     def forget(self) -> None:
         """Let go of the recording's memory."""

@@ -58,13 +58,13 @@ def measure(box: int, rounds: int, steps: int, backend: str, threads: int | None
     plan = loop.plan
     if box:
         assert (facts["box"]["height"], facts["box"]["width"]) == (box, box), facts
-        kinds = ["recorded" if n in facts["recorded"] else "checked" if n in facts["checked"] else "inside"
+        kinds = ["recorded" if n in facts["whole"] else "checked" if n in facts["checked"] else "inside"
                  for n in range(1, rounds + 1)]  # fmt: skip
         found |= {f"{kind}_s": statistics.median(s for s, k in zip(seconds, kinds, strict=True) if k == kind)
                   for kind in set(kinds)}  # fmt: skip
         unet, decoder = plan.boxed.unet._network, plan.boxed.decoder._network  # type: ignore[union-attr]
         found |= {
-            "recording_bytes": facts["recording_bytes"],
+            "recording_mb": facts["recording_bytes"] / 1e6,
             "step_s": timed(unet.inside), "whole_step_s": timed(unet.whole),
             "picture_s": timed(decoder.inside), "whole_picture_s": timed(decoder.whole),
         }  # fmt: skip
@@ -73,7 +73,7 @@ def measure(box: int, rounds: int, steps: int, backend: str, threads: int | None
             "inside_s": statistics.median(seconds),
             "step_s": timed(plan.sampler.unet), "picture_s": timed(lambda: plan.decode(plan.buffers.x)),
         }  # fmt: skip
-    return {**found, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    return {**found, "host_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6}
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -134,7 +134,7 @@ def main(words: Sequence[str] | None = None) -> None:
         ratio = ten_rounds(rows[0]) / ten_rounds(row)
         say(f"  ten rounds {ten_rounds(row):.0f} s, {ratio:.2f} x; {json.dumps(row)}")
     columns = ("prepare_s", "recorded_s", "checked_s", "inside_s", "step_s", "whole_step_s", "picture_s",
-               "whole_picture_s", "recording_bytes", "peak_bytes")  # fmt: skip
+               "whole_picture_s", "recording_mb", "host_peak_mb")  # fmt: skip
     key = identify("cpu", asked.threads)
     results.append(
         asked.output / "regional.csv",

@@ -16,7 +16,7 @@ MACHINE = ("device", "threads")
 STEPS, STRENGTH = 50, 0.5  # what the scripts take unless told otherwise
 WORDS = {
     "model": "model {}", "resolution": "{0} x {0}", "rounds": "{} rounds", "evaluations": "{} guided steps",
-    "batch": "batch {}", "shape": "{}",
+    "batch": "batch {}", "shape": "{}", "backend": "{}", "steps": "{} guided steps a round",
 }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ THROUGHPUT = Source("throughput", ("variant", "batch"), ("model", "resolution", 
 GROWTH = Source("growth", ("factor", "variant", "value"), ("model",), ("model", "threads"), run=("factor", "variant"))
 DENOISE_STEP = Source("denoise_step", ("dtype", "kept", "variant"), ("shape",), ("dtype", "kept", "threads"))
 ROUND_SHARE = Source("round_share", ("variant",))
+REGIONAL = Source("regional", ("box",), ("backend", "steps"), ("backend", "steps"), run=())
 BUILD_TIMES = Source("build_times", ("what", "component", "backend", "precision", "flavour"), ("model", "resolution"),
                      ("model", "resolution", "threads"))  # fmt: skip
 GPU_STEP, GPU_KERNELS, GPU_PROGRESSION, GPU_ERRORS = (
@@ -53,6 +54,8 @@ TABLES = {
     "round-share": (ROUND_SHARE, "variant | one round | U-Net | fused step | decoding | rest"),
     "build-times": (BUILD_TIMES, "what | component | by | precision | time | host memory | graph | plan | attentions | "
                                  "fused | note"),
+    "regional": (REGIONAL, "box | ten rounds | speed-up | recorded | checked | in the box | step | picture | "
+                           "recording | host memory"),
     "gpu-step": (GPU_STEP, "what is on | guided step | p20 to p80 | floor | share of peak | speed-up | decoding | "
                            "its floor | its share | its speed-up | device memory"),
     "gpu-kernels": (GPU_KERNELS, "part | kernels | time | share"),
@@ -73,6 +76,8 @@ HEADINGS = {
     "its p20 to p80": "speedup_over_previous_p20..speedup_over_previous_p80 speedup_p20..speedup_p80",
     "over the one before": "speedup_over_previous", "gain per item": "speedup", "its speed-up": "decode_speedup",
     "host memory": "host_peak_mb host_memory_mb host_memory_gb", "device memory": "device_peak_mb",
+    "ten rounds": "ten_rounds_s", "recorded": "recorded_s", "checked": "checked_s", "in the box": "inside_s",
+    "step": "step_s", "picture": "picture_s", "recording": "recording_mb",
     "graph": "graph_mb", "plan": "plan_mb", "moved": "moved_mb", "PSNR, dB": "psnr_db",
     "TFLOP": "tflop", "GFLOP/s": "gflop_per_s", "peak, GFLOP/s": "peak_gflop_per_s", "GB/s": "gb_per_s",
     "copy, GB/s": "=copy_gb_per_s", "floor": "=floor_s", "its floor": "=decode_floor_s",

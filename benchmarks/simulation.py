@@ -1,4 +1,4 @@
-"""Run the studies of docs/evaluation.md and docs/demo-domains.md again, and keep what they measure.
+"""Run the studies of the documents again, and keep what they measure.
 
     python benchmarks/simulation.py            all studies
     python benchmarks/simulation.py align      one study
@@ -49,6 +49,8 @@ def collect(kind: str, outputs: Sequence[Path]) -> Values:
         return _kept_of_compare(outputs[-1])
     if kind == "pacing":
         return _read(outputs[-1] / "pacing.json")
+    if kind == "regional":
+        return _read(outputs[-1] / "boxes.json")
     if kind == "regression":
         return _read(outputs[-1] / "regression.json")
     summary = _read(outputs[-1] / "summary.json")

@@ -185,7 +185,29 @@ def pacing_frames_table(values: Values) -> str:
     return _table(["frame", *(f"{names[one]}, {name}" for one in what for name in ways)], rows)
 
 
+def regional_table(values: Values) -> str:
+    """A line per region: how near rounds in its box are to whole ones, in the worst patient."""
+
+    def decibels(value: float | None) -> str:
+        return "the same" if value is None else f"{value:.1f}"
+
+    count = values["steps"]
+    shown = [number for number in _ROUNDS[1:] if number <= count]
+    rows = [
+        [name, f"{found['share']:.2f}", *(decibels(found["psnr"][number - 1]) for number in shown),
+         decibels(found["worst"]), f"{found['grey_levels']:.0f}", f"{found['estimate']:.2f}",
+         f"{found['confidence']:.4f}", f"{found['whole']:.1f}", "the same" if found["outside"] else "not the same"]
+        for name, found in values["regions"].items()
+    ]  # fmt: skip
+    head = ["region", "box, of the picture", *(f"round {number}" for number in shown), "worst round",
+            "grey levels at most", "its own estimate", "confidence off by", f"whole rounds of {count}",
+            "pixels outside"]  # fmt: skip
+    note = f"n = {values['patients']}, {values['backend']}; PSNR in dB inside the region, of the worst patient."
+    return f"{_table(head, rows)}\n\n{note}"
+
+
 TABLES = {
+    "regional": regional_table,
     "methods": methods_table,
     "matched": matched_table,
     "rounds": rounds_table,

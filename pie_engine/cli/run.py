@@ -245,6 +245,7 @@ def main(arguments: argparse.Namespace) -> int:
     from pie_engine.imaging import read_stored
     from pie_engine.imaging.item import check_findings, check_item
     from pie_engine.outputs import check_outputs, check_source
+    from pie_engine.outputs.provenance import say_regional
     from pie_engine.rounds.resuming import Interrupted
     from pie_engine.rounds.severity import choose_severity
 
@@ -285,8 +286,9 @@ def main(arguments: argparse.Namespace) -> int:
             )
     except Interrupted as interrupt:
         raise _keep(interrupt, arguments, method, outputs, partial) from None
-    if not arguments.quiet and (still := _standing_still(result, method)):
-        say(still)
+    for line in (say_regional(result.provenance["regional"], config.steps), _standing_still(result, method)):
+        if line and not arguments.quiet:
+            say(line)
     written = _with_options(result, arguments, method, outputs).save(arguments.output, outputs)
     if arguments.json:
         print_json({**written, "change": result.change.to_dict()})

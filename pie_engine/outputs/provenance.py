@@ -81,6 +81,24 @@ def say_stopped(stopped: Mapping[str, Any], steps: int) -> str:
     )
 
 
+def say_regional(regional: Mapping[str, Any], steps: int) -> str:
+    """What the rounds of a run computed, in words, where that was a box; else an empty string.
+
+    Args:
+        regional: as provenance has it (`pie_engine.rounds.regional.Regional.describe`).
+        steps: N.
+    """
+    if not regional["used"]:
+        return ""
+    box, (height, width), off = regional["box"], regional["latents"], regional["grey_levels"]
+    whole = ", ".join(map(str, regional["whole"]))
+    return (
+        f"rounds {whole} of {steps} computed the whole picture, the others a box of {box['height']} x {box['width']} "
+        f"of its {height} x {width} latents; by the steps that were checked the last frame is {off:.2g} grey levels "
+        f"from that of whole rounds (limit {regional['limit']:g})"
+    )
+
+
 def describe_simulated(item: PreparedItem, config: RunConfig, model: ModelInfo) -> dict[str, Any]:
     """What one item was simulated towards: in which region, with several findings, and in which round of a schedule."""
     prompt = " + ".join(item.prompts)

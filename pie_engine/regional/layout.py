@@ -136,6 +136,12 @@ def numbers_by_part(entries: Sequence[Entry], windows: Sequence[Window], batch: 
     return found
 
 
+def multiply_adds(entries: Sequence[Entry], windows: Sequence[Window]) -> float:
+    """Of a whole picture's 3x3 convolutions, about: as many channels are taken for those that come out as go in."""
+    sizes = ((entry, windows[entry.level]) for entry in entries if entry.part == "ring")
+    return float(sum(9 * entry.channels**2 * at.rows * at.columns for entry, at in sizes))
+
+
 def share_of_work(entries: Sequence[Entry], windows: Sequence[Window]) -> float:
     """What a box computes of what the whole picture takes, by the multiplications of 3x3 convolutions.
 

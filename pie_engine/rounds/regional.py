@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pie_engine.errors import ConfigError, mention, use
-from pie_engine.regional.layout import decoder_entries, numbers_by_part, share_of_work, unet_entries
+from pie_engine.regional.layout import decoder_entries, multiply_adds, numbers_by_part, share_of_work, unet_entries
 from pie_engine.regional.windows import Box, cover, enlarged, magnified, windows
 from pie_engine.rounds.boxed import DECODER_MARGIN
 from pie_engine.rounds.memory import free_memory
@@ -28,8 +28,11 @@ MOST_BETA1 = 0.05
 # on a processor (docs/performance.md).
 _OVERHEAD = {"onnxruntime": 0.03, "openvino": 0.04}
 _USUAL_OVERHEAD = 0.1
-# What recording adds to a round, the two steps that are checked and the pictures by which they are judged included.
+# What recording adds to a round.
 _RECORDING = 0.08
+# Multiply-adds of a whole step below which its time is that of its many layers, however small the box: the demo's has
+# 0.1 G, Stable Diffusion v1 at 512 x 512 some 400 G.
+_LEAST_WORK = 5e9
 # A run has to take less than this of the dense one.
 _WORTH = 0.9
 
@@ -52,7 +55,7 @@ class Regional:
         """What provenance says of each item, or of all. Args: watch: of the rounds; None without boxes."""
         if self.boxes is None or watch is None:
             return [{"used": False, "reason": self.reason}]
-        facts = {"used": True, "recording_bytes": sum(self.recording_bytes.values())}
+        facts = {"used": True, "latents": list(watch.latents), "recording_bytes": sum(self.recording_bytes.values())}
         return [{**facts, "box": box._asdict(), **watch.describe(i)} for i, box in enumerate(self.boxes)]
 
 
@@ -88,9 +91,8 @@ def _choose(item: PreparedItem, chosen: Chosen, backend: Backend, runtime: Runti
         return None, reason or "there is no region"
     config, latents = chosen.config, item.mask.latent.max(0)
     box = cover(latents > 0, MARGIN, 2 ** (len(backend.model.architecture["unet"]["block_out_channels"]) - 1))
-    if runtime.regional == "auto" and (taken := _taken(box, latents.shape, config, backend)) > _WORTH:
-        area = box.height * box.width / latents.size
-        return None, f"a box of {area:.0%} of the picture would take {taken:.0%} of the time"
+    if runtime.regional == "auto" and (reason := _not_worth(box, latents.shape, config, backend)):
+        return None, reason
     needed = sum(_recording_bytes([item], box, config, backend.model).values())
     free = free_memory(backend.device)
     most = None if free is None else free / 2
@@ -147,8 +149,18 @@ def _obstacle(chosen: Chosen, backend: Backend, runtime: RuntimeConfig) -> str:
     return getattr(backend, "regional_obstacle", "the backend computes whole pictures")
 
 
+def _not_worth(box: Box, latents: tuple[int, int], config: RunConfig, backend: Backend) -> str:
+    """Why a box would not pay, or an empty string."""
+    unet = backend.model.architecture["unet"]
+    if multiply_adds(unet_entries(unet), windows(box, latents, len(unet["block_out_channels"]))) < _LEAST_WORK:
+        return "a network of so few multiplications gains nothing by a box"
+    taken = _taken(box, latents, config, backend)
+    area = box.height * box.width / (latents[0] * latents[1])
+    return f"a box of {area:.0%} of the picture would take {taken:.0%} of the time" if taken > _WORTH else ""
+
+
 def _taken(box: Box, latents: tuple[int, int], config: RunConfig, backend: Backend) -> float:
-    """A run's time with boxes, as a share of the dense one."""
+    """A run's time with boxes, as a share of the dense one: two rounds recorded, two steps of two more checked."""
     unet, vae = backend.model.architecture["unet"], backend.model.architecture["vae"]
     entries, at = unet_entries(unet), windows(box, latents, len(unet["block_out_channels"]))
     overhead = _OVERHEAD.get(backend.name, _USUAL_OVERHEAD)
@@ -156,7 +168,7 @@ def _taken(box: Box, latents: tuple[int, int], config: RunConfig, backend: Backe
     at = magnified(enlarged(box, DECODER_MARGIN, latents), latents, len(vae["block_out_channels"]))
     picture = min(1.0, share_of_work(decoder_entries(vae), at) + overhead)
     # A decoded picture takes as long as one step and a half of Stable Diffusion v1, guided.
-    steps, decoding = config.rounds[0].kind.denoising_steps, 1.5
-    whole = steps + decoding
-    inside = (config.steps - 1) * (steps * step + decoding * picture)
-    return (whole * (1 + _RECORDING) + inside) / (config.steps * whole)
+    rounds, steps, decoding = config.steps, config.rounds[0].kind.denoising_steps, 1.5
+    whole, recorded = steps + decoding, min(2, rounds)
+    inside = (rounds - recorded) * (steps * step + decoding * picture) + 2 * min(2, rounds - recorded)
+    return (recorded * whole * (1 + _RECORDING) + inside) / (rounds * whole)

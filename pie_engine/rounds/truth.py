@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pie_engine.rounds.boxed import Mode
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -55,7 +53,7 @@ class Watch:
         self._growth: Floats | None = None  # error of a round by distance, once it has been measured
         self._failures = 0
         self._distance, self._before = np.zeros(len(items)), torch.empty(0)
-        self._recorded: list[int] = []
+        self._whole: list[int] = []
         self._checked: list[int] = []
 
     def before(self, index: int) -> None:
@@ -77,9 +75,9 @@ class Watch:
         increment = self._norm(latents.to(self._before) - self._before)
         shrinking = np.divide(increment, self._increment, out=np.ones_like(increment), where=self._increment > 0)
         error = np.minimum(shrinking, 1.0) * self._error
-        if unet.mode is Mode.RECORDING:
+        if unet.was_whole:
             self._growth = None
-            self._recorded.append(index + 1)
+            self._whole.append(index + 1)
         elif unet.check:
             found = self._judge(latents)
             error = error + found
@@ -94,10 +92,15 @@ class Watch:
         self._error, self._increment = error, increment
         return False
 
+    @property
+    def latents(self) -> tuple[int, int]:
+        """Height and width of the whole picture."""
+        return self._plan.shape.latent[1:]
+
     def describe(self, item: int) -> dict[str, Any]:
         """What provenance says of an item of the batch: rounds counted from 1, the last frame's error."""
         return {
-            "recorded": list(self._recorded), "checked": list(self._checked), "failed": self._failures,
+            "whole": list(self._whole), "checked": list(self._checked), "failed": self._failures,
             "grey_levels": round(float(self._error[item]), 4), "limit": LIMIT,
         }  # fmt: skip
 

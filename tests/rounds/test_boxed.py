@@ -75,7 +75,7 @@ def test_rounds_in_a_box_are_near_whole_ones(engine: PieEngine, dense: PieEngine
     result, whole = engine.run(A, CONFIG), dense.run(A, CONFIG)
     check_alike(result, whole)
     facts = result.provenance["regional"]
-    assert facts["used"] and facts["recorded"][0] == 1 and facts["checked"][-1] == CONFIG.steps
+    assert facts["used"] and facts["whole"] == [1] and facts["checked"][-1] == CONFIG.steps
     assert facts["box"]["height"] < SIDE // 8 and facts["grey_levels"] <= facts["limit"]
     # The first round is computed and recorded whole.
     assert np.abs(result.latents[0] - whole.latents[0]).max() <= 1e-4
@@ -157,7 +157,7 @@ def test_rounds_are_recorded_anew_where_they_differ(
     monkeypatch.setattr(truth, "LIMIT", 1e-6)
     result = engine.run(A, CONFIG)
     facts = result.provenance["regional"]
-    assert facts["recorded"] == [1, 2, 3] and facts["failed"] == 3  # the rest are whole
+    assert facts["whole"] == [1, 2, 3, 4] and facts["failed"] == 3
     assert np.abs(result.latents - dense.run(A, CONFIG).latents).max() <= 1e-4
 
 
@@ -197,7 +197,8 @@ def test_where_no_box_can_be_computed(ddim_checkpoint: Checkpoint, settings: dic
     assert reason in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_other_reasons(ddim_checkpoint: Checkpoint, engine: PieEngine) -> None:
+def test_other_reasons(ddim_checkpoint: Checkpoint, engine: PieEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regional, "_LEAST_WORK", 0)
     found = engine_of(ddim_checkpoint, "auto")
     assert found.run(Item(PICTURE, "heart"), CONFIG).provenance["regional"]["reason"] == "there is no region"
     most = Item(PICTURE, "heart", Box(8, 8, 120, 120), item_id="d")
@@ -210,9 +211,12 @@ def test_other_reasons(ddim_checkpoint: Checkpoint, engine: PieEngine) -> None:
         RuntimeConfig(regional="sometimes")
 
 
-def test_a_small_box_is_worth_it(ddim_checkpoint: Checkpoint) -> None:
-    result = engine_of(ddim_checkpoint, "auto").run(A, replace(CONFIG, steps=10))
-    assert result.provenance["regional"]["used"]
+def test_a_small_box_is_worth_it(ddim_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(CONFIG, steps=10)
+    small = engine_of(ddim_checkpoint, "auto").run(A, config).provenance["regional"]
+    assert small == {"used": False, "reason": "a network of so few multiplications gains nothing by a box"}
+    monkeypatch.setattr(regional, "_LEAST_WORK", 0)
+    assert engine_of(ddim_checkpoint, "auto").run(A, config).provenance["regional"]["used"]
 
 
 def test_the_recording_is_as_large_as_foretold(engine: PieEngine) -> None:

@@ -18,7 +18,7 @@ from pie_engine import __version__
 from pie_engine.outputs.colours import DIVERGING
 from pie_engine.outputs.differences import COMPARED_WITH, differences, luminance, scale_of
 from pie_engine.outputs.frames import STATEMENT
-from pie_engine.outputs.provenance import say_stopped
+from pie_engine.outputs.provenance import say_regional, say_stopped
 from pie_engine.outputs.report.charts import Series, line_plot
 from pie_engine.outputs.report.tables import measures_table, provenance_rows, schedule_table, settings_rows
 from pie_engine.outputs.report.templates import read_asset, render
@@ -163,6 +163,8 @@ def _warnings(provenance: Mapping[str, Any], masked: bool) -> list[str]:
         found.append(f"The run was interrupted after round {partial['rounds']} of {partial['of']}.")
     if stopped := provenance.get("stopped"):
         said = say_stopped(stopped, provenance["settings"]["steps"])
+        found.append(f"{said[0].upper()}{said[1:]}.")
+    if said := say_regional(provenance.get("regional", {"used": False}), provenance["settings"]["steps"]):
         found.append(f"{said[0].upper()}{said[1:]}.")
     if masked and not provenance["settings"]["composite"]:
         found.append("Frames are shown as decoded: they differ from the input also outside the region of interest.")

@@ -78,10 +78,13 @@ def measure(box: int, rounds: int, steps: int, backend: str, threads: int | None
 
 def timed(call: Callable[[], object]) -> float:
     """Seconds of a call, the median of several after one that warms up."""
+    import torch
+
     seconds = []
     for _ in range(CALLS + 1):
         start = time.perf_counter()
-        call()
+        with torch.inference_mode():
+            call()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:])
 

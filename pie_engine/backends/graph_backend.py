@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -59,6 +59,8 @@ class GraphBackend:
         precisions: what each component computes in.
         regional_graph: where the graph of "unet" or "vae_decoder" for regional rounds is, verified; it may be made at
             this call. None where the backend has none.
+        later: components that are opened when they are needed, and their files verified again then: those that another
+            graph may take the place of.
 
     Raises:
         BackendError: a graph cannot be opened.
@@ -74,6 +76,7 @@ class GraphBackend:
         device: str,
         precisions: Mapping[str, str],
         regional_graph: Callable[[str], Path] | None = None,
+        later: Collection[str] = (),
     ):
         import torch
 
@@ -84,8 +87,8 @@ class GraphBackend:
         self._paths = {name: bundle.graph(name) for name in COMPONENTS}
         self.regional_obstacle = self._find_obstacle()
         self._raised: set[str] = set()
-        # All four now, while the files are those that were verified.
-        self._graphs = {name: self._open(name) for name in COMPONENTS}
+        # Now, while the files are those that were verified.
+        self._graphs = {name: self._open(name) for name in COMPONENTS if name not in later}
         self._bound: dict[str, tuple[tuple[int, ...], BoundGraph]] = {}
 
     def _open(self, name: str) -> Any:

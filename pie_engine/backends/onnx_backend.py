@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +39,15 @@ class OnnxBackend(GraphBackend):
         device: str = "cpu",
         threads: int | None = None,
         regional_graph: Callable[[str], Path] | None = None,
+        later: Collection[str] = (),
     ):
         self._threads = threads
         # ONNX Runtime runs on the stream that a session was opened with: the loop has to run on the same one.
         self.stream = torch.cuda.Stream(torch.device(device)) if device.startswith("cuda") else None
         components = bundle.manifest["components"]
-        super().__init__(bundle, device, {name: components[name]["precision"] for name in COMPONENTS}, regional_graph)
+        super().__init__(
+            bundle, device, {name: components[name]["precision"] for name in COMPONENTS}, regional_graph, later
+        )
 
     def _open(self, name: str) -> Any:
         return self._session(name, self._paths[name])

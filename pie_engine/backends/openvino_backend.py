@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +40,12 @@ class OpenVINOBackend(GraphBackend):
         precision: str = "fp32",
         threads: int | None = None,
         regional_graph: Callable[[str], Path] | None = None,
+        later: Collection[str] = (),
     ):
         self._threads = threads
         if precision == "bf16":
             check_bf16()
-        super().__init__(bundle, "cpu", dict.fromkeys(COMPONENTS, precision), regional_graph)
+        super().__init__(bundle, "cpu", dict.fromkeys(COMPONENTS, precision), regional_graph, later)
 
     def _open(self, name: str) -> Any:
         return self._compile(name, self.precisions[name.removesuffix(REGIONAL)])

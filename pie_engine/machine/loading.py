@@ -19,6 +19,7 @@ from pie_engine.backends.openvino_backend import OpenVINOBackend
 from pie_engine.backends.tensorrt import library
 from pie_engine.backends.tensorrt.backend import TensorRTBackend, check_engines
 from pie_engine.bundling import cached_bundle, check_restorable, model_info, regional_graph, restore_checkpoint
+from pie_engine.bundling.regional import NETWORKS
 from pie_engine.config import COMPONENTS, FLAVOURS, BuildConfig, EngineConfig
 from pie_engine.errors import BackendError, BundleError, ConfigError, argument, use
 from pie_engine.machine.devices import check_gpu, check_openvino, limit_threads, onnx_device, torch_device
@@ -126,13 +127,17 @@ def _run_bundle(bundle: Bundle, backend: str, placement: Placement, on_component
         with _explaining_memory(device, bundle.precision):
             return TensorRTBackend(bundle, backend, device=device)
     boxes = functools.partial(regional_graph, bundle, on_component=on_component)
+    # Where rounds may compute boxes, graphs for that may take the place of these: both at once are twice the weights.
+    later = () if placement.runtime.regional == "off" else NETWORKS
     if backend == "openvino":
         precision = check_openvino(placement)
         with _explaining_memory("cpu", precision):
-            return OpenVINOBackend(bundle, precision=precision, threads=placement.threads, regional_graph=boxes)
+            return OpenVINOBackend(
+                bundle, precision=precision, threads=placement.threads, regional_graph=boxes, later=later
+            )
     device = onnx_device(placement.device)
     with _explaining_memory(device, bundle.precision):
-        return OnnxBackend(bundle, device=device, threads=placement.threads, regional_graph=boxes)
+        return OnnxBackend(bundle, device=device, threads=placement.threads, regional_graph=boxes, later=later)
 
 
 def _build_checkpoint(

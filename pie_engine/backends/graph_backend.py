@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from pie_engine.backends.protocol import BoxedNetwork, UNetCall
+from pie_engine.backends.protocol import BoundGraph, BoxedNetwork, UNetCall
 from pie_engine.config import COMPONENTS
 from pie_engine.errors import BackendError
 from pie_engine.model.bundle import REGIONAL
@@ -34,19 +34,6 @@ def check_names(path: Path, expected: tuple[str, ...], found: tuple[str, ...]) -
         raise BackendError(
             f"{path} takes and gives {', '.join(found)} ({', '.join(expected)} expected); rebuild the bundle"
         )
-
-
-class BoundGraph(Protocol):
-    """A graph with its addresses bound once: each call reads and writes the same tensors.
-
-    Attributes:
-        inputs, outputs: name -> tensor, zero at first.
-    """
-
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
-
-    def __call__(self) -> None: ...
 
 
 class GraphBackend:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pie_engine.backends.protocol import BoxedNetwork
+from pie_engine.backends.protocol import BoundGraph, BoxedNetwork
 from pie_engine.export.regional import DENSE
 from pie_engine.regional.layout import tape_shapes
 from pie_engine.regional.windows import Box, places
@@ -17,7 +17,6 @@ from pie_engine.regional.windows import Box, places
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pie_engine.backends.graph_backend import BoundGraph
     from pie_engine.export.regional import Ports
 
 # Allocates tensors of these shapes and binds the graph to them and to others, both by name.

@@ -41,6 +41,19 @@ class UNetCall(Protocol):
         return
 
 
+class BoundGraph(Protocol):
+    """A graph with its addresses bound once: each call reads and writes the same tensors.
+
+    Attributes:
+        inputs, outputs: name -> tensor, zero at first.
+    """
+
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+    def __call__(self) -> None: ...
+
+
 class BoxedNetwork(Protocol):
     """U-Net or VAE decoder, bound to whole pictures and to boxes of one size within them (`pie_engine.regional`).
 

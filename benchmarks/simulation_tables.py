@@ -207,7 +207,6 @@ def regional_table(values: Values) -> str:
 
 
 TABLES = {
-    "regional": regional_table,
     "methods": methods_table,
     "matched": matched_table,
     "rounds": rounds_table,
@@ -219,4 +218,5 @@ TABLES = {
     "pacing": pacing_table,
     "pacing-frames": pacing_frames_table,
     "align": align_table,
+    "regional": regional_table,
 }

@@ -115,7 +115,7 @@ def magnified(box: Box, size: tuple[int, int], levels: int) -> list[Window]:
     return [Window(*(n << each for n in (*box, *size))) for each in reversed(range(levels))]
 
 
-@dataclass
+@dataclass(eq=False)
 class Around:
     """Index tensors of a batch of boxes of one size, int64, batch first: what is kept of the whole picture.
 
@@ -136,7 +136,7 @@ class Around:
         return [*(tensor for pair in (*self.ring, *self.wide) for tensor in pair), *self.outside, *self.share]
 
 
-@dataclass
+@dataclass(eq=False)
 class Within:
     """How the levels' boxes lie within one another, by the finer of two levels, int64, batch first.
 

@@ -30,7 +30,7 @@ def estimate(mean: float, n: int = 3) -> dict[str, float | int | None]:
 
 
 def test_every_study_is_shown_and_was_measured_with_committed_code() -> None:
-    text = "".join((ROOT / f"docs/{name}.md").read_text() for name in ("evaluation", "demo-domains"))
+    text = "".join((ROOT / f"docs/{name}.md").read_text() for name in ("evaluation", "demo-domains", "performance"))
     shown = re.findall(r'study\("([^"]+)", "([^"]+)"\)', text)
     studies = json.loads(simulation.RESULTS.read_text())["studies"]
     assert {name for name, _ in shown} == set(studies)

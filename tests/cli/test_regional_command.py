@@ -15,9 +15,9 @@ ROUNDS = ("--steps", "4", "--num-inference-steps", "4", "--resolution", "128", "
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """A region of a hundredth of the picture."""
-    mask = Image.new("L", (128, 128))
-    ImageDraw.Draw(mask).rectangle((56, 56, 68, 68), fill=255)
+    """A region of a hundredth of the picture, which is 300 x 260."""
+    mask = Image.new("L", (300, 260))
+    ImageDraw.Draw(mask).rectangle((136, 116, 160, 140), fill=255)
     mask.save(tmp_path / "small.png")
     return tmp_path / "small.png"
 

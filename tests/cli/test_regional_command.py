@@ -27,9 +27,7 @@ def test_what_was_computed_is_told_and_written(pie: Any, simulate: Any, small: P
     out = tmp_path / "result"
     found = json.loads((out / "provenance.json").read_text())["regional"]
     assert found["used"] and found["whole"][0] == 1 and found["latents"] == [16, 16]
-    said = (
-        r"ounds 1[\d, ]* of 4 computed the whole picture, the others a box of \d x \d of its 16 x 16 latents; "
-    )
+    said = r"ounds 1[\d, ]* of 4 computed the whole picture, the others a box of \d x \d of its 16 x 16 latents; "
     assert re.search(f"R{said}", (out / "report.html").read_text())
     again = pie("run", "--from", out / "provenance.json", "--output", tmp_path / "again")
     assert again.code == 0 and re.search(f"^r{said}", again.err, re.MULTILINE)

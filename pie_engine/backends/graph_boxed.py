@@ -12,6 +12,7 @@ import torch
 from pie_engine.backends.protocol import BoundGraph, BoxedNetwork
 from pie_engine.export.regional import DENSE
 from pie_engine.regional.layout import tape_shapes
+from pie_engine.regional.surroundings import allocate
 from pie_engine.regional.windows import Box, places
 
 if TYPE_CHECKING:
@@ -59,9 +60,8 @@ class BoxedGraph(BoxedNetwork):
         self._within = {name: at.to(device, copy=True) for name, at in ports.within(within).items()}
 
         shapes = tape_shapes(ports.entries, ports.windows(box, self._size), batch)
-        self.surroundings = torch.zeros(sum(map(math.prod, shapes)), dtype=dtype, device=device)
-        parts = self.surroundings.split([math.prod(shape) for shape in shapes])
-        tape = {name: part.view(shape) for name, part, shape in zip(ports.tape, parts, shapes, strict=True)}
+        self.surroundings, parts = allocate(shapes, dtype, device)
+        tape = dict(zip(ports.tape, parts, strict=True))
         # A whole picture lies in a ring of zeros, its norms are its own and nothing is outside: one zero serves all.
         shapes = tape_shapes(ports.entries, ports.windows(everything, self._size), batch)
         zeros = torch.zeros(max(map(math.prod, shapes)), dtype=dtype, device=device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from pie_engine.backends.protocol import BoxedNetwork
 from pie_engine.regional.layout import decoder_entries, tape_shapes, unet_entries
-from pie_engine.regional.surroundings import Record, Replay
+from pie_engine.regional.surroundings import Record, Replay, allocate
 from pie_engine.regional.walk import decode, unet
 from pie_engine.regional.windows import Around, Box, Window, Within, magnified, places, windows
 
@@ -52,10 +51,7 @@ class BoxedModules(BoxedNetwork):
         around, within = self._places([first] * batch)
         self._around = Around(*(_moved(each, device) for each in vars(around).values()))
         self._within = Within(*(_moved(each, device) for each in vars(within).values()))
-        shapes = tape_shapes(entries, windows_of(first), batch)
-        self.surroundings = torch.zeros(sum(map(math.prod, shapes)), device=device, dtype=dtype)
-        parts = self.surroundings.split([math.prod(shape) for shape in shapes])
-        self._tape = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        self.surroundings, self._tape = allocate(tape_shapes(entries, windows_of(first), batch), dtype, device)
 
     def place(self, boxes: Sequence[Box]) -> None:
         around, within = self._places(boxes)

@@ -64,7 +64,8 @@ def compare(whole: Result, boxed: Result, mask: NDArray[np.uint8], classifier: C
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Over patients: the worst of each round, the worst of all, means of what a run does."""
-    by_round = [[value for value in column if value is not None] for column in zip(*(row["psnr"] for row in rows))]  # noqa: B905
+    rounds = zip(*(row["psnr"] for row in rows), strict=True)
+    by_round = [[value for value in column if value is not None] for column in rounds]
     worst = [min(values) if values else None for values in by_round]
     told = [value for value in worst if value is not None]
     return {

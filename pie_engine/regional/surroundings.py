@@ -14,6 +14,7 @@ boxes within one another are index tensors. So one exported graph serves every b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -73,6 +74,15 @@ def normalised(norm: nn.GroupNorm, x: Tensor, mean: Tensor, variance: Tensor) ->
     scale = (variance + norm.eps).rsqrt().repeat_interleave(each, 1) * norm.weight
     shift = norm.bias - mean.repeat_interleave(each, 1) * scale
     return x * scale[..., None, None].to(x.dtype) + shift[..., None, None].to(x.dtype)
+
+
+def allocate(
+    shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, list[Tensor]]:
+    """Memory for a recording of one evaluation, zero and in one piece, and its tensors as views of it."""
+    sizes = [math.prod(shape) for shape in shapes]
+    flat = torch.zeros(sum(sizes), dtype=dtype, device=device)
+    return flat, [part.view(shape) for part, shape in zip(flat.split(sizes), shapes, strict=True)]
 
 
 class Dense:

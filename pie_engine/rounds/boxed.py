@@ -9,6 +9,7 @@ recordings. What is inexact is only that a later round's outside would have answ
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from enum import Enum
 
@@ -96,9 +97,9 @@ class BoxedUNet(UNetCall):
         Raises:
             NotRecordable: the round's values are beyond half precision's 65504.
         """
-        recording = not self.recorded and not self.whole
-        checked = {steps // 3, 2 * steps // 3} if self.check and not recording and not self.whole else set()
-        usual = Mode.RECORDING if recording else Mode.WHOLE if self.whole else Mode.INSIDE
+        usual = Mode.WHOLE if self.whole else Mode.INSIDE if self.recorded else Mode.RECORDING
+        recording = usual is Mode.RECORDING
+        checked = {steps // 3, 2 * steps // 3} if self.check and usual is Mode.INSIDE else set()
         if recording and self._kept is None:
             numbers, sample = self._network.surroundings.numel(), self.sample
             self._kept = torch.empty(self._rows, numbers, dtype=torch.float16, device=sample.device)
@@ -232,19 +233,20 @@ class _Placed:
 
     def __init__(self, whole: Sequence[int], box: Sequence[int], device: torch.device):
         self._size, self._box = tuple(whole[2:]), tuple(box[2:])
-        self._index = torch.zeros(whole[0], *self._box, dtype=torch.int64, device=device)
+        self._index = torch.zeros(whole[0], math.prod(self._box), dtype=torch.int64, device=device)
 
     def place(self, boxes: Sequence[Box]) -> None:
-        flat = [Window(*box, *self._size).inside().reshape(self._box) for box in boxes]
+        flat = [Window(*box, *self._size).inside() for box in boxes]
         self._index.copy_(torch.from_numpy(np.stack(flat)))
 
     def cut(self, values: Tensor) -> Tensor:
         """[B, C, h, w] -> [B, C, h', w']."""
-        index = self._index.flatten(1)[:, None].expand(-1, values.shape[1], -1)
-        return values.flatten(2).gather(2, index).unflatten(2, self._box)
+        return values.flatten(2).gather(2, self._of(values)).unflatten(2, self._box)
 
     def paste(self, target: Tensor, values: Tensor) -> None:
-        """Values [B, C, h', w'] into the target [B, C, h, w]."""
-        rows = self._index // self._size[1]
-        items = torch.arange(len(target), device=target.device)[:, None, None]
-        target[items, :, rows, self._index % self._size[1]] = values.permute(0, 2, 3, 1)
+        """Values [B, C, h', w'] into the target [B, C, h, w], whose rows follow one another."""
+        target.view(*target.shape[:2], -1).scatter_(2, self._of(values), values.flatten(2))
+
+    def _of(self, values: Tensor) -> Tensor:
+        """Each channel's places, [B, C, h' w']."""
+        return self._index[:, None].expand(-1, values.shape[1], -1)

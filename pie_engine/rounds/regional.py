@@ -51,10 +51,10 @@ class Regional:
     reason: str = ""
     recording_bytes: dict[str, int] = field(default_factory=dict)
 
-    def describe(self, watch: Watch | None) -> list[dict[str, Any]]:
-        """What provenance says of each item, or of all. Args: watch: of the rounds; None without boxes."""
+    def describe(self, watch: Watch | None, count: int) -> list[dict[str, Any]]:
+        """What provenance says of each of `count` items. Args: watch: of the rounds; None without boxes."""
         if self.boxes is None or watch is None:
-            return [{"used": False, "reason": self.reason}]
+            return [{"used": False, "reason": self.reason}] * count
         facts = {"used": True, "latents": list(watch.latents), "recording_bytes": sum(self.recording_bytes.values())}
         return [{**facts, "box": box._asdict(), **watch.describe(i)} for i, box in enumerate(self.boxes)]
 
@@ -104,27 +104,15 @@ def _choose(item: PreparedItem, chosen: Chosen, backend: Backend, runtime: Runti
 
 
 def _recording_bytes(items: Sequence[PreparedItem], box: Box, config: RunConfig, model: ModelInfo) -> dict[str, int]:
-    """Of a batch."""
+    """What the recording of a batch's round takes, by part, before anything is computed."""
     assert items[0].mask is not None
-    kind = config.rounds[0].kind
-    rows = len(items) * (len(items[0].prompts) + kind.guided)
+    kind, architecture = config.rounds[0].kind, model.architecture["unet"]
+    rows = len(items) * (len(items[0].prompts) + kind.guided)  # the U-Net's latents
     height, width = items[0].mask.latent.shape[1:]
-    return recording_bytes(model, box, (height, width), rows, kind.denoising_steps)
-
-
-def recording_bytes(model: ModelInfo, box: Box, latents: tuple[int, int], batch: int, steps: int) -> dict[str, int]:
-    """What the recording of a round takes, by part, before anything is computed.
-
-    Args:
-        latents: (h, w).
-        batch: the U-Net's latents: with guidance twice the items, and more with several findings.
-        steps: k.
-    """
-    config = model.architecture["unet"]
-    at = windows(box, latents, len(config["block_out_channels"]))
-    parts = numbers_by_part(unet_entries(config), at, batch)
-    parts["prediction"] = 2 * batch * model.latent_channels * latents[0] * latents[1]  # in single precision
-    return {name: 2 * steps * count for name, count in parts.items()}
+    at = windows(box, (height, width), len(architecture["block_out_channels"]))
+    parts = numbers_by_part(unet_entries(architecture), at, rows)
+    parts["prediction"] = 2 * rows * model.latent_channels * height * width  # in single precision
+    return {name: 2 * kind.denoising_steps * count for name, count in parts.items()}
 
 
 def _obstacle(chosen: Chosen, backend: Backend, runtime: RuntimeConfig) -> str:

@@ -214,11 +214,11 @@ class Simulator:
         paces: list[dict[str, Any] | None] = [None] * len(items)
         if aims is not None:
             paces[:] = describe_pace(aims, np.array(blends), known, batch.item_ids, seen)
-        places, stops = regional.describe(loop.watch), stopping.stopped or [None] * len(items)
+        places, stops = regional.describe(loop.watch, len(items)), stopping.stopped or [None] * len(items)
         simulated = [
             Simulated(
                 one, original[i], _between(one, [stack[i] for stack in pictures]), computed, paces[i],
-                places[i % len(places)], stops[i],
+                places[i], stops[i],
             )
             for i, one in enumerate(frames)
         ]  # fmt: skip

@@ -160,8 +160,8 @@ def choose(config: Quick, dtype: str, bundle: Bundle | None) -> list[str]:
     """
     from pie_engine.machine.doctor import diagnose
 
-    lacks = {status["name"]: status["lacks"] for status in diagnose()["backends"]}
-    obstacles = {name: _obstacle(name, config, dtype, bundle, lacks) for name in config.backends or BACKENDS}
+    problems = {status["name"]: status["problems"] for status in diagnose()["backends"]}
+    obstacles = {name: _obstacle(name, config, dtype, bundle, problems) for name in config.backends or BACKENDS}
     if config.backends is not None:
         for obstacle in filter(None, obstacles.values()):
             raise BenchmarkError(obstacle)
@@ -181,7 +181,7 @@ def choose(config: Quick, dtype: str, bundle: Bundle | None) -> list[str]:
 
 
 def _obstacle(
-    name: str, config: Quick, dtype: str, bundle: Bundle | None, lacks: Mapping[str, list[dict[str, str]]]
+    name: str, config: Quick, dtype: str, bundle: Bundle | None, problems: Mapping[str, list[dict[str, str]]]
 ) -> str | None:
     """Why a backend cannot run this here, in one line."""
     on_gpu = config.device != "cpu"
@@ -194,8 +194,8 @@ def _obstacle(
         return f"backend {name} runs on an NVIDIA GPU, not on cpu; leave it out"
     if name == "openvino" and on_gpu:
         return f"backend openvino runs on a processor, not on {config.device}; pass --device cpu"
-    for lack in lacks[name if name in FLAVOURS else f"{name} on {'GPU' if on_gpu else 'CPU'}"]:
-        return f"backend {name} does not run here ({lack['what']}): {lack['remedy']}"
+    for problem in problems[name if name in FLAVOURS else f"{name} on {'GPU' if on_gpu else 'CPU'}"]:
+        return f"backend {name} does not run here ({problem['what']}): {problem['remedy']}"
     if name in FLAVOURS and bundle is not None and not bundle.engines(name):
         return f"the bundle holds no {name} engines; build one: pie-engine build --backend {name}"
     if dtype == "bf16" and name in ("onnxruntime", *FLAVOURS):

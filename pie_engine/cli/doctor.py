@@ -122,11 +122,11 @@ def _backends(backends: list[dict[str, Any]]) -> list[str]:
     given: set[str] = set()
     for backend in backends:
         lines += fields([(backend["name"], "runs" if backend["runs"] else "DOES NOT RUN")])
-        for lack in backend["lacks"]:
-            lines += fields([("lacks", lack["what"])], indent=4, column=11)
-            if lack["remedy"] not in given:
-                lines.append(f"{'':11}-> {lack['remedy']}")  # on one line, so that it can be copied
-                given.add(lack["remedy"])
+        for problem in backend["problems"]:
+            lines += fields([("lacks", problem["what"])], indent=4, column=11)
+            if problem["remedy"] not in given:
+                lines.append(f"{'':11}-> {problem['remedy']}")  # on one line, so that it can be copied
+                given.add(problem["remedy"])
         if backend["builds"] is not None:
             builds = f"{'yes' if backend['builds'] else 'no'}, {backend['build_note']}"
             lines += fields([("builds", builds)], indent=4, column=11)

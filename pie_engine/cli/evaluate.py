@@ -39,8 +39,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--trust", action="store_true", help="load models in TorchScript too: they are programs (SECURITY.md)"
     )
     parser.add_argument(
-        "--reference", type=Path, metavar="DIR",
-        help="folder of real pictures to compare inputs and last frames with: KID and FID over CLIP's features",
+        "--real-pictures", type=Path, metavar="DIR",
+        help="folder of pictures to compare inputs and last frames with: KID and FID over CLIP's features",
     )  # fmt: skip
     add_structures(parser)
     parser.add_argument(
@@ -63,7 +63,7 @@ def main(arguments: argparse.Namespace) -> int:
         clip=arguments.clip,
         classifiers=arguments.classifier,
         distances=arguments.distance,
-        reference=arguments.reference,
+        real_pictures=arguments.real_pictures,
         structures=arguments.structures,
         update_reports=arguments.update_reports,
         figures=arguments.figures,
@@ -71,5 +71,5 @@ def main(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         on_run=progress(arguments),
     )
-    notes = to_lines(summary["reference"]) if summary["reference"] else []
+    notes = to_lines(summary["real_pictures"]) if summary["real_pictures"] else []
     return end(arguments, summary, [to_table(summary)], *notes)

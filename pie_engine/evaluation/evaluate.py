@@ -10,7 +10,7 @@ from typing import Any
 from pie_engine import __version__
 from pie_engine.errors import ConfigError, argument, use
 from pie_engine.evaluation.measures import CLIP_I, Measured, measure_run
-from pie_engine.evaluation.real_pictures import check_reference, compare_with_reference, find_pictures
+from pie_engine.evaluation.real_pictures import check_real_pictures, compare_with_real_pictures, find_pictures
 from pie_engine.evaluation.results import MEANS, check_results, write_results
 from pie_engine.evaluation.rounds_plot import draw_rounds
 from pie_engine.evaluation.runs import find_runs, read_structures
@@ -31,7 +31,7 @@ def evaluate(
     clip: str | Path | None = None,
     classifiers: Sequence[str | Path] = (),
     distances: Sequence[str | Path] = (),
-    reference: str | Path | None = None,
+    real_pictures: str | Path | None = None,
     structures: str | Path | None = None,
     update_reports: bool = False,
     figures: str = "png",
@@ -47,7 +47,7 @@ def evaluate(
         clip: folder of a CLIP checkpoint, for CLIP-I.
         classifiers: JSON files that declare classifiers.
         distances: JSON files that declare distances of two pictures, such as LPIPS.
-        reference: folder of real pictures that the inputs and the last frames are compared with, as distributions of
+        real_pictures: a folder of them, which the inputs and the last frames are compared with, as distributions of
             CLIP's features (KID, FID); needs `clip`.
         structures: folder of a map per run, ITEM_ID.png: where features lie that the disease leaves alone
             (`pie_engine.metrics.structure`).
@@ -58,24 +58,24 @@ def evaluate(
         on_run: called with each run's name before it is measured.
 
     Returns:
-        summary.json's content, see `summarise`; with "models" (hashes of what measured), "reference" (see
-        `compare_with_reference`, or None) and "files".
+        summary.json's content, see `summarise`; with "models" (hashes of what measured), "real_pictures" (see
+        `compare_with_real_pictures`, or None) and "files".
 
     Raises:
-        InputError: a folder is not a run's, or damaged, or the reference holds an input. ConfigError, CheckpointError,
-            BackendError: `figures` is unknown, a classifier or the CLIP checkpoint cannot be used, or a package is
-            missing. OutputError: `output` cannot be written.
+        InputError: a folder is not a run's, or damaged, or the real pictures hold an input. ConfigError,
+            CheckpointError, BackendError: `figures` is unknown, a classifier or the CLIP checkpoint cannot be used, or
+            a package is missing. OutputError: `output` cannot be written.
     """
     output = Path(output)
     check_results(output, figures)
-    if reference is not None and clip is None:
+    if real_pictures is not None and clip is None:
         raise ConfigError(
-            f"{argument('reference')} compares features, and nothing computes them; pass {use('clip', 'DIR')} too",
+            f"{argument('real_pictures')} compares features, and nothing computes them; pass {use('clip', 'DIR')} too",
             field="clip",
         )
-    pictures = [] if reference is None else find_pictures(reference)
+    pictures = [] if real_pictures is None else find_pictures(real_pictures)
     runs = find_runs(folders)
-    check_reference(runs, pictures)
+    check_real_pictures(runs, pictures)
     maps = read_structures(structures, runs)
     read = read_classifiers(classifiers, trust=trust), read_distances(distances, trust=trust)
     encoder = None if clip is None else ClipEncoder(clip)
@@ -91,10 +91,10 @@ def evaluate(
         "distances": describe_models(read[1]),
         "clip": describe_clip(clip),
     }
-    summary["reference"] = None
+    summary["real_pictures"] = None
     if encoder is not None and pictures:
-        on_run(f"reference: {len(pictures)} pictures")
-        summary["reference"] = compare_with_reference(runs, pictures, encoder, seed)
+        on_run(f"{len(pictures)} real pictures")
+        summary["real_pictures"] = compare_with_real_pictures(runs, pictures, encoder, seed)
     summary["version"] = __version__
     tables = {METRICS: metrics_csv(measured), MEANS: means_csv(summary)}
     write_results(output, summary, {**tables, **draw_rounds(summary, figures)})

@@ -28,14 +28,14 @@ def find_pictures(folder: str | Path) -> list[Path]:
     """
     path, remedy = Path(folder), "pass a folder of real pictures"
     if not path.is_dir():
-        raise InputError(f"reference {path} is {'a file' if path.exists() else 'not a folder'}; {remedy}")
+        raise InputError(f"real pictures: {path} is {'a file' if path.exists() else 'not a folder'}; {remedy}")
     found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
     if len(found) < 2:
-        raise InputError(f"reference {path} holds {len(found)} pictures ({', '.join(SUFFIXES)}), 2 needed; {remedy}")
+        raise InputError(f"folder {path} holds {len(found)} pictures ({', '.join(SUFFIXES)}), 2 needed; {remedy}")
     return found
 
 
-def check_reference(runs: Sequence[Run], pictures: Sequence[Path]) -> None:
+def check_real_pictures(runs: Sequence[Run], pictures: Sequence[Path]) -> None:
     """Refuse a set that holds a run's input: a picture that is compared with itself brings the two sets together.
 
     Raises:
@@ -45,11 +45,11 @@ def check_reference(runs: Sequence[Run], pictures: Sequence[Path]) -> None:
     for path in pictures:
         if (run := inputs.get(sha256_file(path))) is not None:
             raise InputError(
-                f"reference {path} is the input of {run.name}, and both sets need pictures of their own; leave it out"
+                f"{path} is the input of {run.name}, and both sets need pictures of their own; leave it out"
             )
 
 
-def compare_with_reference(
+def compare_with_real_pictures(
     runs: Sequence[Run],
     pictures: Sequence[Path],
     encoder: ClipEncoder,
@@ -61,7 +61,7 @@ def compare_with_reference(
     the first counts: both measures need independent pictures.
 
     Returns:
-        "pictures", "patients", "features" (their number), "sha256" (of the reference files' hashes), and "input" and
+        "pictures", "patients", "features" (their number), "sha256" (of the real files' hashes), and "input" and
         "final", each with "kid" (value, low, high, or None) and "fid" (or None); with a reason where one is missing.
 
     Raises:
@@ -77,15 +77,15 @@ def compare_with_reference(
     for start in range(0, len(pictures), _BATCH):
         some = [_read(path, side, how) for path in pictures[start : start + _BATCH]]
         real.append(encoder.features(np.stack(some)))
-    reference, simulated = np.concatenate(real), np.stack(ends)  # [M, D], [P, 2, D]
-    fewest, features = min(len(simulated), len(reference)), reference.shape[1]
+    theirs, simulated = np.concatenate(real), np.stack(ends)  # [M, D], [P, 2, D]
+    fewest, features = min(len(simulated), len(theirs)), theirs.shape[1]
     missing: dict[str, str] = {}
     if len(simulated) < 2:
         missing["kid"] = "1 patient; KID needs 2"
     if fewest <= features:
         missing["fid"] = f"{fewest} pictures with {features} features; FID needs more pictures than features"
     found: dict[str, Any] = {
-        "pictures": len(reference),
+        "pictures": len(theirs),
         "patients": len(simulated),
         "features": features,
         "sha256": hashlib.sha256("".join(sha256_file(path) for path in pictures).encode()).hexdigest(),
@@ -94,15 +94,15 @@ def compare_with_reference(
     for index, name in enumerate(("input", "final")):
         one = simulated[:, index]
         found[name] = {
-            "kid": None if "kid" in missing else kid_interval(one, reference, seed=seed).to_dict(),
-            "fid": None if "fid" in missing else fid(one, reference),
+            "kid": None if "kid" in missing else kid_interval(one, theirs, seed=seed).to_dict(),
+            "fid": None if "fid" in missing else fid(one, theirs),
         }
     return found
 
 
 def to_lines(found: dict[str, Any]) -> list[str]:
     """The comparison as plain text."""
-    lines = [f"against {found['pictures']} reference pictures, n = {found['patients']} patients:"]
+    lines = [f"against {found['pictures']} real pictures, n = {found['patients']} patients:"]
     for name in ("input", "final"):
         parts = []
         if found[name]["kid"] is not None:

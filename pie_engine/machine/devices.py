@@ -100,8 +100,8 @@ def check_gpu(device: str, dtype: str) -> str:
 def _runs_on(built: list[str], capability: tuple[int, int]) -> bool:
     """Whether a torch built for these targets runs on a GPU: sm_86 on 8.6 and up to 8.9, compute_80 on all above."""
     for target in built:
-        kind, _, number = target.partition("_")
+        code, _, number = target.partition("_")
         major, minor = divmod(int(number.rstrip("af")), 10)
-        if (major, minor) <= capability and (kind == "compute" or major == capability[0]):
+        if (major, minor) <= capability and (code == "compute" or major == capability[0]):
             return True
     return False

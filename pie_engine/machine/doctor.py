@@ -35,18 +35,18 @@ class Status:
 
     Attributes:
         name: such as "torch on GPU".
-        lacks: what keeps it from running; empty where it runs.
+        problems: what keeps it from running; empty where it runs.
         builds: None where it needs no build.
         build_note: for what, or why not.
     """
 
     name: str
-    lacks: tuple[Problem, ...]
+    problems: tuple[Problem, ...]
     builds: bool | None = None
     build_note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "runs": not self.lacks}
+        return {**asdict(self), "runs": not self.problems}
 
 
 def diagnose() -> dict[str, Any]:
@@ -150,19 +150,19 @@ def _tensorrt(flavour: str, machine: Machine, torch_gpu: tuple[Problem, ...], *,
 
 def _unfit(flavour: str, machine: Machine) -> list[Problem]:
     """What is wrong with the first GPU or the driver for an installed flavour."""
-    lacks = []
+    problems = []
     gpu = machine.gpus[0] if machine.gpus else None
     if flavour == "tensorrt-rtx" and gpu is not None and gpu.capability not in library.RTX_CAPABILITIES:
         known = ", ".join(library.RTX_CAPABILITIES)
         what = f"it has no kernels for compute capability {gpu.capability} ({gpu.name}), only for {known}"
         other = library.installed_version("tensorrt") is not None
         remedy = Notice(f"pass {use('backend', 'tensorrt')}") if other else library.install_command("tensorrt")
-        lacks.append(Problem(what, remedy))
+        problems.append(Problem(what, remedy))
     floor = library.driver_floor(flavour)
     if not machine.serves(floor):
         what = f"it needs a driver for CUDA {floor} or later, and this one serves {machine.driver}"
-        lacks.append(Problem(what, "update NVIDIA's driver"))
-    return lacks
+        problems.append(Problem(what, "update NVIDIA's driver"))
+    return problems
 
 
 def _torch_on_gpu(machine: Machine) -> tuple[Problem, ...]:
@@ -252,8 +252,8 @@ def _fused_steps(statuses: list[Status]) -> list[dict[str, Any]]:
     """Each implementation of what runs between two U-Net evaluations, tried out on each device that torch runs on."""
     from pie_engine.kernels import dispatch
 
-    runs = {status.name for status in statuses if not status.lacks}
-    found = []
+    runs = {status.name for status in statuses if not status.problems}
+    steps = []
     for device in [name for name, needed in (("cuda:0", "torch on GPU"), ("cpu", "torch on CPU")) if needed in runs]:
         for name in ("triton", "cpp", "eager") if device == "cpu" else ("triton", "eager"):
             reason = None
@@ -261,8 +261,8 @@ def _fused_steps(statuses: list[Status]) -> list[dict[str, Any]]:
                 dispatch.select(device, name)
             except BackendError as error:
                 reason = first_line(error.__cause__ or error)
-            found.append({"device": device, "name": name, "runs": reason is None, "reason": reason})
-    return found
+            steps.append({"device": device, "name": name, "runs": reason is None, "reason": reason})
+    return steps
 
 
 def _auto(broken: list[Problem]) -> dict[str, Any]:

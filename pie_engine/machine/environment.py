@@ -38,19 +38,19 @@ class Problem:
 
 def versions() -> dict[str, str | None]:
     """Version of everything that decides what runs; None for what is not installed."""
-    found: dict[str, str | None] = {"pie-engine": __version__, "Python": platform.python_version()}
+    by_package: dict[str, str | None] = {"pie-engine": __version__, "Python": platform.python_version()}
     for name in ("torch", "diffusers", "transformers", "onnx"):
-        found[name] = installed(name)
-    found["onnxruntime"] = next((installed(name) for name in onnxruntime_packages()), None)
-    found["openvino"] = installed("openvino")
+        by_package[name] = installed(name)
+    by_package["onnxruntime"] = next((installed(name) for name in onnxruntime_packages()), None)
+    by_package["openvino"] = installed("openvino")
     for flavour in FLAVOURS:
         try:
-            found[flavour] = library.installed_version(flavour)
+            by_package[flavour] = library.installed_version(flavour)
         except Exception:  # a system package tells its version only when it is imported, and may be broken
-            found[flavour] = installed(flavour)
-    found["cuda-python"] = installed("cuda-python") or installed("cuda-bindings")
-    found["triton"] = installed("triton") or installed("triton-windows")
-    return found
+            by_package[flavour] = installed(flavour)
+    by_package["cuda-python"] = installed("cuda-python") or installed("cuda-bindings")
+    by_package["triton"] = installed("triton") or installed("triton-windows")
+    return by_package
 
 
 def onnxruntime_packages() -> list[str]:
@@ -79,10 +79,10 @@ def check_requirements() -> tuple[list[Problem], list[Problem]]:
     broken: list[Problem] = []
     old: list[Problem] = []
     for line in _requirements():
-        found = re.match(r"([\w.-]+)\s*>=\s*([\d.]+)", line)
-        if found is None or re.search(r"extra == .(test|lint)\b", line):
+        match = re.match(r"([\w.-]+)\s*>=\s*([\d.]+)", line)
+        if match is None or re.search(r"extra == .(test|lint)\b", line):
             continue
-        name, oldest = found.groups()
+        name, oldest = match.groups()
         here, remedy = installed(name), f"pip install '{name}>={oldest}'"
         if here is None and "extra ==" not in line:
             broken.append(Problem(f"{name} is not installed", remedy))

@@ -120,13 +120,13 @@ def _reason(entries: dict[str, dict[str, Any]]) -> str | None:
     missing = [name for name in COMPONENTS if name not in entries]
     if missing:
         return f"there is no engine of {', '.join(missing)}"
-    found = next(filter(None, map(obstacle, entries.values())), None)
-    if found is None:
+    reason = next(filter(None, map(obstacle, entries.values())), None)
+    if reason is None:
         import torch
 
         if not torch.cuda.is_available():  # engines run on torch's buffers
             return f"torch {torch.__version__} cannot use the GPU (pie-engine doctor says why)"
-    return found
+    return reason
 
 
 def _remedy(bundle: Bundle, flavour: str, entry: dict[str, Any]) -> str:
@@ -175,7 +175,7 @@ def _describe_plan(bundle: Bundle, entry: dict[str, Any]) -> dict[str, Any]:
 
 def _defects(flavour: dict[str, Any]) -> list[str]:
     """What makes engines slow, or unusable on any machine."""
-    found: list[str] = []
+    defects: list[str] = []
     for plan in flavour["plans"]:
         attention, name = plan["attention"], f"{plan['component']} ({flavour['flavour']})"
         fused, total = attention.get("fused"), attention.get("graph") or 0
@@ -183,9 +183,9 @@ def _defects(flavour: dict[str, Any]) -> list[str]:
             remedy = "report this checkpoint's head sizes"
             if plan["precision"] == "fp32":
                 remedy = f"build with {use('precision', 'fp16')}"
-            found.append(
+            defects.append(
                 Notice(f"{name}: {total - fused} of {total} attentions are not fused, which is slow; {remedy}")
             )
         if plan["weights"] == "fixed" and not plan["own_weights"]:
-            found.append(f"{name}: its weights are fixed and not those of {WEIGHTS[plan['component']]}; rebuild it")
-    return found
+            defects.append(f"{name}: its weights are fixed and not those of {WEIGHTS[plan['component']]}; rebuild it")
+    return defects

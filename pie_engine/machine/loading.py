@@ -59,9 +59,9 @@ def open_backend(source: Source, placement: Placement, on_component: Callable[[s
     placement = replace(placement, threads=limit_threads(placement.threads))
     given = source.checkpoint is not None or source.unet is not None
     if (source.engine is None) != given:
-        found = "both" if given else "neither"
+        which = "both" if given else "neither"
         raise ConfigError(
-            f"one of a bundle and a checkpoint is needed ({found} given); pass {argument('engine')} or "
+            f"one of a bundle and a checkpoint is needed ({which} given); pass {argument('engine')} or "
             f"{argument('checkpoint')}"
         )
     if source.engine is None:

@@ -168,10 +168,10 @@ def statuses(**lacking: dict[str, str]) -> dict[str, Any]:
         "tensorrt-rtx",
         *(f"{name} on {on}" for name in ("torch", "onnxruntime") for on in ("CPU", "GPU")),
     )
-    backends = [{"name": name, "lacks": []} for name in (*names, "openvino on CPU")]
+    backends = [{"name": name, "problems": []} for name in (*names, "openvino on CPU")]
     for status in backends:
         own = lacking.get(str(status["name"]).partition(" ")[0])
-        status["lacks"] = [own] if own else []  # type: ignore[assignment]
+        status["problems"] = [own] if own else []  # type: ignore[assignment]
     return {"backends": backends}
 
 

@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from machines import A5000, BACKENDS, H100, diagnose, lacks, pretend, pretend_installed, pretend_openvino, running_torch
+from machines import (
+    A5000,
+    BACKENDS,
+    H100,
+    diagnose,
+    pretend,
+    pretend_installed,
+    pretend_openvino,
+    problems,
+    running_torch,
+)
 
 from pie_engine.backends import openvino_session
 from pie_engine.backends.gpu import Machine
@@ -28,11 +38,11 @@ def test_a_machine_without_a_gpu(pie: Any) -> None:
     assert [name for name in BACKENDS if by_name[name]["runs"]] == ["torch on CPU", "onnxruntime on CPU"]
     assert found["machine"]["gpus"] == [] and found["machine"]["no_gpu_because"] == "no NVIDIA driver"
     gpu = ("this machine shows no GPU (no NVIDIA driver)", "install NVIDIA's driver, if this machine has such a GPU")
-    assert lacks(by_name["torch on GPU"]) == [gpu]
-    assert lacks(by_name["onnxruntime on GPU"]) == [gpu]
+    assert problems(by_name["torch on GPU"]) == [gpu]
+    assert problems(by_name["onnxruntime on GPU"]) == [gpu]
     for flavour in ("tensorrt", "tensorrt-rtx"):
         missing = (f"{flavour} is not installed", f"pip install 'pie-engine[{flavour}]'")
-        assert lacks(by_name[flavour]) == [missing, gpu]
+        assert problems(by_name[flavour]) == [missing, gpu]
         assert by_name[flavour]["builds"] is False
     assert by_name["onnxruntime on CPU"]["builds"] is True
     assert by_name["torch on CPU"]["builds"] is None
@@ -83,7 +93,7 @@ def test_tensorrt_rtx_builds_without_a_gpu(pie: Any, monkeypatch: pytest.MonkeyP
     rtx, server = by_name["tensorrt-rtx"], by_name["tensorrt"]
     assert (rtx["runs"], rtx["builds"]) == (False, True)
     assert rtx["build_note"] == "for compute capability 7.5, 8.0, 8.6, 8.9, 12.0, 12.1; --compute-capability chooses"
-    assert [what for what, _ in lacks(rtx)] == ["this machine shows no GPU (no NVIDIA driver)"]
+    assert [what for what, _ in problems(rtx)] == ["this machine shows no GPU (no NVIDIA driver)"]
     assert (server["runs"], server["builds"]) == (False, False)
     assert server["build_note"] == "it compiles on the GPU that runs the engine"
 
@@ -100,7 +110,7 @@ def test_the_library_itself_is_not_asked_without_a_gpu(pie: Any, monkeypatch: py
     for touchy in ("Runtime", "Builder"):
         monkeypatch.setattr(module, touchy, lambda *given: pytest.fail("touched without a GPU"))
     backend = diagnose(pie)["by_name"][flavour]
-    assert [what for what, _ in lacks(backend)] == ["this machine shows no GPU (no NVIDIA driver)"]
+    assert [what for what, _ in problems(backend)] == ["this machine shows no GPU (no NVIDIA driver)"]
 
 
 def test_a_gpu_on_which_everything_runs(pie: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +143,7 @@ def test_tensorrt_rtx_on_an_h100(pie: Any, monkeypatch: pytest.MonkeyPatch, serv
     pretend_installed(monkeypatch, "tensorrt-rtx", "1.7.1.116")
     pretend_installed(monkeypatch, "tensorrt", server)
     by_name = diagnose(pie)["by_name"]
-    assert lacks(by_name["tensorrt-rtx"]) == [
+    assert problems(by_name["tensorrt-rtx"]) == [
         (
             "it has no kernels for compute capability 9.0 (NVIDIA H100 80GB HBM3), only for 7.5, 8.0, 8.6, 8.9, 12.0, "
             "12.1",
@@ -151,7 +161,7 @@ def test_a_driver_that_is_too_old(pie: Any, monkeypatch: pytest.MonkeyPatch) -> 
     pretend_installed(monkeypatch, "tensorrt", "11.0.0", floor="13.0")
     backend = diagnose(pie)["by_name"]["tensorrt"]
     what = "it needs a driver for CUDA 13.0 or later, and this one serves 12.8"
-    assert lacks(backend) == [(what, "update NVIDIA's driver")]
+    assert problems(backend) == [(what, "update NVIDIA's driver")]
     assert (backend["builds"], backend["build_note"]) == (False, what)
 
 
@@ -165,11 +175,11 @@ def test_a_library_that_is_too_old_or_does_not_load(pie: Any, monkeypatch: pytes
 
     monkeypatch.setattr(library, "import_library", load)
     by_name = diagnose(pie)["by_name"]
-    assert lacks(by_name["tensorrt"])[0] == (
+    assert problems(by_name["tensorrt"])[0] == (
         "tensorrt 10.2.0 is too old (10.16 or later needed)",
         "pip install 'pie-engine[tensorrt]'",
     )
-    assert lacks(by_name["tensorrt-rtx"])[0][0] == "libcudart.so.13: cannot open shared object file"
+    assert problems(by_name["tensorrt-rtx"])[0][0] == "libcudart.so.13: cannot open shared object file"
     assert by_name["tensorrt-rtx"]["build_note"] == "its library cannot be used"
 
 
@@ -184,8 +194,8 @@ def test_a_torch_without_cuda_beside_a_gpu(pie: Any, monkeypatch: pytest.MonkeyP
     assert f"torch {torch.__version__} cannot use {A5000.name}" in found["auto"]["why"]
     command = f"pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/{index}"
     lack = (f"torch {torch.__version__} was built without CUDA", command)
-    assert lacks(by_name["torch on GPU"]) == [lack]
-    assert lacks(by_name["tensorrt"]) == [lack]  # engines run on torch's buffers
+    assert problems(by_name["torch on GPU"]) == [lack]
+    assert problems(by_name["tensorrt"]) == [lack]  # engines run on torch's buffers
     assert by_name["tensorrt"]["builds"] is True  # and are compiled without them
     lines = pie("doctor").out.splitlines()
     assert f"           -> {command}" in lines  # whole, so that it can be copied
@@ -194,7 +204,7 @@ def test_a_torch_without_cuda_beside_a_gpu(pie: Any, monkeypatch: pytest.MonkeyP
 def test_a_torch_that_cannot_use_the_gpu(pie: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, A5000, driver="12.4")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (what, remedy), *_ = lacks(diagnose(pie)["by_name"]["torch on GPU"])
+    (what, remedy), *_ = problems(diagnose(pie)["by_name"]["torch on GPU"])
     assert what == (f"torch {torch.__version__} (CUDA 13.0) finds no GPU that it can use; the driver serves CUDA 12.4")
     assert remedy.endswith("/cu126")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -203,15 +213,16 @@ def test_a_torch_that_cannot_use_the_gpu(pie: Any, monkeypatch: pytest.MonkeyPat
         raise RuntimeError("CUDA error: no kernel image is available\nCUDA kernel errors might be ...")
 
     monkeypatch.setattr(torch, "zeros", refuse)
-    (what, _), *_ = lacks(diagnose(pie)["by_name"]["torch on GPU"])
+    (what, _), *_ = problems(diagnose(pie)["by_name"]["torch on GPU"])
     assert what.endswith("does not run on NVIDIA RTX A5000 (CUDA error: no kernel image is available)")
 
 
 def test_gpus_that_nothing_could_ask_for(pie: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, reason="cuda-python is not installed and this torch was built without CUDA", torch_cuda=None)
-    assert lacks(diagnose(pie)["by_name"]["torch on GPU"])[0][1].startswith("pip install 'cuda-python>=12.8'")
+    assert problems(diagnose(pie)["by_name"]["torch on GPU"])[0][1].startswith("pip install 'cuda-python>=12.8'")
     monkeypatch.setattr(doctor, "probe", lambda: Machine((), "13.0", "no GPU"))
-    assert lacks(diagnose(pie)["by_name"]["torch on GPU"])[0][1] == "see what nvidia-smi and CUDA_VISIBLE_DEVICES say"
+    [(_, remedy), *_] = problems(diagnose(pie)["by_name"]["torch on GPU"])
+    assert remedy == "see what nvidia-smi and CUDA_VISIBLE_DEVICES say"
 
     def refuse() -> Machine:
         raise OSError("libcuda.so: invalid ELF header")
@@ -223,7 +234,7 @@ def test_gpus_that_nothing_could_ask_for(pie: Any, monkeypatch: pytest.MonkeyPat
 def test_openvino(pie: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     found = diagnose(pie)
     missing = [("openvino is not installed", "pip install 'pie-engine[openvino]'")]
-    assert lacks(found["by_name"]["openvino on CPU"]) == missing
+    assert problems(found["by_name"]["openvino on CPU"]) == missing
     assert found["openvino"] == {"bf16": None}
     installed = environment.installed
     monkeypatch.setattr(environment, "installed", lambda name: "2026.4.1" if name == "openvino" else installed(name))

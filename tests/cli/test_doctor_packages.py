@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from machines import A5000, diagnose, lacks, pretend, pretend_installed, running_torch
+from machines import A5000, diagnose, pretend, pretend_installed, problems, running_torch
 
 from pie_engine.machine import doctor, environment
 
@@ -44,7 +44,7 @@ def test_onnxruntime_for_processors_beside_a_gpu(pie: Any, monkeypatch: pytest.M
     running_torch(monkeypatch)
     monkeypatch.setattr(doctor, "onnxruntime_packages", lambda: ["onnxruntime"])
     monkeypatch.setattr(doctor, "onnxruntime_providers", lambda: ["CPUExecutionProvider"])
-    assert lacks(diagnose(pie)["by_name"]["onnxruntime on GPU"]) == [
+    assert problems(diagnose(pie)["by_name"]["onnxruntime on GPU"]) == [
         (
             "the onnxruntime at hand has no CUDA provider",
             "pip uninstall -y onnxruntime && pip install 'pie-engine[gpu]'",
@@ -53,7 +53,7 @@ def test_onnxruntime_for_processors_beside_a_gpu(pie: Any, monkeypatch: pytest.M
     # It names the provider but cannot start it: the one installed here really cannot, or is kept from it.
     monkeypatch.setattr(doctor, "onnxruntime_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(doctor, "_cuda_provider_starts", lambda: False)
-    assert lacks(diagnose(pie)["by_name"]["onnxruntime on GPU"])[0][1] == "pip install --upgrade 'pie-engine[gpu]'"
+    assert problems(diagnose(pie)["by_name"]["onnxruntime on GPU"])[0][1] == "pip install --upgrade 'pie-engine[gpu]'"
 
 
 def test_a_provider_is_tried_with_a_session() -> None:
@@ -73,12 +73,12 @@ def test_without_onnxruntime_nothing_is_exported(pie: Any, monkeypatch: pytest.M
     pretend_installed(monkeypatch, "tensorrt-rtx", "1.7.1.116")
     found = diagnose(pie)
     backend = found["by_name"]["onnxruntime on CPU"]
-    assert lacks(backend) == [("onnxruntime is not installed", "pip install 'pie-engine[cpu]'")]
+    assert problems(backend) == [("onnxruntime is not installed", "pip install 'pie-engine[cpu]'")]
     assert backend["builds"] is False and found["onnxruntime"] == {"packages": [], "providers": []}
     assert found["by_name"]["tensorrt-rtx"]["builds"] is False
     assert found["by_name"]["torch on CPU"]["runs"] is True
     monkeypatch.setattr(doctor, "onnxruntime_packages", lambda: ["onnxruntime"])
-    assert lacks(diagnose(pie)["by_name"]["onnxruntime on CPU"]) == [
+    assert problems(diagnose(pie)["by_name"]["onnxruntime on CPU"]) == [
         (
             "onnxruntime does not load (No module named 'onnxruntime')",
             "pip uninstall -y onnxruntime && pip install 'pie-engine[cpu]'",

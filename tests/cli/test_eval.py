@@ -67,7 +67,10 @@ def test_json_and_classifiers(pie: Any, simulate: Any, tmp_path: Path) -> None:
 def test_refusals(pie: Any, run: Path, tmp_path: Path) -> None:
     for words, line in (
         ((tmp_path / "nowhere",), "is not a folder; pass a folder that pie-engine run wrote"),
-        ((run, "--reference", tmp_path), "--reference compares features, and nothing computes them; pass --clip DIR"),
+        (
+            (run, "--real-pictures", tmp_path),
+            "--real-pictures compares features, and nothing computes them; pass --clip",
+        ),
         ((run, "--clip", tmp_path / "nowhere"), "CLIP checkpoint"),
         ((run, "--classifier", run / "provenance.json"), "is unknown; pass one of activation, channels"),
         ((run, "--seed", "-1"), "seed -1 is below 0"),

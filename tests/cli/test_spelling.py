@@ -136,8 +136,8 @@ def test_settings_without_a_value() -> None:
 def test_notices_are_spelled_in_findings_and_logs() -> None:
     notice = Notice(f"%d of %d pixels; pass {use('fit', 'pad')}")
     assert notice == "%d of %d pixels; pass fit='pad'"
-    assert told({"lacks": [{"remedy": notice}, 1, None]}) == {
-        "lacks": [{"remedy": "%d of %d pixels; pass --fit pad"}, 1, None]
+    assert told({"problems": [{"remedy": notice}, 1, None]}) == {
+        "problems": [{"remedy": "%d of %d pixels; pass --fit pad"}, 1, None]
     }
     record = logging.LogRecord("name", logging.WARNING, "file", 1, notice, (2, 3), None)
     assert spelling.LogFormatter("%(message)s").format(record) == "2 of 3 pixels; pass --fit pad"

@@ -92,6 +92,6 @@ def diagnose(pie: Any, code: int = 0) -> dict[str, Any]:
     return {**found, "by_name": {backend["name"]: backend for backend in found["backends"]}}
 
 
-def lacks(backend: dict[str, Any]) -> list[tuple[str, str]]:
-    """What a backend lacks, with the remedies."""
-    return [(lack["what"], lack["remedy"]) for lack in backend["lacks"]]
+def problems(backend: dict[str, Any]) -> list[tuple[str, str]]:
+    """What keeps a backend from running, with the remedies."""
+    return [(problem["what"], problem["remedy"]) for problem in backend["problems"]]

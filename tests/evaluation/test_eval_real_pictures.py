@@ -53,9 +53,9 @@ def test_kid_of_inputs_and_last_frames(tmp_path: Path) -> None:
     (tmp_path / "real" / "patients.csv").write_text("id,image,prompt\n")
     summary = evaluate(
         [tmp_path / "runs" / name for name in ("0", "1", "2", "again")], tmp_path / "out",
-        clip=tmp_path / "clip", reference=tmp_path / "real",
+        clip=tmp_path / "clip", real_pictures=tmp_path / "real",
     )  # fmt: skip
-    found = summary["reference"]
+    found = summary["real_pictures"]
     padded = np.zeros((SIDE, SIDE, 3), np.uint8)
     padded[SIDE // 4 : SIDE // 4 + SIDE // 2] = wide
     features = torch.from_numpy(by_hand(model, processor, np.stack([*real, padded])).astype(np.float64))
@@ -68,9 +68,9 @@ def test_kid_of_inputs_and_last_frames(tmp_path: Path) -> None:
     assert (found["pictures"], found["patients"], found["features"]) == (3, 3, 12)
     assert found["missing"] == {"fid": "3 pictures with 12 features; FID needs more pictures than features"}
     lines = to_lines(found)
-    assert lines[0] == "against 3 reference pictures, n = 3 patients:"
+    assert lines[0] == "against 3 real pictures, n = 3 patients:"
     assert lines[1].startswith("  input: KID ") and "[" in lines[1] and lines[3].startswith("  no FID: 3 pictures")
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["reference"] == found
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["real_pictures"] == found
 
 
 def test_fid_where_there_are_enough_pictures_and_kid_where_there_is_one(tmp_path: Path) -> None:
@@ -80,19 +80,20 @@ def test_fid_where_there_are_enough_pictures_and_kid_where_there_is_one(tmp_path
         same = _noise(index)
         _save_run(tmp_path / "runs" / f"{index:02d}", index, [same, 255 - same])
         Image.fromarray(same).save(tmp_path / "real" / f"{index}.png")
-    summary = evaluate([tmp_path / "runs"], tmp_path / "out", clip=tmp_path / "clip", reference=tmp_path / "real")
-    assert summary["reference"]["input"]["fid"] == pytest.approx(0, abs=1e-6)
-    assert summary["reference"]["final"]["fid"] > 0.01
-    assert summary["reference"]["missing"] == {}
+    summary = evaluate([tmp_path / "runs"], tmp_path / "out", clip=tmp_path / "clip", real_pictures=tmp_path / "real")
+    assert summary["real_pictures"]["input"]["fid"] == pytest.approx(0, abs=1e-6)
+    assert summary["real_pictures"]["final"]["fid"] > 0.01
+    assert summary["real_pictures"]["missing"] == {}
     pair = evaluate(
         [tmp_path / "runs" / name for name in ("00", "01")], tmp_path / "out",
-        clip=tmp_path / "clip", reference=tmp_path / "real",
+        clip=tmp_path / "clip", real_pictures=tmp_path / "real",
     )  # fmt: skip
-    assert pair["reference"]["final"]["kid"]["low"] is None and "[" not in to_lines(pair["reference"])[1]
-    one = evaluate([tmp_path / "runs" / "00"], tmp_path / "out", clip=tmp_path / "clip", reference=tmp_path / "real")
-    assert one["reference"]["final"] == {"kid": None, "fid": None}
-    assert sorted(one["reference"]["missing"]) == ["fid", "kid"]
-    assert [line.split(":")[0] for line in to_lines(one["reference"])[1:]] == ["  no KID", "  no FID"]
+    assert pair["real_pictures"]["final"]["kid"]["low"] is None and "[" not in to_lines(pair["real_pictures"])[1]
+    single = tmp_path / "runs" / "00"
+    one = evaluate([single], tmp_path / "out", clip=tmp_path / "clip", real_pictures=tmp_path / "real")
+    assert one["real_pictures"]["final"] == {"kid": None, "fid": None}
+    assert sorted(one["real_pictures"]["missing"]) == ["fid", "kid"]
+    assert [line.split(":")[0] for line in to_lines(one["real_pictures"])[1:]] == ["  no KID", "  no FID"]
 
 
 def test_refusals(tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     Image.fromarray(_noise(0)).save(tmp_path / "real" / "0.png")
     with pytest.raises(ConfigError, match="pass clip=DIR too"):
-        evaluate([run], tmp_path / "out", reference=tmp_path / "real")
+        evaluate([run], tmp_path / "out", real_pictures=tmp_path / "real")
     for folder, line in (
         (tmp_path / "real", "holds 1 pictures"),
         (tmp_path / "none", "is not a folder"),
@@ -112,8 +113,8 @@ def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "real" / "1.png").write_text("x")
     own = hashlib.sha256((tmp_path / "real" / "0.png").read_bytes()).hexdigest()
     same = _save_run(tmp_path / "same", own, [_noise(0), _noise(1)])
-    with pytest.raises(InputError, match=r"reference .*0\.png is the input of .*same, and both sets need pictures"):
-        evaluate([same], tmp_path / "out", clip=tmp_path / "clip", reference=tmp_path / "real")
+    with pytest.raises(InputError, match=r"0\.png is the input of .*same, and both sets need pictures"):
+        evaluate([same], tmp_path / "out", clip=tmp_path / "clip", real_pictures=tmp_path / "real")
     with pytest.raises(InputError, match=r"1\.png"):
-        evaluate([run], tmp_path / "out", clip=tmp_path / "clip", reference=tmp_path / "real")
+        evaluate([run], tmp_path / "out", clip=tmp_path / "clip", real_pictures=tmp_path / "real")
     assert not (tmp_path / "out").exists()

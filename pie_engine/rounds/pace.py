@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from pie_engine.rounds.loop import Loop
     from pie_engine.rounds.plan import Batch, Plan
 
-# A pilot has at least so many rounds, and ends where two extrapolations in a row agree to this share of the way. On
-# chests that is after 4.5 rounds, on retinas, whose rounds still drift after ten, after 6.8 (docs/evaluation.md).
+# A pilot has at least so many rounds, and ends where two extrapolations in a row agree to this share of the way and
+# leave no more than that of it to be extrapolated: rounds that change direction late agree before they do. On chests
+# that is after 4.5 rounds, on retinas, whose rounds still drift after ten, after 6.8 (docs/evaluation.md).
 PILOT_ROUNDS = 4
-AGREEMENT = 0.01
+AGREEMENT, EXTRAPOLATED = 0.01, 0.08
 # Least root mean square of a displacement: about a grey level, for latents have the spread of pixels in [-1, 1], twice.
 LEAST = 4 / 255
 
@@ -117,8 +118,10 @@ def find_ends(measured: np.ndarray, config: RunConfig) -> tuple[np.ndarray, np.n
     ends, known = measured[-1].copy(), np.zeros(measured.shape[2], int)
     for rounds in range(PILOT_ROUNDS, min(count, steps - 1) + 1):
         now, before = extrapolate(measured[:rounds], steps), extrapolate(measured[: rounds - 1], steps)
-        agree = (np.abs(now - before) <= AGREEMENT * now).all(0) & (known == 0)
-        ends[:, agree], known[agree] = now[:, agree], rounds
+        agree = (np.abs(now - before) <= AGREEMENT * now).all(0)
+        near = (now - measured[rounds - 1] <= EXTRAPOLATED * now).all(0)
+        settled = agree & near & (known == 0)
+        ends[:, settled], known[settled] = now[:, settled], rounds
     return ends[None], np.where(known == 0, whole, known)
 
 

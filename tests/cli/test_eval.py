@@ -69,7 +69,7 @@ def test_refusals(pie: Any, run: Path, tmp_path: Path) -> None:
         ((tmp_path / "nowhere",), "is not a folder; pass a folder that pie-engine run wrote"),
         (
             (run, "--real-pictures", tmp_path),
-            "--real-pictures compares features, and nothing computes them; pass --clip",
+            "--real-pictures compares features, and nothing computes them; pass --clip DIR",
         ),
         ((run, "--clip", tmp_path / "nowhere"), "CLIP checkpoint"),
         ((run, "--classifier", run / "provenance.json"), "is unknown; pass one of activation, channels"),

@@ -33,7 +33,7 @@ from pie_engine.kernels.dispatch import select
 from pie_engine.metrics.change import late_change, unevenness
 from pie_engine.model.bundle import Bundle
 from pie_engine.reference import progress_engine
-from pie_engine.rounds.pace import AGREEMENT, extrapolate, find_ends, targets
+from pie_engine.rounds.pace import AGREEMENT, EXTRAPOLATED, extrapolate, find_ends, targets
 
 IMAGE = GOLDEN / "image.png"
 TOLERANCE = 1e-4  # of latents in fp32, as tests/rounds/test_progression.py has it
@@ -237,6 +237,17 @@ def test_a_pilot_goes_on_until_it_agrees_with_itself_each_item_for_itself() -> N
     wild = np.array([1.0, 2.0, 4.0, 5.0, 9.0, 9.5, 14.0, 15.0, 21.0, 20.0])[:, None, None]
     ends, known = find_ends(wild, config)
     assert ends.tolist() == [[[20.0]]] and known.tolist() == [10]  # all of its rounds say where it ends
+
+
+def test_a_pilot_that_agrees_far_from_its_end_goes_on() -> None:
+    """A lesion's displacements: after four and five rounds both extrapolate to 0.92, where ten go to 1."""
+    config = replace(SHORT, steps=10)
+    late = np.array([0.422, 0.582, 0.697, 0.776, 0.829, 0.869, 0.902, 0.935, 0.967, 1.0])[:, None, None]
+    early, now = extrapolate(late[:4], 10), extrapolate(late[:5], 10)
+    assert abs(now - early) <= AGREEMENT * now and now < 0.93
+    ends, known = find_ends(late, config)
+    assert known.tolist() == [9] and ends[0, 0] == pytest.approx([1.0], rel=2 * AGREEMENT)
+    assert late[known[0] - 1] >= (1 - EXTRAPOLATED) * ends[0, 0]
 
 
 def test_a_schedule_goes_evenly_within_each_of_its_ranges() -> None:

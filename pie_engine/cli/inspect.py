@@ -57,13 +57,8 @@ def _report(contents: dict[str, Any]) -> list[str]:
         "",
         "Components             precision        size   error against PyTorch       nodes   attentions",
     ]
-    for name, part in contents["components"].items():
-        error = "not known" if part["relative_error"] is None else f"{part['relative_error']:.1e}"
-        most = "" if part["tolerance"] is None else f" (at most {part['tolerance']:.1e})"
-        lines.append(
-            f"  {name:<20} {part['precision'] or '-':<10} {size(part['bytes']):>10}   {error + most:<25} "
-            f"{part['nodes']:>6} {part['attentions']:>12}"
-        )
+    lines += [_graph(name, part) for name, part in contents["components"].items()]
+    lines += [_graph(f"{name}, boxes", part) for name, part in contents["regional"].items()]
     torch = contents["torch"]
     lines += ["", *fields([("in PyTorch", "runs, with the graphs' weights" if torch["runs"] else torch["reason"])])]
     if not contents["engines"]:
@@ -75,6 +70,15 @@ def _report(contents: dict[str, Any]) -> list[str]:
     if contents["defects"]:
         lines += ["", "Defects", *(line for text in contents["defects"] for line in fields([("-", text)], column=4))]
     return lines
+
+
+def _graph(name: str, part: dict[str, Any]) -> str:
+    error = "not known" if part["relative_error"] is None else f"{part['relative_error']:.1e}"
+    most = "" if part["tolerance"] is None else f" (at most {part['tolerance']:.1e})"
+    return (
+        f"  {name:<20} {part['precision'] or '-':<10} {size(part['bytes']):>10}   {error + most:<25} "
+        f"{part['nodes']:>6} {part['attentions']:>12}"
+    )
 
 
 def _engines(flavour: dict[str, Any]) -> list[str]:

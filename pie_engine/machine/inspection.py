@@ -13,16 +13,17 @@ from pie_engine.bundling import check_restorable
 from pie_engine.config import COMPONENTS, FLAVOURS, Placement
 from pie_engine.errors import BackendError, BundleError, Notice, use
 from pie_engine.machine.selection import choose_for_bundle
-from pie_engine.model.bundle import WEIGHTS, Bundle, open_bundle
+from pie_engine.model.bundle import REGIONAL, WEIGHTS, Bundle, open_bundle
 
 
 def inspect_bundle(path: str | Path) -> dict[str, Any]:
     """Verify a bundle and describe it. No plan is loaded.
 
     Returns:
-        What JSON can hold: facts of the manifest, "components", "engines" (one entry per flavour, with "loads_here",
-        "reason", "remedy" and "rebuild"), "torch" (whether PyTorch can run it: "runs" and "reason"), "auto" (what
-        "auto" takes here; None with the reason where nothing does), and "defects".
+        What JSON can hold: facts of the manifest, "components", "regional" (the same of the graphs that compute boxes),
+        "engines" (one entry per flavour, with "loads_here", "reason", "remedy" and "rebuild"), "torch" (whether PyTorch
+        can run it: "runs" and "reason"), "auto" (what "auto" takes here; None with the reason where nothing does), and
+        "defects".
 
     Raises:
         BundleError: there is no such bundle, or it does not match its manifest.
@@ -40,7 +41,14 @@ def inspect_bundle(path: str | Path) -> dict[str, Any]:
         "build_command": manifest.get("build_command"),
         "sources": manifest["sources"],
         "hashes": manifest["hashes"],
-        "components": {name: _describe_component(bundle, name) for name in COMPONENTS},
+        "components": {
+            name: _describe_graph(bundle, name, manifest["components"][name], bundle.weights_hash(name))
+            for name in COMPONENTS
+        },
+        "regional": {
+            name: _describe_graph(bundle, name + REGIONAL, record, bundle.weights_hash(name))
+            for name, record in manifest.get("regional", {}).items()
+        },
         "engines": engines,
         "torch": _describe_torch(bundle),
         "auto": _auto(bundle),
@@ -64,8 +72,7 @@ def _auto(bundle: Bundle) -> dict[str, Any]:
     return {"backend": choice.name, "why": choice.why}
 
 
-def _describe_component(bundle: Bundle, name: str) -> dict[str, Any]:
-    record = bundle.manifest["components"][name]
+def _describe_graph(bundle: Bundle, name: str, record: dict[str, Any], weights_hash: str) -> dict[str, Any]:
     nodes, attentions = _count_nodes(bundle.graph(name))
     return {
         "precision": record.get("precision"),
@@ -74,7 +81,7 @@ def _describe_component(bundle: Bundle, name: str) -> dict[str, Any]:
         "tolerance": record.get("tolerance"),
         "nodes": nodes,
         "attentions": attentions,
-        "weights_hash": bundle.weights_hash(name),
+        "weights_hash": weights_hash,
     }
 
 

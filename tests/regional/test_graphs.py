@@ -23,11 +23,13 @@ from pie_engine.backends.openvino_backend import OpenVINOBackend
 from pie_engine.bundling import build_bundle, regional_graph
 from pie_engine.bundling.refit import UNetWeights, refit_bundle
 from pie_engine.checkpoint import Checkpoint
+from pie_engine.cli.main import main
 from pie_engine.config import BuildConfig
 from pie_engine.errors import BackendError, BundleError
 from pie_engine.export.graph import TOLERANCE, relative_error
 from pie_engine.export.load import load_graph
 from pie_engine.export.share import share_weights
+from pie_engine.machine.inspection import inspect_bundle
 from pie_engine.model.bundle import REGIONAL, Bundle, open_bundle
 from pie_engine.regional.windows import Box
 
@@ -222,13 +224,22 @@ def test_a_graph_that_was_changed_is_not_opened_again(bundle: Bundle, tmp_path: 
         backend.decode_latent(torch.zeros(1, 4, *SIZE))
 
 
-def test_a_bundle_is_built_with_its_graphs_for_boxes(with_boxes: Bundle, tmp_path: Path) -> None:
+def test_a_bundle_is_built_with_its_graphs_for_boxes(
+    with_boxes: Bundle, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     for part in PARTS:
         entry = with_boxes.manifest["regional"][part]
         assert entry["precision"] == "fp32" and 0 < entry["relative_error"] <= entry["tolerance"]
         path = regional_graph(with_boxes, part, cache=tmp_path)
         assert path == with_boxes.path / f"{part}{REGIONAL}" / "model.onnx"
     assert not list(tmp_path.iterdir())  # nothing was exported
+    contents = inspect_bundle(with_boxes.path)
+    assert sorted(contents["regional"]) == sorted(PARTS)
+    for part, graph in contents["regional"].items():
+        assert graph["relative_error"] < graph["tolerance"] and graph["attentions"] > 0
+        assert graph["weights_hash"] == contents["components"][part]["weights_hash"]
+    assert main(["inspect", str(with_boxes.path)]) == 0
+    assert "  vae_decoder, boxes   fp32" in capsys.readouterr().out
 
 
 def test_a_refit_leaves_out_what_it_would_have_to_export(

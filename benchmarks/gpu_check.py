@@ -35,7 +35,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARES = {
     "full_size": 0.45, "parity": 0.2, "kernels": 0.15, "compiled": 0.4, "tests": 0.25, "batch": 0.2, "eager_fp32": 0.15,
 }  # fmt: skip
-OPTIONAL = {"tensorrt": 1.0}  # where it is named: neither library is on most machines
+# Where they are named: rounds in a box, and the libraries of which most machines have neither.
+OPTIONAL = {"regional": 0.5, "tensorrt": 1.0}
 NO_GPU = 3  # a section's exit code
 LEAST = 8.0  # seconds without which no section begins: its imports take as long
 LOG_BYTES = 4_000_000

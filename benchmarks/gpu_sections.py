@@ -88,6 +88,13 @@ def _parity(device: str) -> list[Rung]:
     return gpu_parity.rungs(device)
 
 
+def _regional(device: str) -> list[Rung]:
+    from pie_engine.benchmarks import gpu_regional
+    from pie_engine.benchmarks.gpu_subject import Size
+
+    return gpu_regional.rungs(Size(device))
+
+
 def _more(name: str) -> Callable[[str], list[Rung]]:
     def rungs(device: str) -> list[Rung]:
         from pie_engine.benchmarks import gpu_more
@@ -102,6 +109,7 @@ def _more(name: str) -> Callable[[str], list[Rung]]:
 SECTIONS: dict[str, Callable[[str], list[Rung]]] = {
     "full_size": _full_size,
     "parity": _parity,
+    "regional": _regional,
     **{name: _more(name) for name in ("kernels", "compiled", "batch", "eager_fp32")},
 }
 

@@ -21,6 +21,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pie_engine.benchmarks.common import run, say
 from pie_engine.benchmarks.harness import BenchmarkError, results
 from pie_engine.benchmarks.harness.machine import identify
@@ -33,8 +36,6 @@ def measure(box: int, rounds: int, steps: int, backend: str, threads: int | None
     """One run, in this process. Args: box: its side in latents; 0 is dense."""
     import math
 
-    import numpy as np
-
     from pie_engine import Item, PieEngine, RunConfig, RuntimeConfig
     from pie_engine.benchmarks.subjects import PROMPT, model_folder
     from pie_engine.rounds import truth
@@ -45,10 +46,7 @@ def measure(box: int, rounds: int, steps: int, backend: str, threads: int | None
         checkpoint=folder, backend=backend, threads=threads, device="cpu", dtype="fp32",
         runtime=RuntimeConfig(regional="on" if box else "off"), on_component=say,
     )  # fmt: skip
-    # A latent of margin on each side; at an odd offset.
-    mask = np.zeros((SIDE, SIDE), np.uint8)
-    first, last = 8 * min(8, LATENTS - box + 1), 8 * (min(8, LATENTS - box + 1) + (box or 24) - 2)
-    mask[first:last, first:last] = 255
+    mask = region(box or 24, LATENTS)
     pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
     config = RunConfig(steps=rounds, num_inference_steps=2 * steps, strength=0.5, resolution=SIDE)
     result = engine.run(Item(pixels, PROMPT, mask, item_id="0"), config)
@@ -58,10 +56,7 @@ def measure(box: int, rounds: int, steps: int, backend: str, threads: int | None
     plan = loop.plan
     if box:
         assert (facts["box"]["height"], facts["box"]["width"]) == (box, box), facts
-        kinds = ["recorded" if n in facts["whole"] else "checked" if n in facts["checked"] else "inside"
-                 for n in range(1, rounds + 1)]  # fmt: skip
-        found |= {f"{kind}_s": statistics.median(s for s, k in zip(seconds, kinds, strict=True) if k == kind)
-                  for kind in set(kinds)}  # fmt: skip
+        found |= by_kind(facts, seconds)
         unet, decoder = plan.boxed.unet._network, plan.boxed.decoder._network  # type: ignore[union-attr]
         found |= {
             "recording_mb": facts["recording_bytes"] / 1e6,
@@ -74,6 +69,25 @@ def measure(box: int, rounds: int, steps: int, backend: str, threads: int | None
             "step_s": timed(plan.sampler.unet), "picture_s": timed(lambda: plan.decode(plan.buffers.x)),
         }  # fmt: skip
     return {**found, "host_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6}
+
+
+def region(box: int, latents: int) -> NDArray[np.uint8]:
+    """A mask of `latents` x `latents` of 8 x 8 pixels whose box is `box` latents wide: with a margin of one on each
+    side, at an odd offset."""
+    mask = np.zeros((8 * latents, 8 * latents), np.uint8)
+    first = min(8, latents - box + 1)
+    mask[8 * first : 8 * (first + box - 2), 8 * first : 8 * (first + box - 2)] = 255
+    return mask
+
+
+def by_kind(facts: dict[str, Any], seconds: Sequence[float]) -> dict[str, float]:
+    """Median seconds of rounds that were recorded, checked, and inside. Args: facts: provenance's `regional`."""
+    kinds = ["recorded" if n in facts["whole"] else "checked" if n in facts["checked"] else "inside"
+             for n in range(1, len(seconds) + 1)]  # fmt: skip
+    return {
+        f"{kind}_s": statistics.median(s for s, k in zip(seconds, kinds, strict=True) if k == kind)
+        for kind in sorted(set(kinds))
+    }
 
 
 def timed(call: Callable[[], object]) -> float:

@@ -37,8 +37,8 @@ def surround(x: Tensor, across: Tensor, along: Tensor, wide: int = 1) -> Tensor:
 
 
 def statistics(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each of the norm's groups, [B, G] float32."""
-    variance, mean = torch.var_mean(x.unflatten(1, (norm.num_groups, -1)).flatten(2).float(), 2, correction=0)
+    """Mean and variance of each of the norm's groups, [B, G] float32 (float64 of float64)."""
+    variance, mean = torch.var_mean(_precise(x.unflatten(1, (norm.num_groups, -1)).flatten(2)), 2, correction=0)
     return mean, variance
 
 
@@ -49,8 +49,8 @@ def outside_statistics(norm: nn.GroupNorm, x: Tensor, mean: Tensor, share: Tenso
         mean: of the whole groups, [B, G] float32, from which deviations are taken: they lose fewer digits.
         share: [B, 1, H W, 1] float32, `Around.share`.
     """
-    rows = x.flatten(2).unflatten(1, (norm.num_groups, -1)).float() - mean[..., None, None]  # [B, G, C / G, H W]
-    first, second = ((values @ share).mean((2, 3)) for values in (rows, rows.square()))
+    rows = _precise(x.flatten(2).unflatten(1, (norm.num_groups, -1))) - mean[..., None, None]  # [B, G, C / G, H W]
+    first, second = ((values @ share.to(values.dtype)).mean((2, 3)) for values in (rows, rows.square()))
     return (mean + first).to(x.dtype), (second - first.square()).clamp(min=0).sqrt().to(x.dtype)
 
 
@@ -62,9 +62,9 @@ def merged(
     Args:
         outside: [1], the share of the picture that is not in the box.
     """
-    apart = outside_mean.float() - mean
+    apart = _precise(outside_mean) - mean
     # Of two parts: their variances, and what lies between their means.
-    within = (1 - outside) * variance + outside * deviation.float().square()
+    within = (1 - outside) * variance + outside * _precise(deviation).square()
     return mean + outside * apart, within + outside * (1 - outside) * apart.square()
 
 
@@ -74,6 +74,11 @@ def normalised(norm: nn.GroupNorm, x: Tensor, mean: Tensor, variance: Tensor) ->
     scale = (variance + norm.eps).rsqrt().repeat_interleave(each, 1) * norm.weight
     shift = norm.bias - mean.repeat_interleave(each, 1) * scale
     return x * scale[..., None, None].to(x.dtype) + shift[..., None, None].to(x.dtype)
+
+
+def _precise(x: Tensor) -> Tensor:
+    """In float32 at least: statistics of half precision lose what a norm is for."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def allocate(

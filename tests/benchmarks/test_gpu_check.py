@@ -267,7 +267,7 @@ def test_the_check_runs_on_a_processor(check: ModuleType, tmp_path: Path) -> Non
     assert len(SECTIONS) + 1 == 8  # as many files as a lent machine gives back
 
 
-@pytest.mark.parametrize("section", [name for name in SECTIONS if name not in ("kernels", "tests")])
+@pytest.mark.parametrize("section", [*(name for name in SECTIONS if name not in ("kernels", "tests")), "regional"])
 def test_a_section_runs_on_a_processor(
     section: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +286,10 @@ def test_a_section_runs_on_a_processor(
             "kernels of step", "kernels of decoding",
         ]  # fmt: skip
         assert all("ms_per_guided_step" in result for result in results[:7])
+    if section == "regional":
+        whole, boxed, everything = results
+        assert whole["round_s"] > 0 and {"recorded_s", "checked_s", "inside_s"} < set(boxed)
+        assert everything["relative_difference"] < 1e-4  # float32, eight steps
 
 
 def test_the_results_are_those_of_the_carried_check() -> None:

@@ -7,7 +7,7 @@ lies, so the graph computes a box, always. Its inputs, in order (B latents, of o
     down0, up0 ...               how the levels' boxes lie within one another (`Within`); of the U-Net alone
     outside0 ...                 which share of the picture is not in the box; 0 of a whole one
     at_ring0_across ...          what to record (`Around`), each [B, n]; n may be 0
-    at_share0 ...                [B, 1, h w, 1], what each pixel counts in the mean over the outside
+    at_inside0 ...               [B, n], the box itself, without which the rest is recorded; n may be 0
     take_ring0_across ...        a recording, in the order of `pie_engine.regional.layout`; tokens may be none
 
 and its outputs: the prediction (of the decoder the pixels), and keep_ring0_across ..., the recording of this call, in
@@ -89,23 +89,17 @@ class Ports:
         return {name: every[name] for name in self._within()}
 
     def around(self, around: Around) -> dict[str, Tensor]:
-        """The tensors that say what is recorded, by name: indices, [B, n] each, and the shares of pixels."""
+        """The tensors that say what is recorded, by name: indices, [B, n] each."""
         every = {f"at_outside{level}": at for level, at in enumerate(around.outside)}
-        every |= {f"at_share{level}": at for level, at in enumerate(around.share)}
+        every |= {f"at_inside{level}": at for level, at in enumerate(around.inside)}
         for part in ("ring", "wide"):
             for level, pair in enumerate(getattr(around, part)):
                 every |= {f"at_{part}{level}_{half}": at.flatten(1) for half, at in zip(_HALVES, pair, strict=True)}
         return {name: every[name] for name in self._around()}
 
-    def silence(self, box: Box, size: tuple[int, int], batch: int) -> dict[str, Tensor]:
-        """In place of `around` for boxes of one size, what records nothing: no indices, and shares of 0."""
-        at = self.windows(box, size)
-        return {
-            name: torch.zeros(batch, 1, (level := at[int(name[len("at_share") :])]).height * level.width, 1)
-            if name.startswith("at_share")
-            else torch.zeros(batch, 0, dtype=torch.int64)
-            for name in self._around()
-        }
+    def silence(self, batch: int) -> dict[str, Tensor]:
+        """In place of `around` what records nothing: no indices."""
+        return {name: torch.zeros(batch, 0, dtype=torch.int64) for name in self._around()}
 
     def _within(self) -> list[str]:
         # The decoder magnifies its boxes exactly: there is nothing to say.
@@ -118,7 +112,7 @@ class Ports:
         tokens = sorted({entry.level for entry in self.entries if entry.part == "token"})
         parts = [f"at_{'ring' if wide == 1 else 'wide'}{level}_{half}" for wide, level in rings for half in _HALVES]
         parts += [f"at_outside{level}" for level in tokens]
-        return parts + [f"at_share{level}" for level in range(self.levels)]
+        return parts + [f"at_inside{level}" for level in range(self.levels)]
 
 
 _HALVES = ("across", "along")
@@ -161,8 +155,8 @@ class Either(Dense):
 
     def norm(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
         taken = next(self._taken), next(self._taken)
-        outside, share = (self._tensors[f"{name}{self._level}"] for name in ("outside", "at_share"))
-        y, *found = operators().norm(x, norm.weight, norm.bias, *taken, outside, share, norm.num_groups, norm.eps)
+        outside, inside = (self._tensors[f"{name}{self._level}"] for name in ("outside", "at_inside"))
+        y, *found = operators().norm(x, norm.weight, norm.bias, *taken, outside, inside, norm.num_groups, norm.eps)
         self.tape += found
         return y
 
@@ -266,7 +260,7 @@ def check_regional(ports: Ports, net: Any, path: Path, *, precision: str) -> flo
     nothing = [each.half() if half else each for each in _tape(ports, Box(0, 0, *size), size, len(boxes))]
     found = run(own, [*ports.within(everything).values(), *ports.around(around).values(), *nothing])
     tape = [torch.from_numpy(each).view(kept.shape) for each, kept in zip(found[1:], record.tape, strict=True)]
-    silent = ports.silence(boxes[0], size, len(boxes)).values()
+    silent = ports.silence(len(boxes)).values()
     replayed = run([*inside, *own[1:]], [*ports.within(within).values(), *silent, *tape])
     together = [np.concatenate([np.ravel(each) for each in part]) for part in (found[1:], record.tape)]
     return max(
@@ -282,11 +276,7 @@ def _example(ports: Ports, net: Any, precision: str, boxes: list[Box], size: tup
     half, (box, *_) = precision == "fp16", boxes
     own = _cast(ports, _own_inputs(ports, net, len(boxes), (box.height, box.width)), half)
     tape = [each.half() if half else each for each in _tape(ports, box, size, len(boxes))]
-    # Shares are of the picture's pixels, and what is computed here is the box.
-    around_ = ports.around(around) | {
-        name: each for name, each in ports.silence(box, size, len(boxes)).items() if name.startswith("at_share")
-    }
-    return [*own, *ports.within(within).values(), *around_.values(), *tape]
+    return [*own, *ports.within(within).values(), *ports.around(around).values(), *tape]
 
 
 def _own_inputs(ports: Ports, net: Any, batch: int, size: tuple[int, int]) -> list[Tensor]:

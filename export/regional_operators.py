@@ -6,9 +6,9 @@ parity that every export is checked for.
 
     surround(x, across, along, at_across, at_along, wide) -> x within its ring; what to keep of it, twice, [B, C, n]
     pick(x, at) -> x [B, C, H, W] at flat indices [B, r, c]: [B, C, r, c]
-    norm(x, weight, bias, mean, deviation, outside, share, groups, eps) -> x normalised by its own statistics merged
+    norm(x, weight, bias, mean, deviation, outside, inside, groups, eps) -> x normalised by its own statistics merged
         with those of the outside, [B, G] both, which is a share `outside` [1] of the picture; and what to keep of x:
-        mean and deviation of the pixels that count in `share` [B, 1, h w, 1]
+        mean and deviation of the pixels that are not `inside` [B, n]
     join(taken, x, at) -> tokens taken and x, [B, T, C]; what to keep of x
 """
 
@@ -26,7 +26,7 @@ _SCHEMAS = {
     "surround": "(Tensor x, Tensor across, Tensor along, Tensor at_across, Tensor at_along, int wide)"
     " -> (Tensor, Tensor, Tensor)",
     "pick": "(Tensor x, Tensor at) -> Tensor",
-    "norm": "(Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor deviation, Tensor outside, Tensor share,"
+    "norm": "(Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor deviation, Tensor outside, Tensor inside,"
     " int groups, float eps) -> (Tensor, Tensor, Tensor)",
     "join": "(Tensor taken, Tensor x, Tensor at) -> (Tensor, Tensor)",
 }
@@ -68,7 +68,7 @@ def _pick_shape(x: Tensor, at: Tensor) -> Tensor:
 
 
 def _norm_shape(
-    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, deviation: Tensor, outside: Tensor, share: Tensor,
+    x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, deviation: Tensor, outside: Tensor, inside: Tensor,
     groups: int, eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     own = (x.new_empty(x.shape[0], groups) for _ in range(2))
@@ -114,7 +114,7 @@ def _pick_graph(x: Any, at: Any) -> Any:
 
 
 def _norm_graph(
-    x: Any, weight: Any, bias: Any, mean: Any, deviation: Any, outside: Any, share: Any, groups: int, eps: float
+    x: Any, weight: Any, bias: Any, mean: Any, deviation: Any, outside: Any, inside: Any, groups: int, eps: float
 ) -> Any:
     from onnx import TensorProto
     from onnxscript import opset18 as op
@@ -129,16 +129,20 @@ def _norm_graph(
     centred = op.Sub(grouped, here)
     squares = op.Mul(centred, centred)
     variance = op.ReduceMean(squares, _ints(2))
-    # What to keep, as `pie_engine.regional.surroundings.outside_statistics` has it.
-    first, second = (
-        op.ReduceMean(op.MatMul(op.Reshape(part, _ints(0, groups, each, -1)), share), _ints(2, 3), keepdims=0)
-        for part in (centred, squares)
-    )
     zero, one = op.Constant(value_float=0.0), op.Constant(value_float=1.0)
-    kept = [
-        op.Add(op.Reshape(here, _ints(0, groups)), first),
-        op.Sqrt(op.Max(op.Sub(second, op.Mul(first, first)), zero)),
-    ]
+    # What to keep, as `pie_engine.regional.surroundings.outside_statistics` has it.
+    box = _gather(op.Reshape(centred, _ints(0, x.shape[1], -1)), inside, x.shape[1])
+    sums = (
+        op.ReduceSum(op.Reshape(op.ReduceSum(part, _ints(2)), _ints(0, groups, each)), _ints(2))
+        for part in (box, op.Mul(box, box))
+    )
+    total = op.Cast(op.Shape(grouped, start=2, end=3), to=TensorProto.FLOAT)
+    taken = op.Cast(op.Shape(inside, start=1, end=2), to=TensorProto.FLOAT)
+    left = op.Max(op.Sub(total, op.Mul(taken, op.Constant(value_float=float(each)))), one)
+    first, second = (op.Div(part, left) for part in sums)
+    second = op.Sub(op.Div(op.Mul(variance, total), left), second)
+    kept = [op.Sub(here, first), op.Sqrt(op.Max(op.Sub(second, op.Mul(first, first)), zero))]
+    kept = [op.Reshape(part, _ints(0, groups)) for part in kept]
     if half:
         kept = [op.Cast(part, to=TensorProto.FLOAT16) for part in kept]
     # And `merged`.

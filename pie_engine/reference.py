@@ -149,9 +149,10 @@ def _even_blends(
     """The blend of even pace, after its pilot: frame n is to lie n/N of the way that the constant run goes.
 
     Of the region p of each finding, D = |p (z - z0)| after the constant run's N rounds, extrapolated from its first
-    four, or as many as it takes until two extrapolations in a row agree to 1 % and the last leaves at most 8 % to
-    extrapolate; then b = min(1, n/N D / |p m (x - z0)|). Where rounds have settings of their own the pilot runs them
-    all, and each range of them goes evenly from where the range before it ended.
+    four, or as many as it takes until two extrapolations in a row agree to 1 % and the last leaves at most 6 % to
+    extrapolate, but from all N if the second round went further than the first; then b = min(1, n/N D / |p m (x -
+    z0)|). Where rounds have settings of their own the pilot runs them all, and each range of them goes evenly from
+    where the range before it ended.
     """
     region = torch.ones_like(z0[:, :1]) if m is None else m
     parts = [region]
@@ -179,7 +180,8 @@ def _even_blends(
                 before = [extrapolated(r, number) for r in range(len(parts))]
                 now = [extrapolated(r, number + 1) for r in range(len(parts))]
                 agree = all(abs(a - b) <= 0.01 * b for a, b in zip(before, now, strict=True))
-                if agree and all(b - end <= 0.08 * b for b, end in zip(now, ends[-1], strict=True)):
+                near = all(b - end <= 0.06 * b for b, end in zip(now, ends[-1], strict=True))
+                if agree and near and all(d[1] <= 2 * d[0] for d in zip(*ends, strict=True)):
                     break
 
     def target(number: int, r: int) -> float:

@@ -85,7 +85,7 @@ class BoxedGraph(BoxedNetwork):
             {
                 **{name: whole.inputs[name] for name in inputs[1:]},
                 **self._within,
-                **{name: at.to(device) for name, at in ports.silence(box, self._size, batch).items()},
+                **{name: at.to(device) for name, at in ports.silence(batch).items()},
                 **{f"take_{name}": part for name, part in tape.items()},
             },
         )

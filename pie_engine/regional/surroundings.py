@@ -42,15 +42,23 @@ def statistics(norm: nn.GroupNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
-def outside_statistics(norm: nn.GroupNorm, x: Tensor, mean: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each group over the pixels outside a box, [B, G] in x's dtype.
+def outside_statistics(
+    norm: nn.GroupNorm, x: Tensor, mean: Tensor, variance: Tensor, inside: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each group over the pixels outside a box, [B, G] in x's dtype: what is left of the
+    whole groups without the box, of deviations from their mean, which lose fewer digits.
 
     Args:
-        mean: of the whole groups, [B, G] float32, from which deviations are taken: they lose fewer digits.
-        share: [B, 1, H W, 1] float32, `Around.share`.
+        mean, variance: of the whole groups, `statistics`.
+        inside: [B, n], `Around.inside`.
     """
-    rows = _precise(x.flatten(2).unflatten(1, (norm.num_groups, -1))) - mean[..., None, None]  # [B, G, C / G, H W]
-    first, second = ((values @ share.to(values.dtype)).mean((2, 3)) for values in (rows, rows.square()))
+    index = inside[:, None].expand(-1, x.shape[1], -1)
+    box = _precise(x.flatten(2).gather(2, index)).unflatten(1, (norm.num_groups, -1)) - mean[..., None, None]
+    each = x.shape[1] // norm.num_groups
+    total = each * x.shape[2] * x.shape[3]
+    left = max(1, total - each * inside.shape[1])
+    first = -box.sum((2, 3)) / left
+    second = (total * variance - box.square().sum((2, 3))) / left
     return (mean + first).to(x.dtype), (second - first.square()).clamp(min=0).sqrt().to(x.dtype)
 
 
@@ -145,7 +153,7 @@ class Record(Dense):
 
     def norm(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
         mean, variance = statistics(norm, x)
-        self.tape += outside_statistics(norm, x, mean, self._around.share[self._level])
+        self.tape += outside_statistics(norm, x, mean, variance, self._around.inside[self._level])
         return normalised(norm, x, mean, variance)
 
     def tokens(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

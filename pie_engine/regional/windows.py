@@ -58,13 +58,6 @@ class Window:
         inside[self.slices] = True
         return np.flatnonzero(~inside)
 
-    def shares(self) -> np.ndarray:
-        """What each pixel of the map counts in a mean over those outside the box, flat float32."""
-        found = np.zeros(self.rows * self.columns, np.float32)
-        outside = self.outside()
-        found[outside] = 1 / max(1, len(outside))
-        return found
-
     @property
     def left_out(self) -> float:
         """Which share of the map lies outside the box."""
@@ -123,17 +116,17 @@ class Around:
         ring, wide: by level, flat indices into the padded map: across [B, 2 n, w + 2 n] and along [B, h, 2 n], with n
             1 or `WIDE`. The coarsest level has no wide ring.
         outside: by level, [B, T], the tokens outside the box.
-        share: by level, [B, 1, h w, 1] float32, what each pixel counts in a mean over the outside: 0 in the box.
+        inside: by level, [B, h w of the box], the pixels in it.
     """
 
     ring: list[tuple[Tensor, Tensor]]
     wide: list[tuple[Tensor, Tensor]]
     outside: list[Tensor]
-    share: list[Tensor]
+    inside: list[Tensor]
 
     def tensors(self) -> list[Tensor]:
         """All of them, in one order."""
-        return [*(tensor for pair in (*self.ring, *self.wide) for tensor in pair), *self.outside, *self.share]
+        return [*(tensor for pair in (*self.ring, *self.wide) for tensor in pair), *self.outside, *self.inside]
 
 
 @dataclass(eq=False)
@@ -173,7 +166,7 @@ def places(items: Sequence[Sequence[Window]]) -> tuple[Around, Within]:
             [pairs(level, 1) for level in levels],
             [pairs(level, WIDE) for level in levels[:-1]],
             [stack([window.outside() for window in level]) for level in levels],
-            [stack([window.shares()[None, :, None] for window in level]) for level in levels],
+            [stack([window.inside() for window in level]) for level in levels],
         ),
         Within(
             [stack([down for down, _ in meet]) for meet in meets],

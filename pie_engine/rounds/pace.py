@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 
 # A pilot has at least so many rounds, and ends where two extrapolations in a row agree to this share of the way and
 # leave no more than that of it to be extrapolated: rounds that change direction late agree before they do. On chests
-# that is after 4.5 rounds, on retinas, whose rounds still drift after ten, after 6.8 (docs/evaluation.md).
+# that is after 4.5 rounds, on retinas, whose rounds still drift after ten, after 7.2, on skin after 9.3
+# (docs/evaluation.md).
 PILOT_ROUNDS = 4
-AGREEMENT, EXTRAPOLATED = 0.01, 0.08
+AGREEMENT, EXTRAPOLATED = 0.01, 0.06
 # Least root mean square of a displacement: about a grey level, for latents have the spread of pixels in [-1, 1], twice.
 LEAST = 4 / 255
 
@@ -116,11 +117,13 @@ def find_ends(measured: np.ndarray, config: RunConfig) -> tuple[np.ndarray, np.n
     if config.schedule is not None:
         return measured[[number - 1 for number in _range_ends(config)]], whole
     ends, known = measured[-1].copy(), np.zeros(measured.shape[2], int)
+    # A second round that goes further than the first is no contraction, whose rounds could be foretold.
+    shrinking = (measured[min(1, count - 1)] <= 2 * measured[0]).all(0)
     for rounds in range(PILOT_ROUNDS, min(count, steps - 1) + 1):
         now, before = extrapolate(measured[:rounds], steps), extrapolate(measured[: rounds - 1], steps)
         agree = (np.abs(now - before) <= AGREEMENT * now).all(0)
         near = (now - measured[rounds - 1] <= EXTRAPOLATED * now).all(0)
-        settled = agree & near & (known == 0)
+        settled = agree & near & shrinking & (known == 0)
         ends[:, settled], known[settled] = now[:, settled], rounds
     return ends[None], np.where(known == 0, whole, known)
 

@@ -140,7 +140,7 @@ def test_the_decoder(vae, boxes):
     record = Record(around, 3)
     dense = decode(exact, record, latent)
     box = decode(exact, Replay(record.tape, within, 3), crop(latent, boxes))
-    assert (box - crop(dense, boxes, 8)).abs().max() <= TOLERANCE  # a pixel's share of the outside is float32
+    assert (box - crop(dense, boxes, 8)).abs().max() <= TOLERANCE  # the outside's share of the picture is float32
 
 
 def test_the_layout_foretells_a_recording(net, vae, inputs):

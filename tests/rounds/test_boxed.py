@@ -164,7 +164,13 @@ def test_rounds_are_recorded_anew_where_they_differ(
 def test_values_that_half_precision_cannot_hold(
     engine: PieEngine, dense: PieEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(boxed.BoxedUNet, "_is_representable", lambda self: False)
+    write = boxed.BoxedUNet._write
+
+    def write_too_much(unet: boxed.BoxedUNet) -> None:
+        unet._network.surroundings[-1] = 70_000.0
+        write(unet)
+
+    monkeypatch.setattr(boxed.BoxedUNet, "_write", write_too_much)
     result = engine.run(A, CONFIG)
     assert result.provenance["regional"] == {
         "used": False, "reason": "what surrounds the box is beyond half precision's 65504",

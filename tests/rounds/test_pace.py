@@ -205,7 +205,7 @@ def geometric(limit: Any, q: Any, rounds: int) -> np.ndarray:
 
 
 def test_a_geometric_pilot_is_extrapolated() -> None:
-    measured = geometric([[3.0, 0.5]], [[0.5, 0.25]], 10)
+    measured = geometric([[3.0, 0.5]], [[0.45, 0.25]], 10)
     assert extrapolate(measured[:4], 10) == pytest.approx(measured[-1])
     ends, known = find_ends(measured[:4], replace(SHORT, steps=10))
     assert ends == pytest.approx(measured[-1:]) and known.tolist() == [4, 4]
@@ -224,7 +224,7 @@ def test_a_rate_that_rises_goes_on_rising_by_half() -> None:
 def test_a_pilot_goes_on_until_it_agrees_with_itself_each_item_for_itself() -> None:
     """b drifts from its fourth round on, which none of its first rounds could tell."""
     config = replace(SHORT, steps=10)
-    quick = geometric(3.0, 0.5, 10)
+    quick = geometric(3.0, 0.45, 10)
     drifting = np.array([4.0, 6.5, 7.5, 8.1, 8.6, 9.1, 9.6, 10.1, 10.6, 11.1])
     both = np.stack([quick, drifting], axis=1)[:, None]
     assert find_ends(both[:4], config)[1].tolist() == [4, 0]
@@ -248,6 +248,13 @@ def test_a_pilot_that_agrees_far_from_its_end_goes_on() -> None:
     ends, known = find_ends(late, config)
     assert known.tolist() == [9] and ends[0, 0] == pytest.approx([1.0], rel=2 * AGREEMENT)
     assert late[known[0] - 1] >= (1 - EXTRAPOLATED) * ends[0, 0]
+
+
+def test_a_pilot_whose_second_round_goes_further_than_its_first_runs_all() -> None:
+    """Another lesion's: its rounds die away after six, and set off again."""
+    stalling = np.array([0.294, 0.603, 0.767, 0.862, 0.899, 0.910, 0.912, 0.944, 0.971, 1.0])[:, None, None]
+    ends, known = find_ends(stalling, replace(SHORT, steps=10))
+    assert known.tolist() == [10] and ends[0, 0].tolist() == [1.0]
 
 
 def test_a_schedule_goes_evenly_within_each_of_its_ranges() -> None:

@@ -97,6 +97,7 @@ def gpu_runtime(monkeypatch: pytest.MonkeyPatch) -> type[FakeSession]:
     fake = SimpleNamespace(
         __version__="1.0",
         SessionOptions=onnxruntime.SessionOptions,
+        ExecutionOrder=onnxruntime.ExecutionOrder,
         InferenceSession=FakeSession,
         get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
     )

@@ -49,7 +49,7 @@ def open_session(
     # Planning memory as one block adds 2.7 GB to a full-size U-Net at 512 x 512, and no speed was measured from it.
     options.enable_mem_pattern = False
     # In the order of the graph. By default what only the caller reads, such as a recording, is computed last, and holds
-    # all that it is computed from: 5 GB more in a decoder that records at 512 x 512.
+    # all that it is computed from: 4 GB more in a decoder that records at 512 x 512.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     # Its threads would go on spinning after a call and take the cores from the step and the decoded frames' arithmetic:
     # 2.7 % of a round on two cores, 0.7 % without.

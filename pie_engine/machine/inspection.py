@@ -41,12 +41,9 @@ def inspect_bundle(path: str | Path) -> dict[str, Any]:
         "build_command": manifest.get("build_command"),
         "sources": manifest["sources"],
         "hashes": manifest["hashes"],
-        "components": {
-            name: _describe_graph(bundle, name, manifest["components"][name], bundle.weights_hash(name))
-            for name in COMPONENTS
-        },
+        "components": {name: _describe_graph(bundle, name, name, manifest["components"][name]) for name in COMPONENTS},
         "regional": {
-            name: _describe_graph(bundle, name + REGIONAL, record, bundle.weights_hash(name))
+            name: _describe_graph(bundle, name, name + REGIONAL, record)
             for name, record in manifest.get("regional", {}).items()
         },
         "engines": engines,
@@ -72,16 +69,17 @@ def _auto(bundle: Bundle) -> dict[str, Any]:
     return {"backend": choice.name, "why": choice.why}
 
 
-def _describe_graph(bundle: Bundle, name: str, record: dict[str, Any], weights_hash: str) -> dict[str, Any]:
-    nodes, attentions = _count_nodes(bundle.graph(name))
+def _describe_graph(bundle: Bundle, component: str, folder: str, record: dict[str, Any]) -> dict[str, Any]:
+    """One graph of a component: its own, or the one for boxes, in a `folder` of the bundle."""
+    nodes, attentions = _count_nodes(bundle.graph(folder))
     return {
         "precision": record.get("precision"),
-        "bytes": sum(file["bytes"] for key, file in bundle.manifest["files"].items() if key.startswith(f"{name}/")),
+        "bytes": sum(file["bytes"] for key, file in bundle.manifest["files"].items() if key.startswith(f"{folder}/")),
         "relative_error": record.get("relative_error"),
         "tolerance": record.get("tolerance"),
         "nodes": nodes,
         "attentions": attentions,
-        "weights_hash": weights_hash,
+        "weights_hash": bundle.weights_hash(component),
     }
 
 

@@ -52,13 +52,12 @@ def outside_statistics(
         mean, variance: of the whole groups, `statistics`.
         inside: [B, n], `Around.inside`.
     """
-    index = inside[:, None].expand(-1, x.shape[1], -1)
-    box = _precise(x.flatten(2).gather(2, index)).unflatten(1, (norm.num_groups, -1)) - mean[..., None, None]
+    box = _precise(pick(x, inside[:, None])).unflatten(1, (norm.num_groups, -1)).flatten(2) - mean[..., None]
     each = x.shape[1] // norm.num_groups
     total = each * x.shape[2] * x.shape[3]
     left = max(1, total - each * inside.shape[1])
-    first = -box.sum((2, 3)) / left
-    second = (total * variance - box.square().sum((2, 3))) / left
+    first = -box.sum(2) / left
+    second = (total * variance - box.square().sum(2)) / left
     return (mean + first).to(x.dtype), (second - first.square()).clamp(min=0).sqrt().to(x.dtype)
 
 

@@ -117,13 +117,13 @@ def find_ends(measured: np.ndarray, config: RunConfig) -> tuple[np.ndarray, np.n
     if config.schedule is not None:
         return measured[[number - 1 for number in _range_ends(config)]], whole
     ends, known = measured[-1].copy(), np.zeros(measured.shape[2], int)
-    # A second round that goes further than the first is no contraction, whose rounds could be foretold.
-    shrinking = (measured[min(1, count - 1)] <= 2 * measured[0]).all(0)
     for rounds in range(PILOT_ROUNDS, min(count, steps - 1) + 1):
         now, before = extrapolate(measured[:rounds], steps), extrapolate(measured[: rounds - 1], steps)
         agree = (np.abs(now - before) <= AGREEMENT * now).all(0)
         near = (now - measured[rounds - 1] <= EXTRAPOLATED * now).all(0)
-        settled = agree & near & shrinking & (known == 0)
+        # A second round that goes further than the first is no contraction, whose rounds could be foretold.
+        contracts = (measured[1] <= 2 * measured[0]).all(0)
+        settled = agree & near & contracts & (known == 0)
         ends[:, settled], known[settled] = now[:, settled], rounds
     return ends[None], np.where(known == 0, whole, known)
 

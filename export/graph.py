@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pie_engine.errors import BackendError, BuildError
+from pie_engine.errors import BackendError
+from pie_engine.export.parameters import Distinct, write_sources
 
 if TYPE_CHECKING:
     import torch
@@ -120,7 +121,10 @@ def write_graph(
             verbose=False,
         )
         assert program is not None
-        _optimize(program, {name for name, _ in module.named_parameters()})
+        # Optimised as the exporter would, but never by what a weight happens to be.
+        distinct = Distinct(program.model, {name for name, _ in module.named_parameters()})
+        program.optimize()
+        write_sources(program.model, distinct.put_back(program.model))
         strip_stack_traces(program.model)
         program.save(path, external_data=weights > EXTERNAL_BYTES)
     return path
@@ -170,64 +174,8 @@ def parity_session(path: Path) -> Any:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def _optimize(program: Any, parameters: set[str]) -> None:
-    """Optimise the graph as the exporter would, but never by what a weight happens to be.
-
-    The exporter merges parameters of equal values (zero biases, norms of one) and drops zero biases: right for these
-    weights, but then no other weights fit into the graph. So such parameters are random numbers while it optimises.
-
-    Raises:
-        BuildError: the optimiser computed something from such a parameter, so that it cannot be put back.
-    """
-    import onnx_ir as ir
-
-    values = program.model.graph.initializers
-    before = set(values)
-    originals = {name: values[name].const_value for name in _coinciding(values, parameters)}
-    generator = np.random.default_rng(0)
-    stand_ins = {}
-    for name, tensor in originals.items():
-        stand_ins[name] = generator.standard_normal(tuple(tensor.shape)).astype(tensor.numpy().dtype)
-        values[name].const_value = ir.tensor(stand_ins[name], name=name)
-    program.optimize()
-    values = program.model.graph.initializers
-    for name in originals.keys() & values.keys():
-        values[name].const_value = originals.pop(name)
-    # What remains was transposed or given axes of length 1, under a new name: found again by its random numbers.
-    for name in values.keys() - before:
-        array = values[name].const_value.numpy()
-        for original in [original for original in originals if stand_ins[original].size == array.size]:
-            random, weight = stand_ins[original], originals[original].numpy()
-            if not np.array_equal(random.ravel(), array.ravel()):
-                random, weight = random.T, weight.T
-            if np.array_equal(random.ravel(), array.ravel()):
-                # A norm's, in half precision, is kept in single where the graph computes its statistics.
-                values[name].const_value = ir.tensor(weight.reshape(array.shape).astype(array.dtype), name=name)
-                del originals[original]
-                break
-    if originals:
-        raise BuildError(f"{min(originals)} was folded into another constant of the graph; report this checkpoint")
-
-
-def _coinciding(values: Any, parameters: set[str]) -> list[str]:
-    """Parameters in use whose first values are all equal, or equal to those of another parameter.
-
-    The first ones decide quickly, and taking a parameter too many does no harm.
-    """
-    heads: dict[tuple[int, bytes], list[str]] = {}
-    found = []
-    for name in parameters & values.keys():
-        if values[name].uses():
-            head = values[name].const_value.numpy().flat[:64]
-            if (head == head[:1]).all():
-                found.append(name)
-            heads.setdefault((values[name].const_value.size, head.tobytes()), []).append(name)
-    found += [name for names in heads.values() if len(names) > 1 for name in names]
-    return sorted(set(found))  # sorted, so that the same weights always give the same graph
-
-
 def strip_stack_traces(model: Any) -> None:
-    """Keep each node's module path, which refit needs, and drop its stack trace, which names this machine's paths."""
+    """Keep each node's module path, which profiles show, and drop its stack trace, which names this machine's paths."""
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
         for node in graph:
             scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")

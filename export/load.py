@@ -10,12 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from pie_engine.errors import BuildError
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
     from onnx import ModelProto, TensorProto
 
 
@@ -37,23 +34,6 @@ def load_graph(path: Path) -> ModelProto:
             tensor.data_location = onnx.TensorProto.DEFAULT
             del tensor.external_data[:]
     return model
-
-
-def map_weights(model: ir.Model, proto: ModelProto, folder: Path) -> None:
-    """Let `model`, made from `proto`, find the weights that lie in `folder`: mapped, not read.
-
-    Raises:
-        BuildError: weights lie outside the folder.
-    """
-    import onnx
-    import onnx_ir as ir
-
-    for tensor in proto.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            file, offset, _ = external_place(tensor, folder)
-            dtype = ir.DataType(tensor.data_type).numpy()
-            array = np.memmap(file, dtype, "r", offset, tuple(tensor.dims))
-            model.graph.initializers[tensor.name].const_value = ir.tensor(array, name=tensor.name)
 
 
 def external_place(tensor: TensorProto, folder: Path) -> tuple[Path, int, int]:

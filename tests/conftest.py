@@ -10,6 +10,7 @@ import fuzzing
 import pytest
 import torch
 from golden import GOLDEN
+from ship_graphs import fill_cache
 
 from pie_engine.checkpoint import Checkpoint, load_checkpoint
 from pie_engine.model.bundle import Bundle
@@ -42,6 +43,7 @@ def _own_surroundings(tmp_path_factory: pytest.TempPathFactory) -> None:
     # Under pytest-xdist all workers share one cache, so that each component is exported once: it is locked.
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     os.environ["PIE_ENGINE_CACHE"] = str(shared / "cache")
+    fill_cache(shared / "cache")
 
 
 @pytest.fixture(autouse=True, scope="module")

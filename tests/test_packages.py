@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pie_engine.bundling.components import exporter_versions
+from pie_engine.bundling.graphs import exporter_versions
 from pie_engine.config import RunConfig
 from pie_engine.machine import environment
 from pie_engine.outputs.provenance import describe_run

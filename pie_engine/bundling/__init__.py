@@ -1,7 +1,7 @@
 """Checkpoint -> ONNX -> engines -> bundle: each component and each engine cached by its content."""
 
 from pie_engine.bundling.assemble import build_bundle, cached_bundle, model_info
-from pie_engine.bundling.components import exporter_versions
+from pie_engine.bundling.graphs import exporter_versions
 from pie_engine.bundling.regional import regional_graph
 from pie_engine.bundling.restore import check_restorable, restore_checkpoint
 

@@ -13,15 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from pie_engine import commands
 from pie_engine.backends.tensorrt.builder import needs_decomposing
-from pie_engine.bundling.components import (
-    RECORD,
-    OnComponent,
-    cache_folder,
-    cache_key,
-    cached_component,
-    exporter_versions,
-)
+from pie_engine.bundling.components import OnComponent, cache_folder, cache_key, cached_component
 from pie_engine.bundling.engines import cached_engine
+from pie_engine.bundling.graphs import RECORD, exporter_versions
 from pie_engine.bundling.regional import NETWORKS, Network, cached_regional
 from pie_engine.bundling.target import Target, resolve_target
 from pie_engine.config import COMPONENTS, BuildConfig, RunConfig

@@ -16,7 +16,8 @@ import torch
 from pie_engine.backends.tensorrt import engine as runtime
 from pie_engine.backends.tensorrt import worker
 from pie_engine.backends.tensorrt.builder import Profile, compile_plan
-from pie_engine.bundling.components import OnComponent, intact
+from pie_engine.bundling.components import OnComponent
+from pie_engine.bundling.graphs import intact
 from pie_engine.bundling.target import Target
 from pie_engine.errors import BuildError, Notice, use
 from pie_engine.export.graph import TOLERANCE

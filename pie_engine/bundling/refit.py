@@ -8,18 +8,18 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING, Any, cast
 
 from pie_engine import commands
 from pie_engine.bundling.assemble import architecture, link_files, model_facts, unet_architecture
-from pie_engine.bundling.components import OnComponent, exporter_versions
+from pie_engine.bundling.components import OnComponent, component_plan
+from pie_engine.bundling.graphs import Plan, empty, exporter_versions
 from pie_engine.bundling.refit_engines import EngineRefit
+from pie_engine.bundling.regional import link_weights, regional_plan
 from pie_engine.config import COMPONENTS
 from pie_engine.errors import BuildError, ConfigError, use
-from pie_engine.export import graph, refit_map
-from pie_engine.export.components import component
+from pie_engine.export import graph
+from pie_engine.export import weights as graph_weights
 from pie_engine.export.graph import TOLERANCE
 from pie_engine.files import cache_root, new_folder
 from pie_engine.model.bundle import MANIFEST, REGIONAL, WEIGHTS, Bundle, open_bundle, write_manifest
@@ -94,18 +94,20 @@ def refit_bundle(
     manifest = json.loads(json.dumps(bundle.manifest))
     facts = manifest["model"] if isinstance(weights, UNetWeights) else model_facts(weights)
     with new_folder(Path(output), replaceable=MANIFEST) as folder:
-        for name in COMPONENTS:
-            if name in changed:
-                (folder / name).mkdir()
-                manifest["components"][name] = _refit_component(bundle, weights, name, folder / name, on_component)
-                gc.collect()
-            else:
+        regional = [name + REGIONAL for name in manifest.get("regional", {})]
+        for name in (*COMPONENTS, *regional):  # graphs for boxes share the weights of the others
+            component, of_boxes = name.removesuffix(REGIONAL), name.endswith(REGIONAL)
+            if component not in changed:
                 link_files(bundle.path / name, folder / name)
-        for name in [name for name in manifest.get("regional", {}) if name in changed]:
-            del manifest["regional"][name]
-            on_component(f"{name} for boxes: left out, as it takes an export; a run with regional rounds makes it")
-        for name in manifest.get("regional", {}):
-            link_files(bundle.path / (name + REGIONAL), folder / (name + REGIONAL))
+                continue
+            entries = manifest["regional" if of_boxes else "components"]
+            # The graph's own opset: one whose attentions had to be taken apart has a lower one than its bundle.
+            kind = entries[component]["precision"], graph.graph_opset(bundle.graph(name))
+            # A U-Net alone has all that its graphs' export reads.
+            plan = (regional_plan if of_boxes else component_plan)(cast("Checkpoint", weights), component, *kind)
+            entries[component] = _refit_graph(plan, bundle.graph(name), folder / name, on_component)
+            if of_boxes:
+                link_weights(folder / name / "model.onnx", folder / component / "model.onnx")
         manifest["model"] = facts
         if not isinstance(weights, UNetWeights):
             manifest["architecture"] = architecture(weights)
@@ -129,38 +131,30 @@ def refit_bundle(
     return open_bundle(output, verify=False)  # every hash was computed a moment ago
 
 
-def _refit_component(
-    bundle: Bundle, weights: Checkpoint | UNetWeights, name: str, folder: Path, on_component: OnComponent
-) -> dict[str, Any]:
+def _refit_graph(plan: Plan, path: Path, folder: Path, on_component: OnComponent) -> dict[str, Any]:
     """Replace a graph's weights, or export it anew if that fails. Returns what the manifest says of it."""
-    start = time.monotonic()
-    precision = bundle.manifest["components"][name]["precision"]
-    part = component(weights, name)  # type: ignore[arg-type]  # a U-Net alone has all that the U-Net's export reads
-    with torch.no_grad():
-        reference = part.module(*part.inputs.values()).numpy()
+    start, precision, label = time.monotonic(), plan.precision, plan.name.replace(REGIONAL, " for boxes")
     how, error = "refitted", float("inf")
+    folder.mkdir()
     try:
-        path = refit_map.replace_weights(bundle.graph(name), part.module, folder, precision=precision)
-        error = graph.check_parity(part, path, reference, precision=precision)
+        error = plan.check(graph_weights.replace_weights(path, plan.module, folder, precision=precision))
     except BuildError as reason:
-        log.warning("%s cannot be refitted and is exported anew: %s", name, reason)
+        log.warning("%s cannot be refitted and is exported anew: %s", label, reason)
     if error > TOLERANCE[precision]:
         how = "exported anew"
-        for file in folder.iterdir():
-            file.unlink()
-        # The component's own opset: one whose attentions had to be taken apart has a lower one than its bundle.
-        path = graph.export_component(part, folder, precision=precision, opset=graph.graph_opset(bundle.graph(name)))
-        error = graph.check_parity(part, path, reference, precision=precision)
+        empty(folder)
+        error = plan.check(plan.export(folder))
         if error > TOLERANCE[precision]:
             raise BuildError(
-                f"{name} in {precision} differs from PyTorch by {error:.1e} (at most {TOLERANCE[precision]:.1e}); "
+                f"{label} in {precision} differs from PyTorch by {error:.1e} (at most {TOLERANCE[precision]:.1e}); "
                 f"build it with {use('precision', 'fp32')}",
                 field="precision",
                 value=precision,
                 limit=f"relative error {TOLERANCE[precision]:.1e}",
             )
+    gc.collect()
     seconds = round(time.monotonic() - start, 2)
-    on_component(f"{name}: {how}, {precision}, relative error {error:.1e} against PyTorch, {seconds:.1f} s")
+    on_component(f"{label}: {how}, {precision}, relative error {error:.1e} against PyTorch, {seconds:.1f} s")
     return {
         "precision": precision, "relative_error": error, "tolerance": TOLERANCE[precision], "seconds": seconds,
         "refitted": how == "refitted",

@@ -13,12 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pie_engine.bundling.components import RECORD, OnComponent, exporter_sources, exporter_versions, intact
+from pie_engine.bundling.components import OnComponent
+from pie_engine.bundling.graphs import (
+    RECORD,
+    Plan,
+    architecture_of,
+    exporter_sources,
+    exporter_versions,
+    intact,
+    make_graph,
+)
 from pie_engine.errors import BuildError, BundleError, use
 from pie_engine.export import regional
 from pie_engine.export.components import component
 from pie_engine.export.graph import TOLERANCE
-from pie_engine.export.regional import DENSE, MODELS, OPSET, Ports
+from pie_engine.export.regional import DENSE, MODELS, OPSET, Ports, RegionalGraph
 from pie_engine.export.share import share_weights
 from pie_engine.files import cache_root, link_or_copy, locked, new_folder
 from pie_engine.model.bundle import FORMAT, REGIONAL, describe_files
@@ -106,7 +115,7 @@ def cached_regional(network: Network, cache: Path, on_component: OnComponent) ->
     if found:
         raise BuildError(f"{name} is not known in boxes ({found}); build it without regional graphs")
     facts = [FORMAT, name + REGIONAL, network.weights_hash, network.precision, opset]
-    facts += [exporter_versions(), exporter_sources(), _regional_sources()]
+    facts += [exporter_versions(), exporter_sources(), regional_sources()]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache / "components" / f"{name}{REGIONAL}-{digest}"
     with locked(folder):
@@ -114,40 +123,59 @@ def cached_regional(network: Network, cache: Path, on_component: OnComponent) ->
             on_component(f"{name} for boxes: unchanged, from the cache")
             return folder
         shutil.rmtree(folder, ignore_errors=True)
-        on_component(f"{name} for boxes: exporting (a full-size U-Net takes some minutes)")
+        on_component(f"{name} for boxes: making its graph (of an unknown full-size U-Net that takes some minutes)")
         start = time.monotonic()
         with new_folder(folder, replaceable=RECORD) as partial:
-            record = _export(network, opset, partial)
+            record, how = _export(network, opset, cache, partial)
             record["seconds"] = round(time.monotonic() - start, 2)
             (partial / RECORD).write_text(json.dumps({"component": record, "files": describe_files(partial)}, indent=2))
     gc.collect()  # an exported full-size graph is gigabytes, held in reference cycles
     on_component(
-        f"{name} for boxes: {record['precision']}, relative error {record['relative_error']:.1e} against PyTorch, "
-        f"{record['seconds']:.1f} s"
+        f"{name} for boxes: {how}, {record['precision']}, relative error {record['relative_error']:.1e} "
+        f"against PyTorch, {record['seconds']:.1f} s"
     )
     return folder
 
 
-def _export(network: Network, opset: int, folder: Path) -> dict[str, Any]:
+def _export(network: Network, opset: int, cache: Path, folder: Path) -> tuple[dict[str, Any], str]:
+    """Write a network's graph into `folder`. Returns what the manifest says of it, and how it was made."""
     name, precision = network.component, network.precision
-    checkpoint, ports = network.load(), Ports.of(network.component, network.config)
-    module = checkpoint.unet if name == "unet" else component(checkpoint, name).module
-    path = regional.export_regional(ports, module, folder, precision=precision, opset=opset)
-    error = regional.check_regional(ports, module, path, precision=precision)
+    error, how = make_graph(regional_plan(network.load(), name, precision, opset), folder, cache)
     if error > TOLERANCE[precision]:
         raise BuildError(
             f"{name} for boxes exported in {precision} differs from PyTorch by {error:.1e} (at most "
             f"{TOLERANCE[precision]:.1e}); "
             + ("report this checkpoint" if precision == "fp32" else f"build with {use('precision', 'fp32')}")
         )
-    shared = share_weights(path, network.dense)
+    link_weights(folder / "model.onnx", network.dense)
+    return {"precision": precision, "relative_error": error, "tolerance": TOLERANCE[precision]}, how
+
+
+def link_weights(path: Path, dense: Path) -> None:
+    """Let a graph for boxes use the file of weights that lies beside the dense one, where there is one."""
+    shared = share_weights(path, dense)
     if shared is not None:
-        link_or_copy(shared, folder / shared.name)
-    return {"precision": precision, "relative_error": error, "tolerance": TOLERANCE[precision]}
+        link_or_copy(shared, path.parent / shared.name)
+
+
+def regional_plan(checkpoint: Checkpoint, name: str, precision: str, opset: int) -> Plan:
+    """How the graph for boxes of "unet" or "vae_decoder" is made. Checked by a recording and a replay."""
+    model = getattr(checkpoint, MODELS[name])
+    ports, net = Ports.of(name, model.config), model if name == "unet" else component(checkpoint, name).module
+    return Plan(
+        name + REGIONAL,
+        architecture_of(model) | {"ports": [ports.inputs, ports.outputs]},
+        RegionalGraph(ports, net),
+        precision,
+        opset,
+        lambda folder: regional.export_regional(ports, net, folder, precision=precision, opset=opset),
+        lambda path: regional.check_regional(ports, net, path, precision=precision),
+        regional_sources(),
+    )
 
 
 @functools.cache
-def _regional_sources() -> str:
+def regional_sources() -> str:
     """What `pie_engine.regional` records and where decides what a graph takes."""
     folder = Path(layout.__file__).parent
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()

@@ -8,7 +8,7 @@ from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import COMPONENTS
 from pie_engine.errors import BuildError, BundleError, CheckpointError, use
 from pie_engine.export.components import component
-from pie_engine.export.refit_map import take_weights
+from pie_engine.export.weights import take_weights
 from pie_engine.model.bundle import Bundle
 
 

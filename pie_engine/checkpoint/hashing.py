@@ -34,7 +34,7 @@ _VAE_KEYS = [
     "use_quant_conv",
     "use_post_quant_conv",
 ]
-_TEXT_KEYS = [
+TEXT_KEYS = [
     "vocab_size",
     "hidden_size",
     "intermediate_size",
@@ -59,7 +59,7 @@ def hash_vae(model: AutoencoderKL) -> str:
 def hash_text_encoder(model: CLIPTextModel) -> str:
     # transformers 5 dropped the "text_model." level from its names: hash without it.
     tensors = {name.removeprefix("text_model."): tensor for name, tensor in model.state_dict().items()}
-    return hash_tensors({key: getattr(model.config, key) for key in _TEXT_KEYS}, tensors)
+    return hash_tensors({key: getattr(model.config, key) for key in TEXT_KEYS}, tensors)
 
 
 def hash_tokenizer(tokenizer: CLIPTokenizer) -> str:

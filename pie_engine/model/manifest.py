@@ -158,7 +158,11 @@ class Manifest(Entry):
     engines: Annotated[list[EngineEntry], Field(max_length=1024)] = Field(default=[])
     versions: Annotated[dict[str, Text], Field(max_length=64)] = Field(default={})
     build_command: Text
-    files: Annotated[dict[Annotated[str, Field(min_length=1, max_length=1024)], FileEntry], Field(max_length=4096)]
+    # No file system has names with a zero byte, and each Python calls one by other words.
+    files: Annotated[
+        dict[Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00]+$")], FileEntry],
+        Field(max_length=4096),
+    ]
     manifest_sha256: Sha256
     refitted_from: Hashes | None = None
 

@@ -111,7 +111,7 @@ def test_a_graph_that_cannot_be_refitted_is_exported(
     def refuse(*_: Any, **__: Any) -> None:
         raise BuildError("no place for a weight")
 
-    monkeypatch.setattr("pie_engine.export.refit_map.replace_weights", refuse)
+    monkeypatch.setattr("pie_engine.export.weights.replace_weights", refuse)
     lines: list[str] = []
     # As in a bundle of opset 23 where this component's attentions had to be taken apart.
     mixed = replace(bundle, manifest=bundle.manifest | {"opset": 23})
@@ -126,9 +126,9 @@ def test_a_refit_that_went_wrong_is_noticed(
     bundle: Bundle, other_text: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A refit that passed the biases over, as compilers have done."""
-    from pie_engine.export import refit_map
+    from pie_engine.export import weights
 
-    real = refit_map.replace_weights
+    real = weights.replace_weights
 
     def forgetful(path: Path, module: torch.nn.Module, folder: Path, *, precision: str) -> Path:
         module = copy.deepcopy(module)
@@ -138,7 +138,7 @@ def test_a_refit_that_went_wrong_is_noticed(
                     parameter.zero_()
         return real(path, module, folder, precision=precision)
 
-    monkeypatch.setattr(refit_map, "replace_weights", forgetful)
+    monkeypatch.setattr(weights, "replace_weights", forgetful)
     lines: list[str] = []
     rebuilt = refit_bundle(bundle, other_text, tmp_path / "b.pie", on_component=lines.append)
     assert lines[0].startswith("text_encoder: exported anew")

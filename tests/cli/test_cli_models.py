@@ -74,7 +74,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "unknown fact": (edit(lambda m: m["model"].update(colour="red")), f"unusable {MANIFEST}"),
     "parent": (entry("../../secret"), "names a file outside itself (../../secret)"),
     "absolute": (entry("/etc/hostname"), "names a file outside itself (/etc/hostname)"),
-    "null byte": (entry("a\0b"), "cannot be read (embedded null"),
+    "null byte": (entry("a\0b"), f"unusable {MANIFEST} (files"),
     "terminal codes": (entry("\x1b[31m\nred"), "lacks \\x1b[31m\\nred"),
     "garbage graph": (garbage, "unet/model.onnx is not an ONNX graph (field 12 is of an unknown kind); rebuild it"),
 }

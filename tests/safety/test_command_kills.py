@@ -14,6 +14,7 @@ from dying import in_a_fork, photograph, tree
 from golden import GOLDEN
 
 from pie_engine.bundling import components
+from pie_engine.bundling.graphs import RECORD
 from pie_engine.cli.main import main
 from pie_engine.demo.assets import SEVERITY_JSON
 from pie_engine.files import clean
@@ -84,12 +85,12 @@ def test_build(tmp_path: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) 
     folder, output = tmp_path / "folder", tmp_path / "folder" / "tiny.pie"
     words = ["build", "--checkpoint", GOLDEN / "checkpoint_ddim", "--output", output]
 
-    def export(checkpoint: Any, name: str, config: Any, partial: Path) -> dict[str, Any]:
+    def export(checkpoint: Any, name: str, config: Any, partial: Path) -> tuple[dict[str, Any], str]:
         known = exported / f"{name}-{components.cache_key(checkpoint, name, config)}"
         shutil.copytree(known, partial, dirs_exist_ok=True)
-        record = json.loads((partial / components.RECORD).read_text())["component"]
-        (partial / components.RECORD).unlink()
-        return record
+        record = json.loads((partial / RECORD).read_text())["component"]
+        (partial / RECORD).unlink()
+        return record, "exported"
 
     monkeypatch.setattr(components, "_export", export)
     monkeypatch.setenv("PIE_ENGINE_CACHE", str(folder / "cache"))

@@ -56,9 +56,8 @@ class Distinct:
         self._numbers = {name: _content(values[name]) for name in used}
         self._originals = {name: values[name].const_value for name in _coinciding(self._numbers)}
         generator = np.random.default_rng(0)
-        for name, tensor in self._originals.items():
-            assert tensor is not None
-            random = generator.standard_normal(tuple(tensor.shape)).astype(tensor.numpy().dtype)
+        for name in self._originals:
+            random = generator.standard_normal(self._numbers[name].shape).astype(self._numbers[name].dtype)
             values[name].const_value = ir.tensor(random, name=name)
             self._numbers[name] = random
 

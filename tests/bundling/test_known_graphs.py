@@ -158,19 +158,18 @@ class TestShipped:
         found = {path.name for path in ship_graphs.FOLDERS[name].iterdir()}
         assert found == {"index.json", *index["graphs"].values()}
 
-    def test_the_cheapest_of_each_are_what_is_exported(self, name: str) -> None:
+    def test_one_of_each_is_what_is_exported(self, name: str) -> None:
+        """A cheap one: the others are those of the same code, and the script's own `--check` looks at all."""
         if name == "sd-v1":
             rest = ship_graphs.stable_diffusion("meta")
             vae = ship_graphs.random_checkpoint.make_vae().eval().requires_grad_(False)
-            plans = [component_plan(replace(rest, vae=vae), "vae_encoder", "fp32", 20)]
+            plan = component_plan(replace(rest, vae=vae), "vae_encoder", "fp32", 20)
         elif name == "demo":
-            plans = [component_plan(ship_graphs.demo(), "vae_decoder", "fp32", 20)]
+            plan = component_plan(ship_graphs.demo(), "text_encoder", "fp16", 23)
         else:
-            golden = ship_graphs.golden()
-            plans = [component_plan(golden, "unet", "fp16", 20), regional_plan(golden, "vae_decoder", "fp32", 20)]
-        for plan in plans:
-            content = (ship_graphs.FOLDERS[name] / ship_graphs.file_of(plan, name)).read_bytes()
-            assert lzma.decompress(content) == lzma.decompress(ship_graphs.fresh(plan))
+            plan = regional_plan(ship_graphs.golden(), "vae_decoder", "fp32", 20)
+        content = (ship_graphs.FOLDERS[name] / ship_graphs.file_of(plan, name)).read_bytes()
+        assert lzma.decompress(content) == lzma.decompress(ship_graphs.fresh(plan))
 
 
 def test_the_demo_is_built_without_an_export(no_export: None, tmp_path: Path) -> None:

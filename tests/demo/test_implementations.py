@@ -62,7 +62,8 @@ def rounds(device: str, precision: str) -> int:
 def settings(device: str, steps: int, inversion: str) -> RunConfig:
     """The demo's own; on a processor fewer denoising steps per round."""
     config = replace(load_defaults().run_config(), steps=steps, composite=False, inversion=inversion)
-    return config if device == "cuda" else replace(config, num_inference_steps=8)
+    # Half precision is slow on a processor.
+    return config if device == "cuda" else replace(config, num_inference_steps=8 if steps > 2 else 4)
 
 
 @functools.cache

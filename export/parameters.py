@@ -122,7 +122,7 @@ def read_sources(proto: ModelProto, module: nn.Module) -> dict[str, Source]:
     try:
         (known,) = [entry.value for entry in proto.metadata_props if entry.key == _KEY]
         sources = {name: Source(str(of), bool(turned)) for name, (of, turned) in json.loads(known).items()}
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         raise BuildError(f"the graph does not say which weights it holds; {REMEDY}") from None
     shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
     tensors = {tensor.name: list(tensor.dims) for tensor in proto.graph.initializer}

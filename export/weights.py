@@ -142,11 +142,14 @@ def _numbers(tensor: TensorProto, folder: Path) -> np.ndarray[Any, Any]:
     """An initialiser: mapped, not read, where it lies beside its graph and was not taken into a stripped one."""
     import onnx
 
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    if tensor.data_location == onnx.TensorProto.EXTERNAL and not tensor.HasField("raw_data"):
-        file, offset, _ = external_place(tensor, folder)
-        return np.memmap(file, dtype, "r", offset, tuple(tensor.dims))
-    return np.frombuffer(tensor.raw_data, dtype).reshape(tuple(tensor.dims))
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL and not tensor.HasField("raw_data"):
+            file, offset, _ = external_place(tensor, folder)
+            return np.memmap(file, dtype, "r", offset, tuple(tensor.dims))
+        return np.frombuffer(tensor.raw_data, dtype).reshape(tuple(tensor.dims))
+    except (OSError, ValueError, KeyError, OverflowError):
+        raise BuildError(f"{tensor.name} {list(tensor.dims)} does not hold its numbers; {REMEDY}") from None
 
 
 def _stored(parameter: nn.Parameter, source: Source, tensor: TensorProto, precision: str) -> np.ndarray[Any, Any]:

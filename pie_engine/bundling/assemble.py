@@ -168,7 +168,7 @@ def _add_regional(
         folder / name / "model.onnx",
         lambda: checkpoint,
     )
-    cached = cached_regional(network, cache_folder(config), on_component)
+    cached = cached_regional(network, cache_folder(config), on_component, check=config.check)
     link_files(cached, folder / (name + REGIONAL))
     return json.loads((cached / RECORD).read_text())["component"]
 

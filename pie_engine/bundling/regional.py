@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pie_engine.bundling.components import OnComponent
+from pie_engine.bundling.components import OnComponent, parity, told
 from pie_engine.bundling.graphs import (
     RECORD,
     Plan,
@@ -104,8 +104,8 @@ def regional_graph(
     return cached_regional(network, cache or cache_root(), on_component) / "model.onnx"
 
 
-def cached_regional(network: Network, cache: Path, on_component: OnComponent) -> Path:
-    """The folder of a network's graph in the cache, exported at its first use.
+def cached_regional(network: Network, cache: Path, on_component: OnComponent, *, check: bool = True) -> Path:
+    """The folder of a network's graph in the cache, made at its first use.
 
     Raises:
         BuildError: it does not compute what PyTorch computes, or the network is none that is known in boxes.
@@ -115,7 +115,7 @@ def cached_regional(network: Network, cache: Path, on_component: OnComponent) ->
     if found:
         raise BuildError(f"{name} is not known in boxes ({found}); build it without regional graphs")
     facts = [FORMAT, name + REGIONAL, network.weights_hash, network.precision, opset]
-    facts += [exporter_versions(), exporter_sources(), regional_sources()]
+    facts += [exporter_versions(), exporter_sources(), regional_sources(), *([] if check else ["unchecked"])]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache / "components" / f"{name}{REGIONAL}-{digest}"
     with locked(folder):
@@ -126,21 +126,19 @@ def cached_regional(network: Network, cache: Path, on_component: OnComponent) ->
         on_component(f"{name} for boxes: making its graph (of an unknown full-size U-Net that takes some minutes)")
         start = time.monotonic()
         with new_folder(folder, replaceable=RECORD) as partial:
-            record, how = _export(network, opset, cache, partial)
+            record, how = _export(network, opset, cache, partial, check=check)
             record["seconds"] = round(time.monotonic() - start, 2)
             (partial / RECORD).write_text(json.dumps({"component": record, "files": describe_files(partial)}, indent=2))
     gc.collect()  # an exported full-size graph is gigabytes, held in reference cycles
-    on_component(
-        f"{name} for boxes: {how}, {record['precision']}, relative error {record['relative_error']:.1e} "
-        f"against PyTorch, {record['seconds']:.1f} s"
-    )
+    on_component(f"{name} for boxes: {how}, {record['precision']}, {told(record)}, {record['seconds']:.1f} s")
     return folder
 
 
-def _export(network: Network, opset: int, cache: Path, folder: Path) -> tuple[dict[str, Any], str]:
+def _export(network: Network, opset: int, cache: Path, folder: Path, *, check: bool) -> tuple[dict[str, Any], str]:
     """Write a network's graph into `folder`. Returns what the manifest says of it, and how it was made."""
     name, precision = network.component, network.precision
-    error, how = make_graph(regional_plan(network.load(), name, precision, opset), folder, cache)
+    plan = regional_plan(network.load(), name, precision, opset)
+    error, how = make_graph(plan if check else plan.unchecked(), folder, cache)
     if error > TOLERANCE[precision]:
         raise BuildError(
             f"{name} for boxes exported in {precision} differs from PyTorch by {error:.1e} (at most "
@@ -148,7 +146,7 @@ def _export(network: Network, opset: int, cache: Path, folder: Path) -> tuple[di
             + ("report this checkpoint" if precision == "fp32" else f"build with {use('precision', 'fp32')}")
         )
     link_weights(folder / "model.onnx", network.dense)
-    return {"precision": precision, "relative_error": error, "tolerance": TOLERANCE[precision]}, how
+    return parity(precision, error if check else None), how
 
 
 def link_weights(path: Path, dense: Path) -> None:

@@ -17,8 +17,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         "build",
         help="export a checkpoint and write an engine bundle",
-        description="Export a Stable Diffusion v1.x checkpoint to ONNX, compile it if a backend is named, and write an "
-        "engine bundle. Components and engines are cached by content: a new --unet exports only the U-Net.",
+        description="Bring a Stable Diffusion v1.x checkpoint into ONNX graphs, compile them if a backend is named, "
+        "and write an engine bundle. Components and engines are cached by content: a new --unet makes only the U-Net.",
         allow_abbrev=False,
     )
     parser.add_argument("folder", nargs="?", metavar="CHECKPOINT", help="the same as --checkpoint")
@@ -33,6 +33,12 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--regional",
         action="store_true",
         help="graphs for regional rounds too (default: the first such run makes them)",
+    )
+    parser.add_argument(
+        "--check",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="hold every graph to PyTorch by one small evaluation (on)",
     )
     parser.add_argument("--refit", metavar="BUNDLE", help="put the new weights into this bundle's graphs and engines")
     add_engine_options(parser)
@@ -114,6 +120,7 @@ def main(arguments: argparse.Namespace) -> int:
         opset=0 if arguments.opset is None else arguments.opset,
         cache_dir=arguments.cache_dir,
         regional=arguments.regional,
+        check=arguments.check,
         engines=engine_config(arguments),
     )
     output = arguments.output or Path(f"{Path(arguments.unet or arguments.checkpoint).stem}.pie")
@@ -128,7 +135,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     from pie_engine.bundling import build_bundle
 
-    say("exporting (a full-size U-Net takes about two minutes)")
+    say("making the graphs (a full-size U-Net of an unknown architecture takes about two minutes)")
     bundle = build_bundle(
         checkpoint,
         output,
@@ -156,6 +163,7 @@ def _command(arguments: argparse.Namespace, config: BuildConfig, output: Path) -
             if getattr(arguments, option) is not None:
                 words += ["--" + option.replace("_", "-"), str(getattr(arguments, option))]
     words += ["--regional"] if config.regional else []
+    words += [] if config.check else ["--no-check"]
     if arguments.cache_dir is not None:
         words += ["--cache-dir", str(arguments.cache_dir)]
     return shlex.join([*words, "--output", str(output)])

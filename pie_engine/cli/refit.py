@@ -77,6 +77,8 @@ def from_build(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"--{name} is the refitted bundle's own; leave it out, or build without --refit")
     if arguments.regional:
         raise ConfigError("--regional takes an export, not a refit; leave it out, or build without --refit")
+    if not arguments.check:
+        raise ConfigError("a refit is held to PyTorch; leave --no-check out, or build without --refit")
     if arguments.backend != "onnxruntime":
         raise ConfigError("the refitted bundle decides its engines; leave --backend out, or build without --refit")
     arguments.bundle = arguments.refit

@@ -96,6 +96,7 @@ class BuildConfig:
         metavar="DIR",
     )  # fmt: skip
     regional: bool = setting("graphs for regional rounds too, which otherwise the first such run makes", default=False)
+    check: bool = setting("hold every graph to PyTorch by one small evaluation", default=True)
     engines: EngineConfig | None = setting("compiled engines beside the ONNX graphs", default=None, open="none")
 
     def __post_init__(self) -> None:
@@ -104,3 +105,8 @@ class BuildConfig:
         if self.opset == 0:
             object.__setattr__(self, "opset", 20 if self.engines is None else 23)
         integer("opset", self.opset, 18, 23, f"pass {use('opset', 20)}")
+        if not self.check and self.precision == "fp16":
+            raise ConfigError(
+                f"in fp16 the check decides which parts stay in fp32; leave {use('check', False)} out, or pass "
+                f"{use('precision', 'fp32')}"
+            )

@@ -20,8 +20,10 @@ from pie_engine.bundling.graphs import SHIPPED, make_graph
 from pie_engine.bundling.regional import regional_plan
 from pie_engine.checkpoint import Checkpoint
 from pie_engine.config import BuildConfig
+from pie_engine.errors import ConfigError
 from pie_engine.export.graph import TOLERANCE
 from pie_engine.export.weights import STRIPPED
+from pie_engine.model.bundle import Bundle
 
 
 @pytest.fixture
@@ -178,3 +180,30 @@ def test_the_demo_is_built_without_an_export(no_export: None, tmp_path: Path) ->
     build_bundle(ship_graphs.demo(), tmp_path / "demo.pie", config, on_component=lines.append)
     assert sum(" filled, fp32" in line for line in lines) == 6
     assert not list((tmp_path / "cache").glob("graphs/*"))
+
+
+def test_without_a_check_nothing_is_run(
+    ddim_checkpoint: Checkpoint, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told in the manifest, and never mistaken for what was checked."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("checked")
+
+    for check in ("graph.check_parity", "regional.check_regional"):
+        monkeypatch.setattr(f"pie_engine.export.{check}", refuse)
+    lines: list[str] = []
+    config = BuildConfig(check=False, regional=True)
+    built = build_bundle(ddim_checkpoint, tmp_path / "b.pie", config, on_component=lines.append)
+    made = [line for line in lines if " filled, fp32" in line]
+    assert len(made) == 6 and all(", not checked, " in line for line in made)
+    entries = [*built.manifest["components"].values(), *built.manifest["regional"].values()]
+    assert [entry["relative_error"] for entry in entries] == [None] * 6
+    assert built.graph("unet").read_bytes() == bundle.graph("unet").read_bytes()
+    with pytest.raises(AssertionError, match="checked"):
+        build_bundle(ddim_checkpoint, tmp_path / "c.pie", BuildConfig(cache_dir=tmp_path / "cache"))
+
+
+def test_half_precision_needs_its_check() -> None:
+    with pytest.raises(ConfigError, match="in fp16 the check decides which parts stay in fp32"):
+        BuildConfig(precision="fp16", check=False)

@@ -264,6 +264,22 @@ def test_weights_outside_the_folder_are_refused(
             read(source / "model.onnx")
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_weights_that_are_cut_off_are_refused(
+    exported: Exported, blank: Checkpoint, beside: bool, tmp_path: Path
+) -> None:
+    model = onnx.load(exported("text_encoder", 20, "fp32"))
+    known = read_sources(model, component(blank, "text_encoder").module)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name in known)
+    tensor.raw_data = tensor.raw_data[:-4]
+    if beside:
+        onnx.external_data_helper.set_external_data(tensor, "model.onnx.data")
+    onnx.save(model, tmp_path / "model.onnx")
+    module = copy.deepcopy(component(blank, "text_encoder").module)
+    with pytest.raises(BuildError, match=rf"{tensor.name} \[.*\] does not hold its numbers; build this checkpoint"):
+        take_weights(tmp_path / "model.onnx", module)
+
+
 def test_a_plain_export_merges_equal_weights_and_drops_zeros(
     blank: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,6 +344,8 @@ def damaged(content: bytes, how: str) -> bytes:
         del model.metadata_props[:]
     elif how == "wrong kind":
         model.metadata_props[0].value = json.dumps({"weight": 3})
+    elif how == "deep":
+        model.metadata_props[0].value = "[" * 100_000
     elif how == "elsewhere":
         places = json.loads(model.metadata_props[0].value)
         places["nowhere"] = places.pop(min(places))
@@ -345,6 +363,7 @@ def damaged(content: bytes, how: str) -> bytes:
         ("zeros", "is not an ONNX graph"),
         ("silent", "does not say which weights it holds"),
         ("wrong kind", "does not say which weights it holds"),
+        ("deep", "does not say which weights it holds"),
         ("elsewhere", "the graph has no nowhere"),
     ],
 )

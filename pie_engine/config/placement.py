@@ -45,6 +45,9 @@ class Placement:
         open="the backend's choice", example=1,
         metavar="N",
     )  # fmt: skip
+    verify: bool = setting(
+        "hash all files of a bundle, also those that have not been written since they were last hashed", default=False
+    )
     runtime: RuntimeConfig = RuntimeConfig()
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ exchange    two names change places in one step
 folders     an output folder: new, or in the place of an earlier result
 one_file    an output file
 content     hashes and second names
+verified    which hashes are known because nothing was written since
 """
 
 from pie_engine.files.content import link_or_copy, sha256_file
@@ -16,6 +17,7 @@ from pie_engine.files.one_file import check_file, write_file
 from pie_engine.files.places import cache_root
 from pie_engine.files.refusals import writing
 from pie_engine.files.temporary import Leftover, clean, find_leftovers, locked, temporary_name
+from pie_engine.files.verified import find_mismatch
 
 __all__ = [
     "Leftover",
@@ -24,6 +26,7 @@ __all__ = [
     "check_folder",
     "clean",
     "find_leftovers",
+    "find_mismatch",
     "link_or_copy",
     "locked",
     "new_folder",

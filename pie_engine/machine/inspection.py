@@ -28,7 +28,7 @@ def inspect_bundle(path: str | Path) -> dict[str, Any]:
     Raises:
         BundleError: there is no such bundle, or it does not match its manifest.
     """
-    bundle = open_bundle(path)
+    bundle = open_bundle(path, remembered=False)
     manifest = bundle.manifest
     engines = [_describe_flavour(bundle, flavour) for flavour in FLAVOURS if bundle.engines(flavour)]
     return {

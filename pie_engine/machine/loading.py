@@ -77,7 +77,7 @@ def open_backend(source: Source, placement: Placement, on_component: Callable[[s
 
 
 def _open_bundle(path: str | Path, placement: Placement, on_component: Callable[[str], None]) -> OpenedBackend:
-    bundle = open_bundle(path)
+    bundle = open_bundle(path, remembered=not placement.verify)
     auto = placement.backend == "auto"
     choice = choose_for_bundle(bundle, placement) if auto else choose_by_name(placement, bundle.precision)
     sources = {"bundle": str(path), **bundle.manifest["sources"]}
@@ -104,7 +104,7 @@ def _run_in_torch(bundle: Bundle, placement: Placement, choice: Choice) -> Backe
     device = torch_device(placement, choice)  # before gigabytes are read
 
     def reload() -> Checkpoint:
-        again = open_bundle(bundle.path)
+        again = open_bundle(bundle.path, remembered=bundle.remembered)
         if again.manifest["manifest_sha256"] != bundle.manifest["manifest_sha256"]:
             raise BundleError(f"bundle {bundle.path} was written anew while its model ran; load it again")
         return restore_checkpoint(again)

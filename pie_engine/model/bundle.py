@@ -17,7 +17,6 @@ import json
 import os
 import shlex
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ from pie_engine.checkpoint.json_files import read_object
 from pie_engine.checkpoint.tokenizer import one_line
 from pie_engine.config import COMPONENTS
 from pie_engine.errors import BundleError, CheckpointError, argument
-from pie_engine.files import sha256_file
+from pie_engine.files import find_mismatch, sha256_file
 from pie_engine.model.graph_types import graph_precision
 from pie_engine.model.info import ModelInfo
 from pie_engine.model.manifest import Manifest
@@ -56,11 +55,16 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle: its folder, its manifest and what is known about its model."""
+    """A verified bundle: its folder, its manifest and what is known about its model.
+
+    Attributes:
+        remembered: whether a file that has not been written since it was hashed is taken to be as it was.
+    """
 
     path: Path
     manifest: dict[str, Any]
     model: ModelInfo
+    remembered: bool = True
 
     @property
     def precision(self) -> str:
@@ -91,12 +95,14 @@ class Bundle:
 
     def check_unchanged(self, component: str) -> None:
         """Raises BundleError unless a component's files are still those that the manifest names."""
-        for name, entry in self.manifest["files"].items():
-            if name.startswith(f"{component}/"):
-                with contextlib.suppress(OSError):
-                    if sha256_file(self.path / name) == entry["sha256"]:
-                        continue
-                raise BundleError(f"{self.path / name} was changed while its model ran; load bundle {self.path} again")
+        files = self.manifest["files"]
+        expected = {name: files[name]["sha256"] for name in files if name.startswith(f"{component}/")}
+        try:
+            found = find_mismatch(self.path, expected, remembered=self.remembered)
+        except OSError as error:
+            found = (component, str(error.strerror))
+        if found is not None:
+            raise BundleError(f"{self.path / found[0]} was changed while its model ran; load bundle {self.path} again")
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -114,8 +120,12 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     (folder / MANIFEST).write_text(json.dumps(complete, indent=2) + "\n")
 
 
-def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
+def open_bundle(path: str | Path, *, verify: bool = True, remembered: bool = True) -> Bundle:
     """Read a bundle and check it against its manifest.
+
+    Args:
+        verify: hash its files.
+        remembered: not those that have not been written since they were last hashed.
 
     Raises:
         BundleError: no bundle, of another format or byte order, or a file is missing, changed or foreign, or the
@@ -155,7 +165,7 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
     manifest["build_command"] = command
     try:
         if verify:
-            _verify(path, manifest["files"], rebuild)
+            _verify(path, manifest["files"], rebuild, remembered)
         _check_graphs(path, manifest, rebuild)
         text_encoder = manifest.get("architecture", {}).get("text_encoder", {})
         tokenizer = load_tokenizer(path / "tokenizer", embeddings=text_encoder.get("vocab_size"))
@@ -167,7 +177,7 @@ def open_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
         tokenizer=tokenizer,
         architecture=manifest.get("architecture", {}),
     )
-    return Bundle(path, manifest, model)
+    return Bundle(path, manifest, model, remembered)
 
 
 def _rebuilding(manifest: dict[str, Any], path: Path) -> str:
@@ -226,7 +236,7 @@ def manifest_hash(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _verify(path: Path, files: dict[str, dict[str, Any]], rebuild: str) -> None:
+def _verify(path: Path, files: dict[str, dict[str, Any]], rebuild: str, remembered: bool) -> None:
     root = os.path.realpath(path)
     for name, entry in files.items():
         file = path / name
@@ -243,8 +253,7 @@ def _verify(path: Path, files: dict[str, dict[str, Any]], rebuild: str) -> None:
         raise BundleError(
             f"bundle {path} holds {sorted(unknown)[0]}, which its manifest does not name; delete it, or {rebuild}"
         )
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the interpreter lock
-        hashes = pool.map(lambda name: sha256_file(path / name), files)
-        for (name, entry), found in zip(files.items(), hashes, strict=True):
-            if found != entry["sha256"]:
-                raise BundleError(f"{path / name} does not match its manifest (SHA-256 {found[:12]}...); {rebuild}")
+    mismatch = find_mismatch(path, {name: entry["sha256"] for name, entry in files.items()}, remembered=remembered)
+    if mismatch is not None:
+        name, found = mismatch
+        raise BundleError(f"{path / name} does not match its manifest (SHA-256 {found[:12]}...); {rebuild}")

@@ -157,5 +157,6 @@ def _stored(parameter: nn.Parameter, source: Source, tensor: TensorProto, precis
 
     array = parameter.detach().cpu().numpy()
     if precision == "fp16":  # also what the graph holds in single: the exporter was given half
-        array = array.astype(np.float16)
+        with np.errstate(over="ignore"):  # the check tells what overflows
+            array = array.astype(np.float16)
     return (array.T if source.transposed else array).astype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))

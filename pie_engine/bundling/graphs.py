@@ -1,7 +1,7 @@
 """Graphs without weights, by architecture: a checkpoint of a known one takes its graph from here, without an export.
 
-Those of common architectures lie in the package (`pie_engine.bundling.shipped`); every other is exported once and then
-kept in the cache, under the versions of the packages that shaped it.
+Those of common architectures lie in the package (`export/graphs`); every other is exported once and then kept in the
+cache, under the versions of the packages that shaped it.
 """
 
 from __future__ import annotations

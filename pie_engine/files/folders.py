@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,11 +23,13 @@ def check_folder(path: Path, *, replaceable: str) -> None:
         OutputError: `path` is a file, holds something else than an earlier result, or cannot be written.
     """
     with writing(path):
-        path = resolve(path)
-        if path.is_dir():
-            _check_replaceable(path, replaceable)
-        elif path.exists():
+        path, mode = resolve(path), None
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            mode = path.stat().st_mode  # one look: between two of them another command may put its result there
+        if mode is not None and not stat.S_ISDIR(mode):
             raise FileExistsError
+        if mode is not None:
+            _check_replaceable(path, replaceable)
         made = first_missing(path)
         if not made.parent.is_dir():
             raise NotADirectoryError

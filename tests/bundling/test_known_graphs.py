@@ -13,6 +13,7 @@ import onnx
 import pytest
 import ship_graphs
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from pie_engine.bundling import build_bundle, graphs
 from pie_engine.bundling.components import component_plan
@@ -171,7 +172,29 @@ class TestShipped:
         else:
             plan = regional_plan(ship_graphs.golden(), "vae_decoder", "fp32", 20)
         content = (ship_graphs.FOLDERS[name] / ship_graphs.file_of(plan, name)).read_bytes()
-        assert lzma.decompress(content) == lzma.decompress(ship_graphs.fresh(plan))
+        assert ship_graphs.same(content, ship_graphs.fresh(plan))
+
+
+def test_stable_diffusion_as_it_is_published_is_known() -> None:
+    """Its files name more than what we make it from, and it was trained at 512 or 256."""
+    blocks = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    unet = {
+        "_class_name": "UNet2DConditionModel", "_diffusers_version": "0.2.2", "act_fn": "silu", "attention_head_dim": 8,
+        "block_out_channels": [320, 640, 1280, 1280], "center_input_sample": False, "cross_attention_dim": 768,
+        "down_block_types": list(blocks[0]), "up_block_types": list(blocks[1]), "downsample_padding": 1,
+        "flip_sin_to_cos": True, "freq_shift": 0, "in_channels": 4, "layers_per_block": 2, "mid_block_scale_factor": 1,
+        "norm_eps": 1e-05, "norm_num_groups": 32, "out_channels": 4, "sample_size": 32,
+    }  # fmt: skip
+    vae = {
+        "_class_name": "AutoencoderKL", "act_fn": "silu", "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4, "in_channels": 3,
+        "latent_channels": 4, "layers_per_block": 2, "norm_num_groups": 32, "out_channels": 3, "sample_size": 256,
+    }  # fmt: skip
+    full = ship_graphs.stable_diffusion("meta")
+    with torch.device("meta"):
+        published = replace(full, unet=UNet2DConditionModel.from_config(unet), vae=AutoencoderKL.from_config(vae))
+    for plan in ship_graphs.plans(published, "sd-v1"):
+        assert plan.key in graphs.shipped(), plan.name
 
 
 def test_the_demo_is_built_without_an_export(no_export: None, tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ def test_wheel_holds_everything_and_no_foreign_top_level(tmp_path: Path) -> None
     assert not any(name.startswith("pie_engine/demo/training/") for name in names)
     for package in (
         "export/graph.py",
+        "export/graphs/index.json",
+        "export/graphs/sd-v1-unet-fp32-opset20.onnx.xz",
         "kernels/denoise_step.py",
         "cli/main.py",
         "checkpoint/load.py",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import logging
@@ -27,6 +28,8 @@ from pie_engine.model.info import ModelInfo
 from pie_engine.rounds.schedule import build_schedule
 
 if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
     from pie_engine.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -66,7 +69,7 @@ def build_bundle(
         regional = {}
         for name in NETWORKS if config.regional else ():
             regional[name] = _add_regional(checkpoint, name, config, components[name], folder, on_component)
-        checkpoint.tokenizer.save_pretrained(folder / "tokenizer")
+        save_tokenizer(checkpoint.tokenizer, folder / "tokenizer")
         write_manifest(
             folder,
             {
@@ -171,6 +174,14 @@ def _add_regional(
     cached = cached_regional(network, cache_folder(config), on_component, check=config.check)
     link_files(cached, folder / (name + REGIONAL))
     return json.loads((cached / RECORD).read_text())["component"]
+
+
+def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write a tokenizer as it was loaded: not how it cut and filled up the texts that it has read since."""
+    own = copy.deepcopy(tokenizer)
+    own.backend_tokenizer.no_truncation()
+    own.backend_tokenizer.no_padding()
+    own.save_pretrained(folder)
 
 
 def link_files(source: Path, folder: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pie_engine import commands
-from pie_engine.bundling.assemble import architecture, link_files, model_facts, unet_architecture
+from pie_engine.bundling.assemble import architecture, link_files, model_facts, save_tokenizer, unet_architecture
 from pie_engine.bundling.components import OnComponent, component_plan, parity
 from pie_engine.bundling.graphs import Plan, empty, exporter_versions
 from pie_engine.bundling.refit_engines import EngineRefit
@@ -116,7 +116,7 @@ def refit_bundle(
         if weights.tokenizer is None:
             link_files(bundle.path / "tokenizer", folder / "tokenizer")
         else:
-            weights.tokenizer.save_pretrained(folder / "tokenizer")
+            save_tokenizer(weights.tokenizer, folder / "tokenizer")
         for fact in ("format", "pie_engine", "files", "manifest_sha256"):
             del manifest[fact]  # written anew
         manifest.update(

@@ -36,6 +36,9 @@ class Tokenizer:
         from tokenizers import Tokenizer as Backend
 
         self._backend = Backend.from_file(str(path))
+        # A file holds how the texts before it was written were cut and filled up; here a call says so.
+        self._backend.no_truncation()
+        self._backend.no_padding()
         pad_id = self._backend.token_to_id(pad_token)
         if pad_id is None:
             raise ValueError(f"{path.name} has no token {pad_token!r}")

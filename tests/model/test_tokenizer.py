@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import shutil
@@ -12,6 +13,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 import pie_engine.demo
+from pie_engine.bundling.assemble import save_tokenizer
 from pie_engine.errors import CheckpointError
 from pie_engine.model.bundle import Bundle, open_bundle
 from pie_engine.model.info import ModelInfo, read_length
@@ -69,6 +71,20 @@ def test_a_model_reads_the_same(bundle: Bundle, ddim_checkpoint: Any) -> None:
     theirs = ModelInfo(**{**vars(model), "tokenizer": ddim_checkpoint.tokenizer})
     assert (model.tokenize(TEXTS) == theirs.tokenize(TEXTS)).all()
     assert [model.cut_off(text) for text in TEXTS] == [theirs.cut_off(text) for text in TEXTS]
+
+
+def test_what_was_read_before_a_tokenizer_is_written_does_not_show(ddim_checkpoint: Any, tmp_path: Path) -> None:
+    """transformers keeps in its file how it cut and filled up the last texts."""
+    tokenizer, text = copy.deepcopy(ddim_checkpoint.tokenizer), "heart " * 100
+    tokenizer([text], padding="max_length", max_length=77, truncation=True)
+    tokenizer.save_pretrained(tmp_path / "used")
+    assert json.loads((tmp_path / "used" / "tokenizer.json").read_text())["truncation"] is not None
+    save_tokenizer(tokenizer, tmp_path / "clean")
+    written = json.loads((tmp_path / "clean" / "tokenizer.json").read_text())
+    assert (written["truncation"], written["padding"]) == (None, None)
+    for folder in ("used", "clean"):  # bundles of earlier versions may hold the first
+        read = load_tokenizer(tmp_path / folder, embeddings=None)
+        assert len(read(text).input_ids) == 102
 
 
 def test_other_files_are_left_to_transformers(bundle: Bundle, tmp_path: Path) -> None:

@@ -69,11 +69,12 @@ class Distinct:
         """
         import onnx_ir as ir
 
-        sources = {name: source for name, _, source in self._places(model)}
+        places = list(self._places(model))
+        sources = {name: source for name, _, source in places}
         lost = self._originals.keys() - {source.parameter for source in sources.values()}
         if lost:
             raise BuildError(f"{min(lost)} was folded into another constant of the graph; report this checkpoint")
-        for name, value, source in list(self._places(model)):
+        for name, value, source in places:
             original = self._originals.get(source.parameter)
             if original is not None:
                 found, weight = _content(value), original.numpy()

@@ -48,9 +48,9 @@ def replace_weights(path: Path, module: nn.Module, folder: Path, *, precision: s
 
     proto = _open(path)
     sources = read_sources(proto, module)
-    halves = [tensor.name for tensor in proto.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT16]
-    if bool(halves) != (precision == "fp16"):  # half precision, too, keeps some in single
-        raise BuildError(f"{path} is in {'fp16' if halves else 'fp32'}, not {precision}; {REMEDY}")
+    half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in proto.graph.initializer)
+    if half != (precision == "fp16"):  # half precision, too, keeps some in single
+        raise BuildError(f"{path} is in {'fp16' if half else 'fp32'}, not {precision}; {REMEDY}")
     parameters = dict(module.named_parameters())
     target = folder / "model.onnx"
     with contextlib.ExitStack() as stack:
@@ -84,17 +84,19 @@ def take_weights(path: Path, module: nn.Module) -> None:
         module: the component's module, as `component` gives it; its parameters may be on the meta device.
 
     Raises:
-        BuildError: as `read_sources`. The module is then unchanged.
+        BuildError: as `read_sources`, or weights are cut off. The module is then unchanged.
     """
     import torch
 
     proto = _open(path)
     shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    arrays = {}
     for name, source in read_sources(proto, module).items():
         array = _numbers(tensors[name], path.parent)
-        array = (array.T if source.transposed else array).reshape(shapes[source.parameter])
-        owner, _, leaf = source.parameter.rpartition(".")
+        arrays[source.parameter] = (array.T if source.transposed else array).reshape(shapes[source.parameter])
+    for name, array in arrays.items():
+        owner, _, leaf = name.rpartition(".")
         # Copied even when nothing is turned: a mapped file that is overwritten while we run would change the model.
         parameter = torch.nn.Parameter(torch.from_numpy(array.copy(order="C")), requires_grad=False)
         setattr(module.get_submodule(owner), leaf, parameter)

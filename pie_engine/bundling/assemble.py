@@ -16,7 +16,7 @@ from pie_engine import commands
 from pie_engine.backends.tensorrt.builder import needs_decomposing
 from pie_engine.bundling.components import OnComponent, cache_folder, cache_key, cached_component
 from pie_engine.bundling.engines import cached_engine
-from pie_engine.bundling.graphs import RECORD, exporter_versions
+from pie_engine.bundling.graphs import RECORD, exporter_versions, plain_config
 from pie_engine.bundling.regional import NETWORKS, Network, cached_regional
 from pie_engine.bundling.target import Target, resolve_target
 from pie_engine.config import COMPONENTS, BuildConfig, RunConfig
@@ -217,23 +217,13 @@ def model_info(checkpoint: Checkpoint) -> ModelInfo:
 
 def unet_architecture(unet: Any) -> dict[str, Any]:
     """The U-Net's config without a library's bookkeeping: what another checkpoint must share to be refitted."""
-    return _plain(dict(unet.config))
+    return plain_config(dict(unet.config))
 
 
 def architecture(checkpoint: Checkpoint) -> dict[str, Any]:
     """The models' configs without their libraries' bookkeeping: what PyTorch needs to run a bundle."""
     return {
         "unet": unet_architecture(checkpoint.unet),
-        "vae": _plain(dict(checkpoint.vae.config)),
-        "text_encoder": _plain(checkpoint.text_encoder.config.to_dict()),
+        "vae": plain_config(dict(checkpoint.vae.config)),
+        "text_encoder": plain_config(checkpoint.text_encoder.config.to_dict()),
     }
-
-
-# Of a config, what says who wrote it and in what dtype its file was.
-_BOOKKEEPING = {"transformers_version", "dtype", "torch_dtype"}
-
-
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    """What JSON can hold; names that begin with an underscore hold paths and classes."""
-    kept = {key: value for key, value in config.items() if not key.startswith("_") and key not in _BOOKKEEPING}
-    return json.loads(json.dumps(kept, default=str))

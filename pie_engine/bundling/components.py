@@ -52,25 +52,30 @@ def cache_key(checkpoint: Checkpoint, name: str, config: BuildConfig) -> str:
 
 def cached_component(checkpoint: Checkpoint, name: str, config: BuildConfig, on_component: OnComponent) -> Path:
     folder = cache_folder(config) / "components" / f"{name}-{cache_key(checkpoint, name, config)}"
-    with locked(folder):  # another process may be exporting the same component
-        return _fill_cache(checkpoint, name, config, folder, on_component)
+    return cached_graph(folder, name, lambda partial: _export(checkpoint, name, config, partial), on_component)
 
 
-def _fill_cache(
-    checkpoint: Checkpoint, name: str, config: BuildConfig, folder: Path, on_component: OnComponent
+def cached_graph(
+    folder: Path, label: str, make: Callable[[Path], tuple[dict[str, Any], str]], on_component: OnComponent
 ) -> Path:
-    if intact(folder):
-        on_component(f"{name}: unchanged, from the cache")
-        return folder
-    start = time.monotonic()
-    shutil.rmtree(folder, ignore_errors=True)
-    with new_folder(folder, replaceable=RECORD) as partial:
-        record, how = _export(checkpoint, name, config, partial)
-        record["seconds"] = round(time.monotonic() - start, 2)
-        (partial / RECORD).write_text(json.dumps({"component": record, "files": describe_files(partial)}, indent=2))
+    """The cache's `folder` with a graph, made at its first use.
+
+    Args:
+        make: writes the graph into a folder. Returns what the manifest says of it, and how it was made.
+    """
+    with locked(folder):  # another process may be making the same graph
+        if intact(folder):
+            on_component(f"{label}: unchanged, from the cache")
+            return folder
+        start = time.monotonic()
+        shutil.rmtree(folder, ignore_errors=True)
+        with new_folder(folder, replaceable=RECORD) as partial:
+            record, how = make(partial)
+            record["seconds"] = round(time.monotonic() - start, 2)
+            (partial / RECORD).write_text(json.dumps({"component": record, "files": describe_files(partial)}, indent=2))
     gc.collect()  # an exported full-size graph is gigabytes, held in reference cycles
     size = sum(entry.stat().st_size for entry in folder.iterdir()) / 1e6
-    on_component(f"{name}: {how}, {record['precision']}, {size:.1f} MB, {told(record)}, {record['seconds']:.1f} s")
+    on_component(f"{label}: {how}, {record['precision']}, {size:.1f} MB, {told(record)}, {record['seconds']:.1f} s")
     return folder
 
 

@@ -39,6 +39,8 @@ _EXPORTERS = ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscri
 _NOT_IN_THE_GRAPH = {
     "sample_size", "scaling_factor", "shift_factor", "latents_mean", "latents_std", "force_upcast",
 }  # fmt: skip
+# What says who wrote it and in what dtype its file was.
+_BOOKKEEPING = {"transformers_version", "dtype", "torch_dtype"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,17 +99,17 @@ def architecture_of(model: Any) -> dict[str, Any]:
     """
     if not isinstance(model.config, Mapping):
         return {key: getattr(model.config, key) for key in TEXT_KEYS}
-    defaults = {name: each.default for name, each in inspect.signature(type(model)).parameters.items()}
-    config = {name: value for name, value in model.config.items() if name not in _NOT_IN_THE_GRAPH}
-    return {
-        name: value
-        for name, value in config.items()
-        if not name.startswith("_") and (name not in defaults or _plain(value) != _plain(defaults[name]))
-    }
+    parameters = inspect.signature(type(model)).parameters
+    defaults = plain_config({name: each.default for name, each in parameters.items()})
+    config = {name: value for name, value in plain_config(model.config).items() if name not in _NOT_IN_THE_GRAPH}
+    return {name: value for name, value in config.items() if name not in defaults or value != defaults[name]}
 
 
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's config as JSON can hold it, without its library's bookkeeping."""
+    # names that begin with an underscore hold paths and classes
+    kept = {key: value for key, value in config.items() if not key.startswith("_") and key not in _BOOKKEEPING}
+    return json.loads(json.dumps(kept, default=str))
 
 
 def make_graph(plan: Plan, folder: Path, cache: Path) -> tuple[float, str]:

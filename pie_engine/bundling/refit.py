@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pie_engine import commands
 from pie_engine.bundling.assemble import architecture, link_files, model_facts, save_tokenizer, unet_architecture
-from pie_engine.bundling.components import OnComponent, component_plan, parity
+from pie_engine.bundling.components import OnComponent, component_plan, parity, told
 from pie_engine.bundling.graphs import Plan, empty, exporter_versions
 from pie_engine.bundling.refit_engines import EngineRefit
 from pie_engine.bundling.regional import link_weights, regional_plan
@@ -153,9 +153,9 @@ def _refit_graph(plan: Plan, path: Path, folder: Path, on_component: OnComponent
                 limit=f"relative error {TOLERANCE[precision]:.1e}",
             )
     gc.collect()
-    seconds = round(time.monotonic() - start, 2)
-    on_component(f"{label}: {how}, {precision}, relative error {error:.1e} against PyTorch, {seconds:.1f} s")
-    return {**parity(precision, error), "seconds": seconds, "refitted": how == "refitted"}
+    seconds, record = round(time.monotonic() - start, 2), parity(precision, error)
+    on_component(f"{label}: {how}, {precision}, {told(record)}, {seconds:.1f} s")
+    return {**record, "seconds": seconds, "refitted": how == "refitted"}
 
 
 def _check_architecture(bundle: Bundle, weights: Checkpoint | UNetWeights) -> None:

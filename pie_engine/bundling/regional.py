@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import functools
-import gc
 import hashlib
 import json
-import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pie_engine.bundling.components import OnComponent, parity, told
+from pie_engine.bundling.components import OnComponent, cached_graph, parity
 from pie_engine.bundling.graphs import (
-    RECORD,
     Plan,
     architecture_of,
     exporter_sources,
     exporter_versions,
-    intact,
     make_graph,
 )
 from pie_engine.errors import BuildError, BundleError, use
@@ -29,8 +24,8 @@ from pie_engine.export.components import component
 from pie_engine.export.graph import TOLERANCE
 from pie_engine.export.regional import DENSE, MODELS, OPSET, Ports, RegionalGraph
 from pie_engine.export.share import share_weights
-from pie_engine.files import cache_root, link_or_copy, locked, new_folder
-from pie_engine.model.bundle import FORMAT, REGIONAL, describe_files
+from pie_engine.files import cache_root, link_or_copy
+from pie_engine.model.bundle import FORMAT, REGIONAL
 from pie_engine.regional import layout
 
 if TYPE_CHECKING:
@@ -118,20 +113,12 @@ def cached_regional(network: Network, cache: Path, on_component: OnComponent, *,
     facts += [exporter_versions(), exporter_sources(), regional_sources(), *([] if check else ["unchecked"])]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache / "components" / f"{name}{REGIONAL}-{digest}"
-    with locked(folder):
-        if intact(folder):
-            on_component(f"{name} for boxes: unchanged, from the cache")
-            return folder
-        shutil.rmtree(folder, ignore_errors=True)
+
+    def make(partial: Path) -> tuple[dict[str, Any], str]:
         on_component(f"{name} for boxes: making its graph (of an unknown full-size U-Net that takes some minutes)")
-        start = time.monotonic()
-        with new_folder(folder, replaceable=RECORD) as partial:
-            record, how = _export(network, opset, cache, partial, check=check)
-            record["seconds"] = round(time.monotonic() - start, 2)
-            (partial / RECORD).write_text(json.dumps({"component": record, "files": describe_files(partial)}, indent=2))
-    gc.collect()  # an exported full-size graph is gigabytes, held in reference cycles
-    on_component(f"{name} for boxes: {how}, {record['precision']}, {told(record)}, {record['seconds']:.1f} s")
-    return folder
+        return _export(network, opset, cache, partial, check=check)
+
+    return cached_graph(folder, f"{name} for boxes", make, on_component)
 
 
 def _export(network: Network, opset: int, cache: Path, folder: Path, *, check: bool) -> tuple[dict[str, Any], str]:

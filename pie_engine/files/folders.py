@@ -26,9 +26,9 @@ def check_folder(path: Path, *, replaceable: str) -> None:
         path, mode = resolve(path), None
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             mode = path.stat().st_mode  # one look: between two of them another command may put its result there
-        if mode is not None and not stat.S_ISDIR(mode):
-            raise FileExistsError
         if mode is not None:
+            if not stat.S_ISDIR(mode):
+                raise FileExistsError
             _check_replaceable(path, replaceable)
         made = first_missing(path)
         if not made.parent.is_dir():

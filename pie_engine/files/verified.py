@@ -36,7 +36,8 @@ def find_mismatch(folder: Path, expected: Mapping[str, str], *, remembered: bool
         OSError: a file cannot be read.
     """
     record = _record(folder)
-    known = _read(record) if remembered else {}
+    stored = _read(record)
+    known = stored if remembered else {}
     now = time.time_ns()
     states = {name: _state(folder / name) for name in expected}
     unknown = [name for name, digest in expected.items() if known.get(name) != [digest, *states[name]]]
@@ -46,7 +47,7 @@ def find_mismatch(folder: Path, expected: Mapping[str, str], *, remembered: bool
                 return name, found
     settled = {name for name, (*_, modified, changed) in states.items() if max(modified, changed) < now - GRAIN_NS}
     if settled.intersection(unknown):
-        _write(record, {name: [expected[name], *states[name]] for name in settled})
+        _write(record, stored | {name: [expected[name], *states[name]] for name in settled})
     return None
 
 

@@ -98,11 +98,12 @@ class Bundle:
         files = self.manifest["files"]
         expected = {name: files[name]["sha256"] for name in files if name.startswith(f"{component}/")}
         try:
-            found = find_mismatch(self.path, expected, remembered=self.remembered)
+            mismatch = find_mismatch(self.path, expected, remembered=self.remembered)
+            changed = None if mismatch is None else mismatch[0]
         except OSError as error:
-            found = (component, str(error.strerror))
-        if found is not None:
-            raise BundleError(f"{self.path / found[0]} was changed while its model ran; load bundle {self.path} again")
+            changed = error.filename
+        if changed is not None:
+            raise BundleError(f"{self.path / changed} was changed while its model ran; load bundle {self.path} again")
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:

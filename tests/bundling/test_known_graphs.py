@@ -15,6 +15,7 @@ import ship_graphs
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
+from pie_engine.benchmarks import random_checkpoint
 from pie_engine.bundling import build_bundle, graphs
 from pie_engine.bundling.components import component_plan
 from pie_engine.bundling.graphs import SHIPPED, make_graph
@@ -165,7 +166,7 @@ class TestShipped:
         """A cheap one: the others are those of the same code, and the script's own `--check` looks at all."""
         if name == "sd-v1":
             rest = ship_graphs.stable_diffusion("meta")
-            vae = ship_graphs.random_checkpoint.make_vae().eval().requires_grad_(False)
+            vae = random_checkpoint.make_vae().eval().requires_grad_(False)
             plan = component_plan(replace(rest, vae=vae), "vae_encoder", "fp32", 20)
         elif name == "demo":
             plan = component_plan(ship_graphs.demo(), "text_encoder", "fp16", 23)

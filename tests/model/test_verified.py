@@ -55,6 +55,15 @@ def test_unless_it_is_asked_for(copied: Path, hashed: list[Path]) -> None:
     assert len(hashed) == count
 
 
+def test_one_component_s_check_leaves_the_others_known(copied: Path, hashed: list[Path]) -> None:
+    opened = open_bundle(copied)
+    (copied / "unet" / "model.onnx").touch()
+    opened.check_unchanged("unet")
+    hashed.clear()
+    open_bundle(copied)
+    assert hashed == []
+
+
 def overwrite(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1

@@ -24,11 +24,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 from golden import GOLDEN
 
-from pie_engine.benchmarks import random_checkpoint
 from pie_engine.bundling.components import component_plan
 from pie_engine.bundling.graphs import SHIPPED, Plan, exporter_versions, place, write_stripped
 from pie_engine.bundling.regional import NETWORKS, regional_plan, regional_sources
@@ -58,6 +56,8 @@ def demo() -> Checkpoint:
 
 def stable_diffusion(device: str = "cpu") -> Checkpoint:
     """Of Stable Diffusion v1's architecture: random weights, or none where the device is "meta"."""
+    from pie_engine.benchmarks import random_checkpoint  # diffusers comes with it, and every test with this module
+
     known = demo()
     with torch.device(device):
         models = random_checkpoint.make_unet(), random_checkpoint.make_vae(), random_checkpoint.make_text_encoder()
@@ -96,6 +96,8 @@ def fresh(plan: Plan, preset: int = 1) -> bytes:
 
 def same(one: bytes, other: bytes) -> bool:
     """Whether two stripped graphs are one, whichever build of the exporter wrote them."""
+    import onnx
+
     models = [onnx.load_model_from_string(lzma.decompress(each)) for each in (one, other)]
     for model in models:
         model.producer_version = model.producer_version.partition("+")[0]

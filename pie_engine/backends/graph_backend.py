@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ NAMES = {
     "unet": ("sample", "timestep", "context", "prediction"),
     "vae_decoder": ("latent", "pixels"),
 }
+# In the order in which a run needs them. The U-Net's takes as long to open as the others together.
+_ORDER = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
+_OPENERS = 2
 
 
 def check_names(path: Path, expected: tuple[str, ...], found: tuple[str, ...]) -> None:
@@ -39,6 +43,9 @@ def check_names(path: Path, expected: tuple[str, ...], found: tuple[str, ...]) -
 class GraphBackend:
     """The four graphs of a bundle, and two more for regional rounds; how one is opened and bound is the subclass's.
 
+    On a processor they are opened in threads, beside whatever comes next: who needs one waits for it, and is told then
+    if it cannot be opened.
+
     Of a network that can compute boxes, one graph is held at a time, as both hold the weights: the other is let go
     when it is needed, and opened again when that one is. What was bound to it before keeps it until it is let go, too.
 
@@ -50,7 +57,7 @@ class GraphBackend:
             graph may take the place of.
 
     Raises:
-        BackendError: a graph cannot be opened.
+        BackendError: on a GPU, a graph cannot be opened.
     """
 
     name = ""
@@ -75,7 +82,15 @@ class GraphBackend:
         self.regional_obstacle = self._find_obstacle()
         self._raised: set[str] = set()
         # Now, while the files are those that were verified.
-        self._graphs = {name: self._open(name) for name in COMPONENTS if name not in later}
+        now = [name for name in _ORDER if name not in later]
+        self._graphs: dict[str, Any] = {}
+        self._opening: dict[str, Future[Any]] = {}
+        if self.device.type == "cpu":
+            openers = ThreadPoolExecutor(_OPENERS, thread_name_prefix="pie-engine-open")
+            self._opening = {name: openers.submit(self._open, name) for name in now}
+            openers.shutdown(wait=False)
+        else:
+            self._graphs = {name: self._open(name) for name in now}
         self._bound: dict[str, tuple[tuple[int, ...], BoundGraph]] = {}
 
     def _open(self, name: str) -> Any:
@@ -97,6 +112,8 @@ class GraphBackend:
 
     def _graph(self, name: str) -> Any:
         """The opened graph `name`. Its files are verified again if it has to be opened."""
+        if name in self._opening:
+            self._graphs[name] = self._opening.pop(name).result()
         if name not in self._graphs:
             component = name.removesuffix(REGIONAL)
             self._close(component)
@@ -111,6 +128,7 @@ class GraphBackend:
     def _close(self, component: str) -> None:
         """Let go of a component's graphs."""
         self._bound.pop(component, None)
+        self._opening.pop(component, None)
         for name in (component, component + REGIONAL):
             self._graphs.pop(name, None)
 

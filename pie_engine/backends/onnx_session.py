@@ -33,12 +33,20 @@ def import_onnxruntime() -> Any:
 
 
 def open_session(
-    path: Path, names: tuple[str, ...], *, device: torch.device, stream: torch.cuda.Stream | None, threads: int | None
+    path: Path,
+    names: tuple[str, ...],
+    *,
+    device: torch.device,
+    stream: torch.cuda.Stream | None,
+    threads: int | None,
+    blocked: bool = True,
 ) -> Any:
     """A session for one graph on `device`; on a GPU all its work goes to `stream`.
 
     Args:
         names: what the graph takes and gives, in order.
+        blocked: whether a processor computes convolutions on blocks of channels (ONNX Runtime's NCHWc), into which all
+            their weights are brought here.
 
     Raises:
         BackendError: ONNX Runtime cannot load the graph, or has no GPU support here.
@@ -48,6 +56,8 @@ def open_session(
     options.log_severity_level = 3
     # Planning memory as one block adds 2.7 GB to a full-size U-Net at 512 x 512, and no speed was measured from it.
     options.enable_mem_pattern = False
+    if not blocked:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     # In the order of the graph. By default what only the caller reads, such as a recording, is computed last, and holds
     # all that it is computed from: 4 GB more in a decoder that records at 512 x 512.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED

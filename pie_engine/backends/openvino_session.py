@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ INSTALL = "pip install 'pie-engine[openvino]'"
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _TORCH = {"f32": "float32", "i64": "int64"}
 _REPORTER = "openvino_telemetry"
+_importing = threading.Lock()
 
 
 def installed() -> bool:
@@ -34,26 +36,27 @@ def import_openvino() -> Any:
     Raises:
         BackendError: not installed, or its libraries do not load; with the command that installs it.
     """
-    first = "openvino" not in sys.modules
-    reporter = sys.modules.get(_REPORTER)
-    try:
-        if first:
-            # OpenVINO sends an event when it is imported, unless somebody has objected before. Where this package
-            # cannot be imported, it does without.
-            sys.modules[_REPORTER] = None  # type: ignore[assignment]
-        return importlib.import_module("openvino")
-    except ImportError as error:
-        reason = "is not installed" if error.name == "openvino" else f"does not load ({first_line(error)})"
-        raise BackendError(
-            f"backend 'openvino' {reason}; {INSTALL}, or pass {use('backend', 'onnxruntime')}",
-            field="backend",
-            value="openvino",
-        ) from None
-    finally:
-        if first:
-            del sys.modules[_REPORTER]
-            if reporter is not None:
-                sys.modules[_REPORTER] = reporter
+    with _importing:
+        first = "openvino" not in sys.modules
+        reporter = sys.modules.get(_REPORTER)
+        try:
+            if first:
+                # OpenVINO sends an event when it is imported, unless somebody has objected before. Where this package
+                # cannot be imported, it does without.
+                sys.modules[_REPORTER] = None  # type: ignore[assignment]
+            return importlib.import_module("openvino")
+        except ImportError as error:
+            reason = "is not installed" if error.name == "openvino" else f"does not load ({first_line(error)})"
+            raise BackendError(
+                f"backend 'openvino' {reason}; {INSTALL}, or pass {use('backend', 'onnxruntime')}",
+                field="backend",
+                value="openvino",
+            ) from None
+        finally:
+            if first:
+                del sys.modules[_REPORTER]
+                if reporter is not None:
+                    sys.modules[_REPORTER] = reporter
 
 
 def capabilities() -> tuple[str, ...]:

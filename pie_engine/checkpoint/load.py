@@ -15,6 +15,7 @@ from pie_engine.checkpoint.json_files import read_json
 from pie_engine.checkpoint.locate import (
     SD_V1_4,
     TEXT_CLASS,
+    TOKENIZER_IDS,
     UNET_CLASS,
     VAE_CLASS,
     Place,
@@ -34,14 +35,6 @@ from pie_engine.errors import CheckpointError, argument, mention, use
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
-
-# Where SD v1's tokenizer may be cached, for single files, which have none. All of them hold the same one.
-_TOKENIZER_IDS = (
-    "openai/clip-vit-large-patch14",
-    SD_V1_4,
-    "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "runwayml/stable-diffusion-v1-5",
-)
 
 
 @dataclass(frozen=True)
@@ -204,14 +197,14 @@ def _tokenizer_for(base: Place) -> tuple[Path, str]:
     beside = base.path.parent / "tokenizer"
     if beside.is_dir():
         return beside, str(beside)
-    for hub_id in _TOKENIZER_IDS:
+    for hub_id in TOKENIZER_IDS:
         snapshot = hub_snapshot(hub_id)
         for folder in (snapshot / "tokenizer", snapshot) if snapshot else ():
             if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
                 return folder, f"hub:{hub_id}"
     raise CheckpointError(
-        f"{base.label} is a single file, which has no tokenizer, and none of {', '.join(_TOKENIZER_IDS)} is in the "
-        f"local hub cache; put a tokenizer/ folder beside it, or run `hf download {_TOKENIZER_IDS[0]}`"
+        f"{base.label} is a single file, which has no tokenizer, and none of {', '.join(TOKENIZER_IDS)} is in the "
+        f"local hub cache; put a tokenizer/ folder beside it, or run `hf download {TOKENIZER_IDS[0]}`"
     )
 
 

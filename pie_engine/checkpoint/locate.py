@@ -15,6 +15,13 @@ from pie_engine.checkpoint.json_files import read_json
 from pie_engine.errors import CheckpointError, argument, mention, use
 
 SD_V1_4 = "CompVis/stable-diffusion-v1-4"
+# Where SD v1's tokenizer may be cached, for single files, which have none. All of them hold the same one.
+TOKENIZER_IDS = (
+    "openai/clip-vit-large-patch14",
+    SD_V1_4,
+    "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "runwayml/stable-diffusion-v1-5",
+)
 UNET_CLASS, VAE_CLASS, TEXT_CLASS = "UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")

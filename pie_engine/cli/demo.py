@@ -97,7 +97,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
     check_folder(output, replaceable="provenance.json")
 
     if not arguments.quiet:
-        say("loading; the first run exports the checkpoint to ONNX, later ones take it from the cache")
+        say("loading; the first run builds the model's graphs, later ones take them from the cache")
     from pie_engine.demo.simulate import simulate
 
     with show_rounds(steps, quiet=arguments.quiet) as on_progress:

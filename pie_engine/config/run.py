@@ -129,6 +129,10 @@ class RunConfig:
         unit="pixels", open=f"{FEATHER}; in official semantics 0", example=FEATHER, metavar="PIXELS",
         label="Feather inward from the edge of the region (pixels)",
     )  # fmt: skip
+    leakage: bool = setting(
+        "measure what the rounds change outside the region before compositing, too, for which the input is decoded",
+        default=False, label="Leakage before compositing measured",
+    )  # fmt: skip
     schedule: RoundSchedule | None = setting(
         "prompt, strength and guidance of single rounds, a JSON file (docs/usage.md)", default=None, open="none",
         example="RoundSchedule.read(FILE)", metavar="FILE", parse=RoundSchedule.read,

@@ -4,7 +4,7 @@ import argparse
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,7 @@ def run_progression(
         Item(image=render(patient), mask=roi_mask(patient), prompt=prompt, item_id=str(patient.seed))
         for patient in patients
     ]
-    results = engine.run(items, config)
+    results = engine.run(items, replace(config, leakage=True))
     frames = np.stack([result.frames for result in results])  # [P, N + 1, 128, 128, 3]
     confidence = np.stack([classifier.confidence(one) for one in frames])
     ratios = np.array([[ratio_or_nan(frame) for frame in one] for one in frames])

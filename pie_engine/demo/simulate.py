@@ -69,7 +69,7 @@ def simulate(
     chosen = load_domain(domain)
     classifier = Classifier(chosen.classifier)
     config = chosen.defaults.regression_config() if regress else chosen.defaults.run_config()
-    config = replace(config, steps=steps or config.steps, pace=pace)
+    config = replace(config, steps=steps or config.steps, pace=pace, leakage=True)
     prompt = chosen.defaults.healthy_prompt if regress else chosen.defaults.prompt
     phantom, name = chosen.phantom(patient, diseased=regress), chosen.item_id(patient, diseased=regress)
     engine = PieEngine.load(checkpoint=chosen.checkpoint, backend=backend, on_component=on_component)

@@ -8,6 +8,7 @@ exchange    two names change places in one step
 folders     an output folder: new, or in the place of an earlier result
 one_file    an output file
 content     hashes and second names
+records     small records by the states of files
 verified    which hashes are known because nothing was written since
 """
 

@@ -18,7 +18,14 @@ from pie_engine.backends.onnx_backend import OnnxBackend
 from pie_engine.backends.openvino_backend import OpenVINOBackend
 from pie_engine.backends.tensorrt import library
 from pie_engine.backends.tensorrt.backend import TensorRTBackend, check_engines
-from pie_engine.bundling import cached_bundle, check_restorable, model_info, regional_graph, restore_checkpoint
+from pie_engine.bundling import (
+    Recalled,
+    cached_bundle,
+    check_restorable,
+    model_info,
+    regional_graph,
+    restore_checkpoint,
+)
 from pie_engine.bundling.regional import NETWORKS
 from pie_engine.config import COMPONENTS, FLAVOURS, BuildConfig, EngineConfig
 from pie_engine.errors import BackendError, BundleError, ConfigError, argument, use
@@ -163,10 +170,16 @@ def _build_checkpoint(
     else:
         placement = replace(placement, device=onnx_device(placement.device))
         config = BuildConfig(precision=dtype or "fp32")
-    loaded = checkpoints.load_checkpoint(source.checkpoint, unet=source.unet, lora=source.lora)
-    bundle = cached_bundle(loaded, config, on_component=on_component)
-    sources = loaded.sources
-    del loaded  # the weights are read from the bundle
+    recalled = Recalled.of(source.checkpoint, source.unet, source.lora, config)
+    found = recalled.find(verify=placement.verify)
+    if found is not None:
+        bundle, sources = found
+        on_component("checkpoint: unchanged, its bundle from the cache")
+    else:
+        loaded = checkpoints.load_checkpoint(source.checkpoint, unet=source.unet, lora=source.lora)
+        bundle, sources = cached_bundle(loaded, config, on_component=on_component), loaded.sources
+        recalled.keep(bundle, sources)
+        del loaded  # the weights are read from the bundle
     return OpenedBackend(_run_bundle(bundle, choice.name, placement, on_component), sources, choice.why)
 
 

@@ -18,7 +18,8 @@ class Change:
         displacement_outside: root mean square of latent_n - original latent where the mask is 0; None without a mask
             or where the mask leaves nothing out. Bounded by beta1 / (1 - beta1) times the edit (docs/convergence.md).
         decoded_outside: mean absolute grey levels between decoded frame n, before compositing, and the decoded
-            original, outside the ROI. Against the decoded original, so that the VAE's own error is left out.
+            original, outside the ROI. Against the decoded original, so that the VAE's own error is left out. None
+            where it is not asked for (`RunConfig.leakage`), as it takes one more decoding.
         frame_outside: mean absolute grey levels between written frame n and the input outside the ROI.
         frame_inside: the same inside the ROI; without a mask, of the whole image.
     """
@@ -39,7 +40,7 @@ class ChangeMeter:
 
     Args:
         original_latent: [4, h, w].
-        decoded_original: [H, W, 3] uint8, or None without a mask.
+        decoded_original: [H, W, 3] uint8, or None where leakage before compositing is not measured.
         input_frame: [H, W, 3] uint8, frame 0.
         latent_mask: [1 or 4, h, w] in [0, 1], or None; mask: [H, W] bool, or None.
     """

@@ -25,7 +25,7 @@ class Frames:
         item: as prepared, with its mask.
         composited: whether pixels outside the region are taken from the input.
         original_latent: [4, h, w].
-        decoded_original: [H, W, 3] uint8, or None without a mask.
+        decoded_original: [H, W, 3] uint8, or None where leakage is not measured.
         untouched: frames are the input's own pixels, which have not been through the autoencoder.
     """
 

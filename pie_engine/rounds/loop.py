@@ -103,7 +103,7 @@ class Loop:
         self._timeline = timeline
         # A round of the published code starts from the frame before: nothing to begin early.
         # What a round in a box computes is decided by how the one before came out.
-        self._lag = 0 if plan.official or plan.boxed is not None else self._timeline.lag
+        self._lag = 0 if plan.official or plan.shape.box is not None else self._timeline.lag
         self._slots = [Slot.allocate(plan.buffers) for _ in range(self._lag + 1)]
         self.stages: dict[str, Stage] = {}
         # One for all that runs where rounds run, one for decoding: each shares a memory pool.

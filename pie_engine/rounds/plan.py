@@ -91,7 +91,6 @@ class Plan:
         self._inversion: Sampler | None = None
         self.boxed: Boxed | None = None
         self._boxes: Sequence[Box] = ()
-        self.bind()
 
     @staticmethod
     def key(shape: Shape, config: RunConfig) -> tuple[object, ...]:
@@ -165,20 +164,23 @@ class Plan:
             self.boxed = replace(self.boxed, decoder=self._boxed_decoder())
 
     def load(self, batch: Batch, config: RunConfig, checked: Checked) -> None:
-        """Copy a batch in and enter its first round: prompts and images are encoded here, once per progression."""
+        """Copy a batch in and enter its first round: prompts and images are encoded here, once per progression.
+
+        The U-Net is bound after that, at the first load: it may still be being opened.
+        """
         buffers = self.buffers
         buffers.flags.zero_()
-        if self.boxed is not None:
-            assert batch.boxes is not None
-            self._boxes = batch.boxes
-            if self.boxed.decoder is not None:
-                self.boxed.decoder.place(self._boxes)
-            self.boxed.unet.place(self._rows_of(self._boxes))
+        self._boxes = batch.boxes or ()
         self._targets = self.first_edit = None  # until the batch's pilot has run
         self._rounds, self._prompts = config.rounds, tuple(batch.prompts)
         self._encode_prompts(config, checked)
-        self.enter(0)
         buffers.moments.copy_(checked("vae_encoder", lambda: self.backend.encode_image(batch.pixels)))
+        self.bind()
+        self.enter(0)
+        if self.boxed is not None:
+            if self.boxed.decoder is not None:
+                self.boxed.decoder.place(self._boxes)
+            self.boxed.unet.place(self._rows_of(self._boxes))
         buffers.z0.copy_(self.original_latent)
         buffers.x.copy_(buffers.z0)
         if buffers.mask is not None and buffers.weight is not None and batch.mask is not None:

@@ -142,7 +142,8 @@ class Simulator:
         loop.watch = None if loop.plan.boxed is None else Watch(loop.plan, items, composited=bool(config.composite))
         original = loop.plan.original_latent.cpu().numpy()
         # Leakage outside a mask is measured against it; without a mask nothing is outside.
-        decoded_original = [None] * len(items) if batch.mask is None else loop.decode_original().numpy()
+        measured = config.leakage and batch.mask is not None
+        decoded_original = loop.decode_original().numpy() if measured else [None] * len(items)
         seconds: dict[str, Any] = {"prepare": round(time.monotonic() - start, 4), "rounds": []}
         done, paced = 0 if finished is None else finished.rounds, method is None and config.even
         severity = severity if paced else None

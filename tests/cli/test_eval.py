@@ -16,7 +16,7 @@ from PIL import Image
 @pytest.fixture
 def run(simulate: Any, mask: Path, tmp_path: Path) -> Path:
     """Two rounds on 128 x 128 pixels, with a region of interest."""
-    outcome = simulate("--mask", mask, "--steps", "2", "--resolution", "128")
+    outcome = simulate("--mask", mask, "--steps", "2", "--resolution", "128", "--leakage")
     assert outcome.code == 0, outcome.err
     return tmp_path / "result"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pie_engine.errors import BundleError
-from pie_engine.files import cache_root, verified
+from pie_engine.files import cache_root, records, verified
 from pie_engine.machine.inspection import inspect_bundle
 from pie_engine.model.bundle import MANIFEST, Bundle, open_bundle
 
@@ -19,7 +19,7 @@ from pie_engine.model.bundle import MANIFEST, Bundle, open_bundle
 def hashed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Path]:
     """The files that are hashed from here on; the cache is the test's own."""
     monkeypatch.setenv("PIE_ENGINE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(verified, "GRAIN_NS", 0)
+    monkeypatch.setattr(records, "GRAIN_NS", 0)
     files: list[Path] = []
     real = verified.sha256_file
 
@@ -101,7 +101,7 @@ def test_a_file_of_this_moment_is_not_remembered(
     copied: Path, hashed: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Written again within one grain of the clock it would look the same."""
-    monkeypatch.setattr(verified, "GRAIN_NS", 3_600_000_000_000)
+    monkeypatch.setattr(records, "GRAIN_NS", 3_600_000_000_000)
     count = len(open_bundle(copied).manifest["files"])
     open_bundle(copied)
     assert len(hashed) == 2 * count
@@ -132,7 +132,7 @@ def test_another_bundle_at_the_same_place(copied: Path, bundle: Bundle, hashed: 
 
 
 def test_records_of_old_bundles_go(copied: Path, hashed: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verified, "_MOST_RECORDS", 1)
+    monkeypatch.setattr(records, "_MOST_RECORDS", 1)
     other = Path(shutil.copytree(copied, copied.with_name("other.pie")))
     open_bundle(copied)
     open_bundle(other)

@@ -226,7 +226,8 @@ def test_without_compositing_frames_are_what_was_decoded(torch_engine: PieEngine
 
 
 def test_leakage_is_measured_against_the_decoded_original(torch_engine: PieEngine, pndm_checkpoint: Checkpoint) -> None:
-    result = torch_engine.run(Item(IMAGE, PROMPT, MASK), replace(SHORT, composite=False))
+    asked = replace(SHORT, composite=False, leakage=True)
+    result = torch_engine.run(Item(IMAGE, PROMPT, MASK), asked)
     assert result.mask is not None
     assert result.change.decoded_outside is not None
     latent = torch.from_numpy(result.original_latent)[None]
@@ -368,7 +369,7 @@ def test_values_that_are_not_finite_are_an_error(pndm_checkpoint: Checkpoint) ->
             return super().decode_latent(latent) * float("nan")
 
     engine = PieEngine(Broken(pndm_checkpoint, model_info(pndm_checkpoint)))
-    with pytest.raises(BackendError, match="preparation gave values that are not finite in fp32 for item 0"):
+    with pytest.raises(BackendError, match="round 1 gave values that are not finite in fp32 for item 0"):
         engine.run(Item(IMAGE, PROMPT, MASK), SHORT)
 
 

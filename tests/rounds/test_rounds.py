@@ -260,7 +260,7 @@ def test_prompts_are_encoded_and_buffers_allocated_once(
     engine = PieEngine(Counting(ddim_checkpoint, model_info(ddim_checkpoint)))
     engine.run(Item(IMAGE, PROMPT), scheduled(RAMPED))
     # One set of buffers and one U-Net with and one without guidance; the empty prompt and two others.
-    assert calls == ["buffers", "bind 1", "bind 2", "text 3"]
+    assert calls == ["buffers", "text 3", "bind 1", "bind 2"]
     calls.clear()
     # The same kinds of round in another order and with other prompts: nothing is bound anew. No more than three
     # prompts at once, which is what an engine for one item is compiled for.

@@ -135,7 +135,8 @@ class Design:
 
     def _runs(self) -> Iterator[PlannedRun]:
         for cell in self.cells:
-            settings, method = cell.config(self.base), cell.method(self.options)
+            # Leakage is one of the columns.
+            settings, method = replace(cell.config(self.base), leakage=True), cell.method(self.options)
             method.check(settings)
             for seed in self.seeds:
                 config = replace(settings, seed=seed)

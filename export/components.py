@@ -55,25 +55,30 @@ class _TextEncoder(nn.Module):
         return self.text_encoder(ids)[0]
 
 
-def component(checkpoint: Checkpoint, name: str) -> Component:
-    """One component with example inputs: batch 2 and two different sides, so that no size is taken for a constant."""
+def component(checkpoint: Checkpoint, name: str, *, small: bool = False) -> Component:
+    """One component with example inputs: batch 2 and two different sides, so that no size is taken for a constant.
+
+    Args:
+        small: a sixth of those, to see that a graph that was exported before has its weights in their places.
+    """
+    batch, sides = (1, (1, 2)) if small else (2, (2, 3))
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
     multiple = checkpoint.resolution_multiple
-    height, width = 2 * multiple, 3 * multiple
-    latent = (2, checkpoint.latent_channels, height // checkpoint.vae_scale, width // checkpoint.vae_scale)
+    height, width = (multiple * side for side in sides)
+    latent = (batch, checkpoint.latent_channels, height // checkpoint.vae_scale, width // checkpoint.vae_scale)
     space = {0: "batch", 2: "height", 3: "width"}
     if name == "unet":
-        context = normal(2, checkpoint.max_tokens, checkpoint.unet.config.cross_attention_dim)
+        context = normal(batch, checkpoint.max_tokens, checkpoint.unet.config.cross_attention_dim)
         inputs = {"sample": normal(*latent), "timestep": torch.tensor([481.0]), "context": context}
         return Component(name, _UNet(checkpoint.unet), inputs, {"sample": space, "context": {0: "batch"}}, "prediction")
     if name == "vae_encoder":
-        pixels = normal(2, 3, height, width).clamp(-1, 1)
+        pixels = normal(batch, 3, height, width).clamp(-1, 1)
         return Component(name, _Encoder(checkpoint.vae), {"pixels": pixels}, {"pixels": space}, "moments")
     if name == "vae_decoder":
         return Component(name, _Decoder(checkpoint.vae), {"latent": normal(*latent)}, {"latent": space}, "pixels")
-    ids = torch.randint(0, 100, (2, checkpoint.max_tokens), generator=generator)
+    ids = torch.randint(0, 100, (batch, checkpoint.max_tokens), generator=generator)
     return Component(name, _TextEncoder(checkpoint.text_encoder), {"ids": ids}, {"ids": {0: "batch"}}, "embeddings")

@@ -23,7 +23,7 @@ from pie_engine.config import COMPONENTS, BuildConfig, RunConfig
 from pie_engine.errors import BuildError, BundleError, ConfigError
 from pie_engine.export.regional import MODELS
 from pie_engine.files import link_or_copy, locked, new_folder
-from pie_engine.model.bundle import FORMAT, MANIFEST, REGIONAL, WEIGHTS, Bundle, open_bundle, write_manifest
+from pie_engine.model.bundle import FORMAT, MANIFEST, REGIONAL, WEIGHTS, Bundle, Files, open_bundle, write_manifest
 from pie_engine.model.info import ModelInfo
 from pie_engine.rounds.schedule import build_schedule
 
@@ -61,14 +61,14 @@ def build_bundle(
     facts = model_facts(checkpoint)
     target = None if config.engines is None else resolve_target(config.engines, facts)  # refused before it exports
     with new_folder(output, replaceable=MANIFEST) as folder:
-        components, engines = {}, []
+        components, engines, known = {}, [], Files()
         for name in COMPONENTS:
-            record, engine = _add_component(checkpoint, name, config, target, facts, folder, on_component)
+            record, engine = _add_component(checkpoint, name, config, target, facts, folder, known, on_component)
             components[name] = record
             engines += [] if engine is None else [engine]
         regional = {}
         for name in NETWORKS if config.regional else ():
-            regional[name] = _add_regional(checkpoint, name, config, components[name], folder, on_component)
+            regional[name] = _add_regional(checkpoint, name, config, components[name], folder, known, on_component)
         save_tokenizer(checkpoint.tokenizer, folder / "tokenizer")
         write_manifest(
             folder,
@@ -85,6 +85,7 @@ def build_bundle(
                 "versions": exporter_versions(),
                 "build_command": build_command or commands.build(output),
             },
+            known,
         )
     _keep_schedules(facts["scheduler_config"])
     return open_bundle(output, verify=False)  # every hash was computed a moment ago
@@ -133,9 +134,14 @@ def _add_component(
     target: Target | None,
     facts: dict[str, Any],
     folder: Path,
+    known: Files,
     on_component: OnComponent,
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Put one component, and its engine, into `folder`. Returns what the manifest says of both."""
+    """Put one component, and its engine, into `folder`. Returns what the manifest says of both.
+
+    Args:
+        known: takes what is known of the component's files.
+    """
     cached, engine = cached_component(checkpoint, name, config, on_component), None
     if target is not None:
         try:
@@ -146,8 +152,7 @@ def _add_component(
             on_component(f"{name}: no kernel for a whole attention of this size and precision; taken apart")
             cached = cached_component(checkpoint, name, replace(config, opset=_DECOMPOSED_OPSET), on_component)
             engine = cached_engine(name, cached, target, facts, cache_folder(config), on_component)
-    link_files(cached, folder / name)
-    record = json.loads((cached / RECORD).read_text())["component"]
+    record = _link(cached, folder / name, known)
     if engine is None:
         return record, None
     return record, engine.place(folder, checkpoint.hashes[WEIGHTS[name]], record["precision"])
@@ -159,6 +164,7 @@ def _add_regional(
     config: BuildConfig,
     record: dict[str, Any],
     folder: Path,
+    known: Files,
     on_component: OnComponent,
 ) -> dict[str, Any]:
     """Put the graph of one network for regional rounds into `folder`. Returns what the manifest says of it."""
@@ -172,8 +178,15 @@ def _add_regional(
         lambda: checkpoint,
     )
     cached = cached_regional(network, cache_folder(config), on_component, check=config.check)
-    link_files(cached, folder / (name + REGIONAL))
-    return json.loads((cached / RECORD).read_text())["component"]
+    return _link(cached, folder / (name + REGIONAL), known)
+
+
+def _link(cached: Path, folder: Path, known: Files) -> dict[str, Any]:
+    """Link a folder of the cache, whose files have been hashed. Returns what the manifest says of its graph."""
+    link_files(cached, folder)
+    record = json.loads((cached / RECORD).read_text())
+    known |= {f"{folder.name}/{file}": entry for file, entry in record["files"].items()}
+    return record["component"]
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:

@@ -28,7 +28,7 @@ from pie_engine.config import BuildConfig
 from pie_engine.errors import BuildError, use
 from pie_engine.export import graph
 from pie_engine.export.components import component
-from pie_engine.export.graph import TOLERANCE
+from pie_engine.export.graph import TOLERANCE, Component
 from pie_engine.files import cache_root, locked, new_folder
 from pie_engine.model.bundle import FORMAT, WEIGHTS, describe_files
 
@@ -113,13 +113,16 @@ def told(record: Mapping[str, Any]) -> str:
 
 
 def component_plan(checkpoint: Checkpoint, name: str, precision: str, opset: int) -> Plan:
-    """How a component's graph is made. Checked by one small evaluation."""
+    """How a component's graph is made. Checked by one small evaluation, of one that is known by a smaller one."""
     part = component(checkpoint, name)
 
-    def check(path: Path) -> float:
+    def check(path: Path, part: Component = part) -> float:
         with torch.no_grad():
             reference = part.module(*part.inputs.values()).numpy()
         return graph.check_parity(part, path, reference, precision=precision)
+
+    def check_weights(path: Path) -> float:
+        return check(path, component(checkpoint, name, small=True))
 
     shapes = {key: list(each.shape) for key, each in part.inputs.items()}
     return Plan(
@@ -130,4 +133,6 @@ def component_plan(checkpoint: Checkpoint, name: str, precision: str, opset: int
         opset,
         lambda folder: graph.export_component(part, folder, precision=precision, opset=opset),
         check,
+        # How far half precision is off, and whether it overflows, depends on how much is computed.
+        check_weights=check_weights if precision == "fp32" else None,
     )

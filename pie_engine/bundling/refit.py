@@ -137,7 +137,7 @@ def _refit_graph(plan: Plan, path: Path, folder: Path, on_component: OnComponent
     how, error = "refitted", float("inf")
     folder.mkdir()
     try:
-        error = plan.check(graph_weights.replace_weights(path, plan.module, folder, precision=precision))
+        error = plan.check_filled(graph_weights.replace_weights(path, plan.module, folder, precision=precision))
     except BuildError as reason:
         log.warning("%s cannot be refitted and is exported anew: %s", label, reason)
     if error > TOLERANCE[precision]:

@@ -53,6 +53,10 @@ REGIONAL = "_regional"
 FORMAT = 1
 
 
+# Relative path -> size and SHA-256.
+Files = dict[str, dict[str, Any]]
+
+
 @dataclass(frozen=True)
 class Bundle:
     """A verified bundle: its folder, its manifest and what is known about its model.
@@ -106,17 +110,26 @@ class Bundle:
             raise BundleError(f"{self.path / changed} was changed while its model ran; load bundle {self.path} again")
 
 
-def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file below `folder`, keyed by relative path."""
+def describe_files(folder: Path, known: Files | None = None) -> Files:
+    """Size and SHA-256 of every file below `folder`, keyed by relative path.
+
+    Args:
+        known: what was hashed a moment ago.
+    """
+    names = {str(path.relative_to(folder)): path for path in _files(folder)}
     return {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in _files(folder)
+        name: (known or {}).get(name) or {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for name, path in names.items()
     }
 
 
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Complete `manifest` with format, version and the files below `folder`, and write it there."""
-    complete = {"format": FORMAT, "pie_engine": __version__, **manifest, "files": describe_files(folder)}
+def write_manifest(folder: Path, manifest: dict[str, Any], known: Files | None = None) -> None:
+    """Complete `manifest` with format, version and the files below `folder`, and write it there.
+
+    Args:
+        known: see `describe_files`.
+    """
+    complete = {"format": FORMAT, "pie_engine": __version__, **manifest, "files": describe_files(folder, known)}
     complete["manifest_sha256"] = manifest_hash(complete)
     (folder / MANIFEST).write_text(json.dumps(complete, indent=2) + "\n")
 

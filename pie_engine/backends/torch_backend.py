@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pie_engine.backends.host_memory import keep_freed_memory
 from pie_engine.backends.protocol import BoxedNetwork, UNetCall
 from pie_engine.backends.torch_blocks import fuse_unet, fuse_vae, is_fused
 from pie_engine.backends.torch_boxed import boxed_decoder, boxed_unet
@@ -66,6 +67,8 @@ class TorchBackend:
     ):
         self.model = model
         self.device = torch.device(device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self._runtime = runtime or RuntimeConfig()
         self._reload = reload
         self.precisions: dict[str, str] = {}

@@ -7,7 +7,7 @@ import re
 
 import torch
 
-from pie_engine.backends.host_memory import available_memory
+from pie_engine.backends.host_memory import available_memory, give_back_freed_memory
 from pie_engine.errors import BackendError, argument, use
 
 
@@ -72,6 +72,7 @@ def release(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
+    give_back_freed_memory()
 
 
 def _needed(error: BaseException, device: torch.device) -> str | None:

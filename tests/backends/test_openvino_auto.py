@@ -9,6 +9,7 @@ from machines import A5000, needs_openvino, pretend, pretend_openvino
 from pie_engine import PieEngine
 from pie_engine.config import Placement, RuntimeConfig
 from pie_engine.errors import ConfigError
+from pie_engine.machine import selection
 from pie_engine.machine.selection import choose_for_bundle, choose_for_checkpoint
 from pie_engine.model.bundle import Bundle
 
@@ -27,13 +28,23 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_auto_takes_it_where_it_is_installed(no_gpu: pytest.MonkeyPatch, bundle: Bundle) -> None:
     for choice in (choose_for_checkpoint(Placement()), choose_for_checkpoint(Placement(device="cpu", dtype="fp32"))):
         assert choice.name == "openvino"
-        assert choice.why.startswith("openvino, the fastest at full size on the processor where it was measured; no ")
+        assert choice.why.startswith("openvino, the faster one on a processor with AVX-512, and the one with bf16; no ")
     assert choose_for_checkpoint(Placement(runtime=RuntimeConfig(compile=True))).name == "torch"  # --compile
     for device, reason in ((None, "the bundle holds no compiled engines"), ("cpu", "device cpu was asked for")):
         choice = choose_for_bundle(bundle, Placement(device=device))
         assert (choice.name, choice.why.partition("; ")[2]) == ("openvino", reason)
     pretend_openvino(no_gpu, None)
     assert choose_for_checkpoint(Placement()).name == choose_for_bundle(bundle, Placement()).name == "onnxruntime"
+
+
+def test_auto_leaves_a_processor_without_avx512_to_onnxruntime(no_gpu: pytest.MonkeyPatch, bundle: Bundle) -> None:
+    pretend_openvino(no_gpu, FOUND, avx512=False)
+    for choice in (choose_for_checkpoint(Placement()), choose_for_bundle(bundle, Placement())):
+        assert choice.name == "onnxruntime"
+        assert choice.why.startswith("onnxruntime, 4 to 9 % faster than openvino on a processor without AVX-512; ")
+    assert choose_for_checkpoint(Placement(dtype="fp16")).name == "openvino"
+    no_gpu.setattr(selection.importlib.util, "find_spec", lambda name: None)
+    assert choose_for_bundle(bundle, Placement()).name == "openvino"
 
 
 def test_auto_leaves_a_gpu_to_others(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:

@@ -56,7 +56,7 @@ def pretend_installed(
     monkeypatch.setattr(library, "driver_floor", lambda asked: floor)
 
 
-def pretend_openvino(monkeypatch: pytest.MonkeyPatch, finds: tuple[str, ...] | None) -> None:
+def pretend_openvino(monkeypatch: pytest.MonkeyPatch, finds: tuple[str, ...] | None, *, avx512: bool = True) -> None:
     """Have OpenVINO installed, on a processor that it finds able to compute in these, or not at all (None)."""
 
     def load() -> None:
@@ -66,6 +66,7 @@ def pretend_openvino(monkeypatch: pytest.MonkeyPatch, finds: tuple[str, ...] | N
     monkeypatch.setattr(openvino_session, "installed", lambda: finds is not None)
     monkeypatch.setattr(openvino_session, "import_openvino", load)
     monkeypatch.setattr(openvino_session, "capabilities", lambda: finds)
+    monkeypatch.setattr(selection, "_has_avx512", lambda: avx512)
 
 
 def needs_openvino(*values: Any, dtype: str = "fp32") -> Any:

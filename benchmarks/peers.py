@@ -33,7 +33,14 @@ IMAGE = ROOT / "tests" / "data" / "golden"
 ENVIRONMENTS = {"optimum-intel": "openvino", "openvino-genai": "openvino", "optimum-onnx": "onnx"}
 PACKAGES = {
     "openvino": ["optimum-intel[openvino]", "openvino-genai", "openvino-tokenizers", "diffusers", "accelerate"],
-    "onnx": ["optimum-onnx[onnxruntime]", "diffusers", "accelerate"],
+    # Told by name: pip tries for half an hour what goes with the newest one.
+    "onnx": [
+        "optimum-onnx[onnxruntime]==0.1.0",
+        "optimum==2.1.0",
+        "transformers==4.57.3",
+        "diffusers==0.36.0",
+        "accelerate",
+    ],
 }
 _TOLD = ("pie-engine", "diffusers", "transformers", "torch", "openvino", "openvino-genai", "optimum-intel",
          "onnxruntime", "optimum-onnx")  # fmt: skip
@@ -123,8 +130,10 @@ def _environment(name: str | None, folder: Path) -> str:
     if not (place / ".made").is_file():
         say(f"environment {name}: {', '.join(PACKAGES[name])}")
         subprocess.run([sys.executable, "-m", "venv", place], check=True)
-        pip = [place / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-        subprocess.run([*pip, "torch==2.13.0", *PACKAGES[name]], check=True)
+        pip = [place / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
+        subprocess.run([*pip, "install", "--quiet", "torch==2.13.0", *PACKAGES[name]], check=True)
+        # No peer needs it here, and one of another build than torch's breaks transformers.
+        subprocess.run([*pip, "uninstall", "--quiet", "--yes", "torchvision"], check=True)
         (place / ".made").touch()
     return str(place / "bin" / "python")
 

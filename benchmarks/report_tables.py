@@ -27,6 +27,7 @@ ROUND_SHARE = Source("round_share", ("variant",))
 REGIONAL = Source("regional", ("box",), ("backend", "steps"), ("backend", "steps"), run=())
 BUILD_TIMES = Source("build_times", ("what", "component", "backend", "precision", "flavour"), ("model", "resolution"),
                      ("model", "resolution", "threads"))  # fmt: skip
+PEERS = Source("peers", ("variant",), ("resolution", "steps"), ("resolution", "steps"))
 GPU_STEP, GPU_KERNELS, GPU_PROGRESSION, GPU_ERRORS = (
     Source(f"gpu_{name}", key, options=(), run=(), script="gpu_check")
     for name, key in {"step": ("dtype", "variant"), "kernels": ("part", "group"), "progression": ("variant",),
@@ -56,6 +57,7 @@ TABLES = {
                                  "fused | note"),
     "regional": (REGIONAL, "box | ten rounds | speed-up | recorded | checked | in the box | step | picture | "
                            "recording | host memory"),
+    "peers": (PEERS, "variant | first frame, cold | first frame, warm | one round | host memory | packages"),
     "gpu-step": (GPU_STEP, "what is on | guided step | p20 to p80 | floor | share of peak | speed-up | decoding | "
                            "its floor | its share | its speed-up | device memory"),
     "gpu-kernels": (GPU_KERNELS, "part | kernels | time | share"),
@@ -78,6 +80,7 @@ HEADINGS = {
     "host memory": "host_peak_mb host_memory_mb host_memory_gb", "device memory": "device_peak_mb",
     "ten rounds": "ten_rounds_s", "recorded": "recorded_s", "checked": "checked_s", "in the box": "inside_s",
     "step": "step_s", "picture": "picture_s", "recording": "recording_mb",
+    "first frame, cold": "first_cold_s", "first frame, warm": "first_warm_s",
     "graph": "graph_mb", "plan": "plan_mb", "moved": "moved_mb", "PSNR, dB": "psnr_db",
     "TFLOP": "tflop", "GFLOP/s": "gflop_per_s", "peak, GFLOP/s": "peak_gflop_per_s", "GB/s": "gb_per_s",
     "copy, GB/s": "=copy_gb_per_s", "floor": "=floor_s", "its floor": "=decode_floor_s",

@@ -60,7 +60,7 @@ class Recalled:
         """The bundle, and where its parts came from; None where the files, or the bundle, are not what they were.
 
         Args:
-            verify: whether all files are read again: a checkpoint is none of the bundle's, so nothing is found.
+            verify: whether every file is to be read again, those of the checkpoint among them: nothing is found then.
         """
         known = {} if verify or self.digest is None else read_record(self.record)
         if not known or known.get("files") != self.digest:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 # docs/performance.md
 _OPENVINO = "openvino, the faster one on a processor with AVX-512, and the one with bf16"
-_ONNX_RUNTIME = "onnxruntime, 4 to 9 % faster than openvino on a processor without AVX-512"
+_ONNX_RUNTIME = "onnxruntime, level with openvino on a processor without AVX-512, in two thirds of the memory"
 _HALF = "in fp16, the default on a GPU, and again in fp32 where that is not finite (dtype fp32: all of it)"
 _NO_RUNTIME = "torch on the processor: onnxruntime is not installed (pip install 'pie-engine[cpu]')"
 
@@ -118,7 +118,7 @@ def _choose_on_processor(bundle: Bundle, placement: Placement, passed: str) -> C
 
 
 def _suits_openvino(dtype: str) -> bool:
-    """Whether OpenVINO is the faster of two on this processor; half precision runs in no other graph runtime there."""
+    """Whether OpenVINO is worth its memory on this processor; half precision runs in no other graph runtime there."""
     return dtype != "fp32" or _has_avx512()
 
 

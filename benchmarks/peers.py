@@ -130,7 +130,7 @@ def _environment(name: str | None, folder: Path) -> str:
     if not (place / ".made").is_file():
         say(f"environment {name}: {', '.join(PACKAGES[name])}")
         subprocess.run([sys.executable, "-m", "venv", place], check=True)
-        pip = [place / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
+        pip = [str(place / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
         subprocess.run([*pip, "install", "--quiet", "torch==2.13.0", *PACKAGES[name]], check=True)
         # No peer needs it here, and one of another build than torch's breaks transformers.
         subprocess.run([*pip, "uninstall", "--quiet", "--yes", "torchvision"], check=True)

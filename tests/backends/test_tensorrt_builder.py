@@ -213,7 +213,7 @@ def test_single_precision_takes_the_text_encoder_s_attention_apart(
     demo: Checkpoint, facts: dict[str, Any], target: Target, tmp_path: Path
 ) -> None:
     lines: list[str] = []
-    record, engine = assemble._add_component(demo, "text_encoder", FP32, target, facts, tmp_path, lines.append)
+    record, engine = assemble._add_component(demo, "text_encoder", FP32, target, facts, tmp_path, {}, lines.append)
     assert "text_encoder: no kernel for a whole attention of this size and precision; taken apart" in lines
     assert record["precision"] == "fp32" and engine is not None
     # Each attention still counts: it has one softmax. No kernel computes a whole one.

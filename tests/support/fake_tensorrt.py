@@ -244,6 +244,8 @@ def _open(path: str) -> Any:
     options = ort.SessionOptions()
     options.enable_mem_pattern = False
     options.intra_op_num_threads = 1
+    if Path(path).parent.name == "unet":
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 

@@ -19,6 +19,7 @@ from pie_engine.imaging import Box
 GREY = np.arange(40 * 50, dtype=np.uint16).reshape(40, 50)
 PATIENT = Item(GREY, "x", Box(10, 10, 30, 30), "a", dilate=1, shift=(2, 0), keep=Box(0, 0, 5, 5))
 BASE = RunConfig(steps=3, num_inference_steps=10)
+MEASURED = replace(BASE, leakage=True)  # a column of every sweep
 
 
 def test_axes_are_read_as_their_settings_are() -> None:
@@ -44,7 +45,7 @@ def test_cells_are_every_combination_and_seeds_repeat_them() -> None:
     assert design.runs[0].folder == "runs/strength=0.1_mask=on/a_seed=0"
     assert len({run.folder for run in design.runs}) == len(design.runs)
     last = design.runs[-1]
-    assert (last.config, last.item.item_id) == (replace(BASE, strength=0.5, seed=7), "b")
+    assert (last.config, last.item.item_id) == (replace(MEASURED, strength=0.5, seed=7), "b")
     bare = replace(PATIENT, item_id="b", mask=None, keep=None, dilate=0, shift=(0, 0))
     assert (last.item, last.patient.mask) == (bare, PATIENT.mask)
     assert evaluations(design.runs) == 2 * 2 * 2 * 3 * (1 + 5)  # patients, seeds, masks, rounds, steps of each strength
@@ -82,7 +83,7 @@ def test_methods_are_an_axis_with_their_own_options() -> None:
         {"name": "one-shot", "total_strength": 0.5},
         {"name": "vae"},
     ]
-    assert {run.config for run in design.runs} == {BASE}
+    assert {run.config for run in design.runs} == {MEASURED}
     # 3 rounds of 5 steps twice; inversion and 3 frames of 5; edits of 1, 3 and 5 steps; nothing
     assert evaluations(design.runs) == 15 + 15 + 20 + 9
     inverted = Design(
@@ -111,7 +112,7 @@ def test_options_and_settings_that_no_method_takes_are_refused() -> None:
 def test_nothing_varied_is_one_cell() -> None:
     design = Design([PATIENT], BASE, {})
     assert [run.folder for run in design.runs] == ["runs/as-given/a_seed=0"]
-    assert design.runs[0].config == BASE
+    assert design.runs[0].config == MEASURED
 
 
 def test_recipes_are_grids_under_explicit_axes() -> None:

@@ -29,7 +29,7 @@ from pie_engine.benchmarks.peer_driver import PEERS
 ROOT = Path(__file__).resolve().parents[1]
 DRIVER = Path(__file__).with_name("peer_driver.py")
 IMAGE = ROOT / "tests" / "data" / "golden"
-# Peer -> the environment that it runs in, or this one, and the packages that its version is told by.
+# Peer -> the environment that it runs in, where that is not this one, and what is installed there.
 ENVIRONMENTS = {"optimum-intel": "openvino", "openvino-genai": "openvino", "optimum-onnx": "onnx"}
 PACKAGES = {
     "openvino": ["optimum-intel[openvino]", "openvino-genai", "openvino-tokenizers", "diffusers", "accelerate"],
@@ -68,18 +68,21 @@ def main(words: Sequence[str] | None = None) -> None:
         "prompt": "an enlarged heart", "resolution": asked.resolution, "strength": 0.5, "guidance_scale": 7.5,
         "num_inference_steps": 2 * asked.steps,
     }  # fmt: skip
+    caches = {name: asked.folder / "cache" / name.replace(" ", "-") for name in asked.peers}
+
+    def measured(name: str, rounds: int) -> list[dict[str, Any]]:
+        return measure(name, pythons[name], {**settings, "cache": str(caches[name]), "rounds": rounds})
+
     cold: dict[str, float] = {}
     warm: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in asked.peers}
     for name in asked.peers:
-        cache = asked.folder / "cache" / name.replace(" ", "-")
-        shutil.rmtree(cache, ignore_errors=True)
-        cache.mkdir(parents=True)
-        cold[name] = measure(name, pythons[name], {**settings, "cache": str(cache), "rounds": 0})[0]["since_start"]
+        shutil.rmtree(caches[name], ignore_errors=True)
+        caches[name].mkdir(parents=True)
+        cold[name] = measured(name, 0)[0]["since_start"]
         say(f"{name}: first frame {cold[name]:.0f} s after a new checkpoint")
     for _ in range(asked.repeats):
         for name in asked.peers:
-            cache = asked.folder / "cache" / name.replace(" ", "-")
-            frames = measure(name, pythons[name], {**settings, "cache": str(cache), "rounds": asked.rounds})
+            frames = measured(name, asked.rounds)
             warm[name].append(frames)
             rounds = [one["seconds"] for one in frames[1:]]
             say(f"{name}: first frame {frames[0]['since_start']:.1f} s, rounds {statistics.median(rounds):.1f} s")

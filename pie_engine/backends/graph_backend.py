@@ -20,15 +20,14 @@ if TYPE_CHECKING:
     from pie_engine.export.regional import Ports
     from pie_engine.model.bundle import Bundle
 
-# Inputs and outputs of each graph, as `pie_engine.export.components` names them; the output is the last.
+# Inputs and outputs of each graph, as `pie_engine.export.components` names them, the output last. They are opened in
+# this order: as a run needs them, but the U-Net, which takes as long as the others together, comes early.
 NAMES = {
     "text_encoder": ("ids", "embeddings"),
-    "vae_encoder": ("pixels", "moments"),
     "unet": ("sample", "timestep", "context", "prediction"),
+    "vae_encoder": ("pixels", "moments"),
     "vae_decoder": ("latent", "pixels"),
 }
-# In the order in which a run needs them. The U-Net's takes as long to open as the others together.
-_ORDER = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
 _OPENERS = 2
 
 
@@ -82,7 +81,7 @@ class GraphBackend:
         self.regional_obstacle = self._find_obstacle()
         self._raised: set[str] = set()
         # Now, while the files are those that were verified.
-        now = [name for name in _ORDER if name not in later]
+        now = [name for name in NAMES if name not in later]
         self._graphs: dict[str, Any] = {}
         self._opening: dict[str, Future[Any]] = {}
         if self.device.type == "cpu":

@@ -56,7 +56,7 @@ def open_session(
     options.log_severity_level = 3
     # Planning memory as one block adds 2.7 GB to a full-size U-Net at 512 x 512, and no speed was measured from it.
     options.enable_mem_pattern = False
-    if not blocked:
+    if device.type == "cpu" and not blocked:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     # In the order of the graph. By default what only the caller reads, such as a recording, is computed last, and holds
     # all that it is computed from: 4 GB more in a decoder that records at 512 x 512.

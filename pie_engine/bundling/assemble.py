@@ -61,7 +61,8 @@ def build_bundle(
     facts = model_facts(checkpoint)
     target = None if config.engines is None else resolve_target(config.engines, facts)  # refused before it exports
     with new_folder(output, replaceable=MANIFEST) as folder:
-        components, engines, known = {}, [], Files()
+        known: Files = {}
+        components, engines = {}, []
         for name in COMPONENTS:
             record, engine = _add_component(checkpoint, name, config, target, facts, folder, known, on_component)
             components[name] = record

@@ -88,10 +88,14 @@ def exporter_versions() -> dict[str, str]:
     return {package: installed(package) or "absent" for package in _EXPORTERS}
 
 
-@functools.cache
 def exporter_sources() -> str:
     """A graph exported by other code is another graph."""
-    folder = Path(graph.__file__).parent
+    return sources_digest(Path(graph.__file__).parent)
+
+
+@functools.cache
+def sources_digest(folder: Path) -> str:
+    """Of the modules in a folder: what they made may be made otherwise by others."""
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pie_engine.bundling.components import cache_folder
-from pie_engine.bundling.graphs import exporter_sources, exporter_versions
+from pie_engine.bundling.graphs import exporter_sources, exporter_versions, sources_digest
 from pie_engine.checkpoint import LoraSpec, spec
 from pie_engine.checkpoint.reads import files_read
 from pie_engine.config import BuildConfig
@@ -53,16 +53,12 @@ class Recalled:
         ]  # fmt: skip
         record = cache_folder(config) / "checkpoints" / f"{_digest(asked)}.json"
         told = bool(states) and all(is_settled(state, now) for state in states.values()) and config.engines is None
-        code = [FORMAT, exporter_versions(), exporter_sources(), _loading_sources()]
+        code = [FORMAT, exporter_versions(), exporter_sources(), sources_digest(Path(spec.__file__).parent)]
         return cls(record, _digest([states, code]) if told else None)
 
-    def find(self, *, verify: bool = False) -> tuple[Bundle, dict[str, str]] | None:
-        """The bundle, and where its parts came from; None where the files, or the bundle, are not what they were.
-
-        Args:
-            verify: whether every file is to be read again, those of the checkpoint among them: nothing is found then.
-        """
-        known = {} if verify or self.digest is None else read_record(self.record)
+    def find(self) -> tuple[Bundle, dict[str, str]] | None:
+        """The bundle, and where its parts came from; None where the files, or the bundle, are not what they were."""
+        known = {} if self.digest is None else read_record(self.record)
         if not known or known.get("files") != self.digest:
             return None
         path = self.record.parents[1] / "bundles" / Path(str(known.get("bundle"))).name
@@ -84,9 +80,3 @@ class Recalled:
 
 def _digest(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode(errors="surrogateescape")).hexdigest()[:32]
-
-
-def _loading_sources() -> str:
-    """A checkpoint that other code reads may be another model."""
-    folder = Path(spec.__file__).parent
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pie_engine.bundling.graphs import (
     exporter_sources,
     exporter_versions,
     make_graph,
+    sources_digest,
 )
 from pie_engine.errors import BuildError, BundleError, use
 from pie_engine.export import regional
@@ -159,8 +159,6 @@ def regional_plan(checkpoint: Checkpoint, name: str, precision: str, opset: int)
     )
 
 
-@functools.cache
 def regional_sources() -> str:
     """What `pie_engine.regional` records and where decides what a graph takes."""
-    folder = Path(layout.__file__).parent
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))).hexdigest()
+    return sources_digest(Path(layout.__file__).parent)

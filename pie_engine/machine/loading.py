@@ -171,7 +171,7 @@ def _build_checkpoint(
         placement = replace(placement, device=onnx_device(placement.device))
         config = BuildConfig(precision=dtype or "fp32")
     recalled = Recalled.of(source.checkpoint, source.unet, source.lora, config)
-    found = recalled.find(verify=placement.verify)
+    found = None if placement.verify else recalled.find()
     if found is not None:
         bundle, sources = found
         on_component("checkpoint: unchanged, its bundle from the cache")

@@ -107,19 +107,19 @@ def _pass_over(reason: str, passed: list[str], what: str = "them") -> None:
 
 
 def _choose_on_processor(bundle: Bundle, placement: Placement, passed: str) -> Choice:
-    runtime = importlib.util.find_spec("onnxruntime") is not None
+    dtype, runtime = placement.dtype or bundle.precision, importlib.util.find_spec("onnxruntime") is not None
     if openvino_session.installed():
-        if not runtime or _suits_openvino(placement.dtype or bundle.precision):
-            return Choice("openvino", f"{_OPENVINO}; {passed}")
-        return Choice("onnxruntime", f"{_ONNX_RUNTIME}; {passed}")
+        return _choose_graphs(dtype, passed) if runtime else Choice("openvino", f"{_OPENVINO}; {passed}")
     if not runtime and not bundle.unknown_models:
-        return Choice("torch", f"{_NO_RUNTIME}; {passed}", placement.dtype or bundle.precision)
+        return Choice("torch", f"{_NO_RUNTIME}; {passed}", dtype)
     return Choice("onnxruntime", f"onnxruntime; {passed}")
 
 
-def _suits_openvino(dtype: str) -> bool:
-    """Whether OpenVINO is worth its memory on this processor; half precision runs in no other graph runtime there."""
-    return dtype != "fp32" or _has_avx512()
+def _choose_graphs(dtype: str, passed: str) -> Choice:
+    """OpenVINO where it is worth its memory, or ONNX Runtime, which computes in half precision on no processor."""
+    if dtype != "fp32" or _has_avx512():
+        return Choice("openvino", f"{_OPENVINO}; {passed}")
+    return Choice("onnxruntime", f"{_ONNX_RUNTIME}; {passed}")
 
 
 def _has_avx512() -> bool:
@@ -144,9 +144,7 @@ def choose_for_checkpoint(placement: Placement) -> Choice:
     if dtype == "bf16":
         return _choose_for_bf16(absent, "; ".join(passed))
     if openvino_session.installed():
-        suits = _suits_openvino(dtype or "fp32")
-        name, why = ("openvino", _OPENVINO) if suits else ("onnxruntime", _ONNX_RUNTIME)
-        return Choice(name, "; ".join([why, *passed]))
+        return _choose_graphs(dtype or "fp32", "; ".join(passed))
     return Choice("onnxruntime", "; ".join(["onnxruntime, faster than torch on a processor", absent, *passed]))
 
 

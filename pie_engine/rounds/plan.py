@@ -175,9 +175,10 @@ class Plan:
         self._rounds, self._prompts = config.rounds, tuple(batch.prompts)
         self._encode_prompts(config, checked)
         buffers.moments.copy_(checked("vae_encoder", lambda: self.backend.encode_image(batch.pixels)))
+        known = self.boxed  # what is bound now has its boxes from the start
         self.bind()
         self.enter(0)
-        if self.boxed is not None:
+        if known is not None and self.boxed is not None:
             if self.boxed.decoder is not None:
                 self.boxed.decoder.place(self._boxes)
             self.boxed.unet.place(self._rows_of(self._boxes))

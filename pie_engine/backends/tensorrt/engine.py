@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pie_engine.backends.onnx_session import import_onnxruntime
 from pie_engine.backends.tensorrt.library import import_library, make_logger, require_gpu
 from pie_engine.errors import BackendError, BundleError, argument
 
@@ -82,7 +81,7 @@ class Engine:
         """||engine - graph|| / ||graph|| on the same random inputs, the graph in ONNX Runtime on the processor."""
         import torch
 
-        from pie_engine.export.graph import relative_error
+        from pie_engine.export.graph import parity_session, relative_error
 
         bound, feed, generator = BoundEngine(self, shapes), {}, np.random.default_rng(0)
         for name, tensor in bound.inputs.items():
@@ -92,8 +91,7 @@ class Engine:
             feed[name] = tensor.cpu().numpy()
         bound()
         (output,) = bound.outputs.values()
-        session = import_onnxruntime().InferenceSession(onnx, providers=["CPUExecutionProvider"])
-        return relative_error(output.cpu().numpy(), session.run(None, feed)[0])
+        return relative_error(output.cpu().numpy(), parity_session(onnx).run(None, feed)[0])
 
     def reason(self) -> str:
         """The first error that the library named since this was asked last."""
